@@ -1,0 +1,25 @@
+# make sweep: install, then the first sweep.   make test: install, then the tests.   make check: format, lint, types.
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: sweep test test-slow check clean
+sweep: .venv/installed
+	$(BIN)/python -m lorasweep -m lora.r=8,16,64
+
+test: .venv/installed
+	$(BIN)/python -m pytest --durations=10
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m slow --durations=10
+
+check: .venv/installed
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist

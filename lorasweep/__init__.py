@@ -1,0 +1,1 @@
+"""LoRA sweeps: see README.md."""

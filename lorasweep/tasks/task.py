@@ -1,0 +1,124 @@
+"""What every task answers: which fields it reads, how text becomes tokens, the loss of each row, and the metrics.
+
+A batch may hold rows of several trials (its groups); losses come back a row at a time, so that no trial sees another's.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lorasweep.data import Data, Record
+from lorasweep.spec import DataSpec
+
+IGNORE = -100
+"""Label of a position that is not supervised; torch's and transformers' convention."""
+
+
+@dataclass(frozen=True)
+class Example:
+    row: int
+    """Index of the record in its split."""
+    inputs: Mapping[str, Sequence[int]]
+    """Token-level model inputs, all of one length."""
+    target: Any
+    """What is supervised: a class index, a list of labels, ..."""
+    supervised: int
+    """Number of supervised items: 1 for a class, the number of labelled tokens for a language model."""
+
+    def __len__(self) -> int:
+        return len(self.inputs["input_ids"])
+
+
+@dataclass(frozen=True)
+class Batch:
+    rows: tuple[int, ...]
+    inputs: Mapping[str, Tensor]
+    """[B, T] each."""
+    labels: Tensor
+    supervised: int
+    tokens: int
+    """Tokens that are not padding."""
+    groups: tuple[slice, ...] = field(default=())
+    """Rows of each slot, in the order of the slots; empty means one slot holds them all."""
+
+
+Prediction = dict[str, Any]
+
+
+class Task(ABC):
+    name: ClassVar[str]
+    auto_class: ClassVar[str]
+    """Name of the transformers auto class that brings the head."""
+    primary: ClassVar[str]
+    maximize: ClassVar[bool]
+    loss_unit: ClassVar[str] = "nats"
+
+    @abstractmethod
+    def columns(self, spec: DataSpec) -> dict[str, str]:
+        """Return field name -> column name for the columns that must be there."""
+
+    def fit(self, data: Data) -> list[str]:
+        """Learn what depends on the data (the labels); return problems."""
+        return []
+
+    def model_kwargs(self) -> dict[str, Any]:
+        """Return what the model's config needs to know of the data."""
+        return {}
+
+    @abstractmethod
+    def encode(self, records: Sequence[Record], tokenizer: Any, spec: DataSpec) -> list[Example]:
+        """Return the examples in order; records that leave nothing to learn are left out."""
+
+    @abstractmethod
+    def labels(self, examples: Sequence[Example], length: int) -> Tensor:
+        """Return the labels of a batch padded to `length` tokens."""
+
+    @abstractmethod
+    def row_losses(self, model: Any, batch: Batch) -> Tensor:
+        """Return the summed loss of each row in nats, [B], differentiable; a mean divides by `supervised`."""
+
+    @abstractmethod
+    def predict(self, model: Any, batch: Batch) -> list[Prediction]:
+        """Return one prediction a row, each with `row`, `loss` and `supervised`, without gradients."""
+
+    @abstractmethod
+    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+        """Return the metrics of a whole split, `loss` among them."""
+
+    def baseline(self, data: Data, split: str) -> dict[str, float]:
+        """Return the score of the trivial answer, to be read beside the trial's."""
+        return {}
+
+    def collate(self, groups: Sequence[Sequence[Example]], pad_id: int, device: torch.device | str = "cpu") -> Batch:
+        """Return the rows of all groups padded to the longest, with an attention mask."""
+        examples = [e for group in groups for e in group]
+        length = max(len(e) for e in examples)
+        inputs: dict[str, Tensor] = {}
+        for name in examples[0].inputs:
+            fill = pad_id if name == "input_ids" else 0
+            table = torch.full((len(examples), length), fill, dtype=torch.long)
+            for i, e in enumerate(examples):
+                table[i, : len(e)] = torch.as_tensor(e.inputs[name])
+            inputs[name] = table.to(device)
+        lengths = torch.tensor([len(e) for e in examples])
+        if int(lengths.min()) < length or self.name != "CAUSAL_LM":
+            inputs["attention_mask"] = (torch.arange(length)[None] < lengths[:, None]).long().to(device)
+        ends = torch.tensor([len(g) for g in groups]).cumsum(0).tolist()
+        return Batch(
+            rows=tuple(e.row for e in examples),
+            inputs=inputs,
+            labels=self.labels(examples, length).to(device),
+            supervised=sum(e.supervised for e in examples),
+            tokens=int(lengths.sum()),
+            groups=tuple(slice(end - len(g), end) for end, g in zip(ends, groups, strict=True)),
+        )
+
+
+def mean_loss(predictions: Iterable[Prediction]) -> float:
+    """Return the loss a supervised item in nats. Raises ZeroDivisionError when nothing is supervised."""
+    rows = list(predictions)
+    return sum(p["loss"] for p in rows) / sum(p["supervised"] for p in rows)
