@@ -1,5 +1,7 @@
 """Hydra accepts plugin classes only from the package hydra_plugins; all they do stands in lorasweep/sweeper.py."""
 
-from lorasweep.sweeper import LorasweepSweeper
+from lorasweep import sweeper
 
-__all__ = ["LorasweepSweeper"]
+
+class LorasweepSweeper(sweeper.LorasweepSweeper):
+    """The sweeper under the name that Hydra looks for."""

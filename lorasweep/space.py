@@ -2,34 +2,52 @@
 
 import itertools
 from collections.abc import Sequence
-
-from hydra.core.override_parser.types import Override
+from dataclasses import dataclass
+from typing import Any
 
 from lorasweep import compose
 from lorasweep.errors import ConfigError
 
+Value = None | bool | int | float | str
 
-def grid(overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Return the swept keys and one list of override strings a point, the last key varying fastest.
+
+@dataclass(frozen=True)
+class Grid:
+    swept: list[str]
+    """Keys with more than one value."""
+    points: list[dict[str, Value]]
+    """The swept keys' values; lists stand as their text."""
+    lines: list[list[str]]
+    """The overrides of each point."""
+
+
+def grid(overrides: Sequence[str]) -> Grid:
+    """Return the points of a grid, the last key varying fastest.
 
     Raises ConfigError for unreadable overrides, unknown keys and ranges without an end.
     """
     parsed, problems = compose.parse(overrides)
-    swept: list[str] = []
     choices: list[list[str]] = []
+    swept: list[tuple[int, str]] = []
     for override in parsed:
         key = override.get_key_element()
         if not override.is_sweep_override():
-            choices.append([f"{key}={override.get_value_element_as_str()}"])
+            choices.append([str(override.input_line)])
         elif override.is_discrete_sweep():
-            swept.append(key)
-            choices.append([f"{key}={value}" for value in _values(override)])
+            swept.append((len(choices), key))
+            choices.append([f"{key}={value}" for value in dict.fromkeys(override.sweep_string_iterator())])
         else:
             problems.append(f"{key}: interval() has no end as a grid; write the values, e.g. {key}=a,b,c")
     if problems:
         raise ConfigError(problems)
-    return swept, [list(point) for point in itertools.product(*choices)]
+    lines = [list(line) for line in itertools.product(*choices)]
+    points = [{key: value_of(line[i]) for i, key in swept} for line in lines]
+    return Grid([key for _, key in swept], points, lines)
 
 
-def _values(override: Override) -> list[str]:
-    return list(dict.fromkeys(override.sweep_string_iterator()))
+def value_of(override: str) -> Value:
+    """Return what an override string sets: a plain value, or the text of a list."""
+    (parsed,), _ = compose.parse([override])
+    value: Any = parsed.value()
+    plain = value is None or isinstance(value, bool | int | float)
+    return value if plain else parsed.get_value_element_as_str().strip("'\"")

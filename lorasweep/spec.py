@@ -3,11 +3,16 @@
 A TrialSpec is computed once from override strings (compose.py); after that nobody sees a DictConfig.
 """
 
+import ast
+import inspect
+import json
 import math
 import re
+import sys
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from lorasweep.errors import did_you_mean
@@ -264,6 +269,22 @@ def known_keys() -> list[str]:
     return keys
 
 
+def described_keys() -> list[tuple[str, str, str]]:
+    """Return path, default and the text under the field, of every key."""
+    texts = {}
+    for node in ast.parse(inspect.getsource(sys.modules[__name__])).body:
+        if isinstance(node, ast.ClassDef):
+            for field_node, text in pairwise(node.body):
+                if isinstance(field_node, ast.AnnAssign) and isinstance(field_node.target, ast.Name):
+                    doc = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+                    value = text.value.value if doc else ""  # type: ignore[attr-defined]
+                    texts[node.name, field_node.target.id] = " ".join(str(value).split())
+    out = [(k, json.dumps(d), texts["TrialSpec", k]) for k, d in (("outputs", "./outputs"), ("study", None))]
+    for name, cls in SECTIONS.items():
+        out += [(f"{name}.{f.name}", json.dumps(f.default), texts.get((cls.__name__, f.name), "")) for f in fields(cls)]
+    return out
+
+
 def _section(cls: type, values: Mapping[str, Any], name: str, problems: list[str]) -> Any:
     """Return an instance of one section; add what is wrong with it to `problems`."""
     hints = get_type_hints(cls)
@@ -319,7 +340,13 @@ def _typed(value: Any, hint: Any) -> Any:
 
 
 def _type_name(hint: Any) -> str:
-    names = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "a string", "NoneType": "null"}
+    names = {
+        "bool": "true or false",
+        "int": "a whole number",
+        "float": "a number",
+        "str": "a string",
+        "NoneType": "null",
+    }
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join(_type_name(o) for o in get_args(hint))
     if get_origin(hint) is list:

@@ -24,8 +24,7 @@ CHANGED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 class CausalLM(Task):
     name = "CAUSAL_LM"
     auto_class = "AutoModelForCausalLM"
-    primary = "loss"
-    maximize = False
+    metric_names = ("loss", "perplexity", "token_accuracy")
 
     def columns(self, spec: DataSpec) -> dict[str, str]:
         if spec.prompt_column and spec.completion_column:
@@ -78,6 +77,10 @@ class CausalLM(Task):
             "token_accuracy": sum(p["correct"] for p in predictions) / sum(p["supervised"] for p in predictions),
         }
 
+    def readable(self, record: Record, prediction: Prediction) -> str:
+        per_token = prediction["loss"] / prediction["supervised"]
+        return f"{prediction['correct']} of {prediction['supervised']} tokens right, {per_token:.3f} nats a token"
+
     def _token_losses(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return loss, row and hit of each supervised position, [N] each. Position t is scored against label t+1."""
         targets_BT = batch.labels[:, 1:]
@@ -85,7 +88,8 @@ class CausalLM(Task):
         where = keep_BT.nonzero()[:, 0]
         targets_N = targets_BT[keep_BT]
         head = model.get_output_embeddings()
-        if not isinstance(head, nn.Linear) or any(getattr(model.config, k, None) for k in CHANGED_LOGITS):
+        changed = any(getattr(model.config, k, None) for k in CHANGED_LOGITS)
+        if changed or type(head) is not nn.Linear or any(p.requires_grad for p in head.parameters()):
             logits_NV = model(**batch.inputs, use_cache=False).logits[:, :-1][keep_BT].float()
             losses = nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
             return losses, where, logits_NV.argmax(-1) == targets_N
@@ -98,8 +102,8 @@ class CausalLM(Task):
 class HeadLoss(torch.autograd.Function):
     """Cross-entropy of `hidden W^T + b` whose logits exist one chunk at a time.
 
-    The gradient towards the hidden states (and towards W and b, where they train) is made in the forward pass, while
-    a chunk's logits are there; only that is kept.
+    W and b are frozen. The gradient towards the hidden states is made in the forward pass, while a chunk's logits are
+    there; only that is kept.
     """
 
     @staticmethod
@@ -107,8 +111,9 @@ class HeadLoss(torch.autograd.Function):
         rows = max(1, CHUNK_LOGITS // weight_VD.shape[0])
         wants = ctx.needs_input_grad
         grad_ND = torch.empty_like(hidden_ND) if wants[0] else None
-        losses_N = torch.empty(len(targets_N), dtype=torch.promote_types(hidden_ND.dtype, torch.float32),
-                               device=hidden_ND.device)
+        losses_N = torch.empty(
+            len(targets_N), dtype=torch.promote_types(hidden_ND.dtype, torch.float32), device=hidden_ND.device
+        )
         hits_N = torch.empty(len(targets_N), dtype=torch.bool, device=hidden_ND.device)
         for i in range(0, len(targets_N), rows):
             part = slice(i, i + rows)

@@ -9,17 +9,17 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lorasweep.data import Data, Record
-from lorasweep.spec import DataSpec
+from lorasweep.spec import DataSpec, TaskSpec
 from lorasweep.tasks.task import Batch, Example, Prediction, Task, mean_loss
 
 
 class SeqCls(Task):
     name = "SEQ_CLS"
     auto_class = "AutoModelForSequenceClassification"
-    primary = "accuracy"
-    maximize = True
+    metric_names = ("accuracy", "macro_f1", "mcc", "loss")
 
-    def __init__(self) -> None:
+    def __init__(self, spec: TaskSpec) -> None:
+        super().__init__(spec)
         self.classes: list[str] = []
 
     def columns(self, spec: DataSpec) -> dict[str, str]:
@@ -93,6 +93,9 @@ class SeqCls(Task):
             "mcc": float(multiclass_matthews_corrcoef(predicted, labels, n)),
             "loss": mean_loss(predictions),
         }
+
+    def readable(self, record: Record, prediction: Prediction) -> str:
+        return self.classes[prediction["prediction"]]
 
     def baseline(self, data: Data, split: str) -> dict[str, float]:
         """Return the accuracy of always answering train's most frequent class."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lorasweep.data import Data, Record
-from lorasweep.spec import DataSpec
+from lorasweep.spec import DataSpec, TaskSpec
 
 IGNORE = -100
 """Label of a position that is not supervised; torch's and transformers' convention."""
@@ -28,6 +28,8 @@ class Example:
     """What is supervised: a class index, a list of labels, ..."""
     supervised: int
     """Number of supervised items: 1 for a class, the number of labelled tokens for a language model."""
+    info: Any = None
+    """What the metrics need and the model does not see: offsets, answers, ..."""
 
     def __len__(self) -> int:
         return len(self.inputs["input_ids"])
@@ -43,19 +45,33 @@ class Batch:
     tokens: int
     """Tokens that are not padding."""
     groups: tuple[slice, ...] = field(default=())
-    """Rows of each slot, in the order of the slots; empty means one slot holds them all."""
+    """Rows of each slot, in the order of the slots."""
+    infos: tuple[Any, ...] = field(default=())
 
 
 Prediction = dict[str, Any]
+
+LESS_IS_BETTER = ("loss", "perplexity")
+
+
+def maximize(metric: str) -> bool:
+    """Tell whether more of a metric is better."""
+    return metric not in LESS_IS_BETTER
 
 
 class Task(ABC):
     name: ClassVar[str]
     auto_class: ClassVar[str]
     """Name of the transformers auto class that brings the head."""
-    primary: ClassVar[str]
-    maximize: ClassVar[bool]
-    loss_unit: ClassVar[str] = "nats"
+    metric_names: ClassVar[tuple[str, ...]]
+    """What `metrics` returns, the primary one first."""
+
+    def __init__(self, spec: TaskSpec) -> None:
+        self.spec = spec
+
+    @property
+    def primary(self) -> str:
+        return self.metric_names[0]
 
     @abstractmethod
     def columns(self, spec: DataSpec) -> dict[str, str]:
@@ -89,6 +105,10 @@ class Task(ABC):
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Return the metrics of a whole split, `loss` among them."""
 
+    @abstractmethod
+    def readable(self, record: Record, prediction: Prediction) -> str:
+        """Return what the model answers to a record, as a person would read it."""
+
     def baseline(self, data: Data, split: str) -> dict[str, float]:
         """Return the score of the trivial answer, to be read beside the trial's."""
         return {}
@@ -115,6 +135,7 @@ class Task(ABC):
             supervised=sum(e.supervised for e in examples),
             tokens=int(lengths.sum()),
             groups=tuple(slice(end - len(g), end) for end, g in zip(ends, groups, strict=True)),
+            infos=tuple(e.info for e in examples),
         )
 
 

@@ -1,0 +1,88 @@
+"""What a person sees: one progress bar a trial on a terminal, plain lines elsewhere; and tables. The owner of rich."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+LINE_EVERY_S = 30.0
+"""Longest silence between two plain lines of a trial."""
+
+
+class Display:
+    """Shows the trials of one worker."""
+
+    def __init__(self) -> None:
+        self.console = Console()
+        self._tasks: dict[int, Any] = {}
+        self._names: dict[int, str] = {}
+        self._spoke: dict[int, float] = {}
+        self._metric: dict[int, str] = {}
+        self._progress: Progress | None = None
+        if self.console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[state]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self._progress.start()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def begin(self, number: int, name: str) -> None:
+        self._names[number] = name
+        self._metric[number] = ""
+        self._spoke[number] = time.monotonic()
+        if self._progress:
+            self._tasks[number] = self._progress.add_task(f"trial {number} {name}", total=None, state="")
+        else:
+            self.say(f"trial={number} {name} state=begins")
+
+    def step(self, number: int, step: int, total: int, loss: float) -> None:
+        if self._progress:
+            state = f"loss {loss:.4f}{self._metric[number]}"
+            self._progress.update(self._tasks[number], completed=step, total=total, state=state)
+        elif time.monotonic() - self._spoke[number] > LINE_EVERY_S:
+            self._spoke[number] = time.monotonic()
+            self.say(f"trial={number} {self._names[number]} step={step}/{total} loss={loss:.4f}")
+
+    def evaluated(self, number: int, step: int, values: Mapping[str, float]) -> None:
+        first, value = next(iter(values.items()))
+        self._metric[number] = f"  {first} {value:.4f}"
+        if not self._progress:
+            self._spoke[number] = time.monotonic()
+            text = " ".join(f"eval_{k}={v:.4f}" for k, v in values.items())
+            self.say(f"trial={number} {self._names[number]} step={step} {text}")
+
+    def end(self, number: int, state: str, detail: str) -> None:
+        self.say(f"trial={number} {self._names[number]} state={state} {detail}")
+        if self._progress and number in self._tasks:
+            self._progress.remove_task(self._tasks.pop(number))
+
+    def close(self) -> None:
+        if self._progress:
+            self._progress.stop()
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on a terminal, and tab-separated lines with a header elsewhere."""
+    console = Console()
+    if not console.is_terminal:
+        sys.stdout.write("".join("\t".join(line) + "\n" for line in [columns, *rows]))
+        sys.stdout.flush()
+        return
+    shown = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        shown.add_column(column, justify="left" if i < 1 else "right", overflow="fold")
+    for row in rows:
+        shown.add_row(*row)
+    console.print(shown)

@@ -1,0 +1,84 @@
+"""What trials can share: one base model, one task, one data set, tokenised once. And every problem of it before training."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lorasweep import adapter, data, model, tasks
+from lorasweep.engine import Prepared
+from lorasweep.errors import ConfigError
+from lorasweep.spec import TrialSpec
+from lorasweep.tasks import Example, Task
+
+
+@dataclass
+class Workload:
+    """Task, data and tokens of a group of trials; all a trial needs but the base model."""
+
+    task: Task
+    data: data.Data
+    tokenizer: Any
+    examples: dict[str, list[Example]]
+
+    def prepared(self) -> Prepared:
+        return Prepared(self.examples["train"], self.examples["eval"], self.tokenizer.pad_token_id)
+
+
+def key(spec: TrialSpec) -> str:
+    """Return a string that is equal for trials that can share a base and its data."""
+    train = {k: v for k, v in asdict(spec.train).items() if k in ("device", "precision")}
+    return json.dumps([asdict(spec.model), asdict(spec.task_type), asdict(spec.data), train], sort_keys=True)
+
+
+def workload(spec: TrialSpec) -> Workload:
+    """Return the group's data as tokens. Raises ConfigError with all that is wrong with the data."""
+    task = tasks.make(spec.task_type)
+    rows = data.load(spec.data, task.columns(spec.data), task.name)
+    problems = task.fit(rows)
+    if problems:
+        raise ConfigError(problems)
+    tokenizer = model.load_tokenizer(spec.model)
+    examples = {split: task.encode(records, tokenizer, spec.data) for split, records in rows.splits.items()}
+    empty = [
+        f"data.max_tokens: nothing is left to learn in the {split} split: every example's supervised part lies beyond "
+        f"{spec.data.max_tokens} tokens"
+        for split, found in examples.items()
+        if not found
+    ]
+    if empty:
+        raise ConfigError(empty)
+    return Workload(task, rows, tokenizer, examples)
+
+
+def preflight(specs: Sequence[TrialSpec]) -> dict[str, Workload]:
+    """Return the workload of each group. Raises ConfigError with the problems of all trials before anything trains."""
+    problems: list[str] = []
+    loaded: dict[str, Workload] = {}
+    bases: dict[str, model.Base] = {}
+    failed: set[str] = set()
+    for spec in specs:
+        group = key(spec)
+        if group in failed:
+            continue
+        try:
+            if group not in loaded:
+                model.device_of(spec.train)
+                loaded[group] = workload(spec)
+                bases[group] = model.skeleton(spec.model, loaded[group].task, loaded[group].tokenizer)
+            problems += adapter.problems(spec.lora, spec.task_type, bases[group])
+            problems += metric_problems(spec, loaded[group].task)
+        except ConfigError as error:
+            failed.add(group)
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return loaded
+
+
+def metric_problems(spec: TrialSpec, task: Task) -> list[str]:
+    """Return a problem where task_type.primary names no metric of the task."""
+    primary = spec.task_type.primary
+    if primary is None or primary in task.metric_names:
+        return []
+    return [f"task_type.primary: {task.name} has {', '.join(task.metric_names)}, got '{primary}'"]
