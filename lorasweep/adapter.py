@@ -58,7 +58,7 @@ def config(lora: LoraSpec, task: TaskSpec, base: Base) -> LoraConfig:
         targets, layers = preset_names(base, task.name, targets, wanted), None
     return LoraConfig(
         r=lora.r,
-        lora_alpha=int(lora.lora_alpha) if lora.lora_alpha == int(lora.lora_alpha) else lora.lora_alpha,  # type: ignore[arg-type]
+        lora_alpha=int(lora.lora_alpha) if lora.lora_alpha == int(lora.lora_alpha) else lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
         target_modules=targets,
         bias=lora.bias,  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Override strings and conf/ to a TrialSpec. The owner of Hydra's compose API: nobody after this file sees a DictConfig."""
+"""Override strings and conf/ to a TrialSpec. Hydra's compose API lives here: no later file sees a DictConfig."""
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence

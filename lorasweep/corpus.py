@@ -1,6 +1,6 @@
-"""The built-in corpus: the text of the Python that runs us, read with ast. Real words and labels on every machine, no download.
+"""The built-in corpus: the text of the Python that runs us, read with ast.
 
-Its docstrings differ a little between Python versions; the data fingerprint tells them apart.
+Real words and labels on every machine, no download. Its docstrings differ a little between Python versions; the data fingerprint tells them apart.
 """
 
 import ast
@@ -52,7 +52,7 @@ def docstrings() -> tuple[Docstring, ...]:
 def labelled() -> list[dict]:
     """Return SEQ_CLS rows: a docstring with every package's name masked, and the package it comes from."""
     names = re.compile(r"\b(" + "|".join(PACKAGES) + r")\b", re.IGNORECASE)
-    rows = {}
+    rows: dict[str, dict] = {}
     for doc in docstrings():
         text = names.sub("[package]", doc.text)
         rows.setdefault(text.casefold(), {"text": text, "label": doc.package})

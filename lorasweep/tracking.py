@@ -1,4 +1,4 @@
-"""Events to metrics.jsonl and MLflow. The file comes first; MLflow is best effort and never stops a trial. The owner of mlflow.
+"""Events to metrics.jsonl and MLflow, which is best effort and never stops a trial. The owner of mlflow.
 
 Runs are made with MlflowClient and explicit ids: a fluent run would raise on exit when its server is gone.
 """
@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,12 +151,16 @@ class TrialRun:
         self._flushed = time.monotonic()
         for start in range(0, len(waiting), 1000):
             part = waiting[start : start + 1000]
-            self._send("log metrics", lambda c, part=part: c.log_batch(self.run_id, metrics=part))
+            self._send("log metrics", partial(_log_metrics, run_id=self.run_id, metrics=part))
 
     def _send(self, what: str, call: Callable[[Any], Any]) -> None:
         if self._client:
             client = self._client
             _best_effort(what, lambda: call(client))
+
+
+def _log_metrics(client: Any, run_id: str, metrics: list[Any]) -> None:
+    client.log_batch(run_id, metrics=metrics)
 
 
 def _client(uri: str) -> Any:

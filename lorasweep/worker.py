@@ -118,9 +118,9 @@ class Worker:
                 return
             except Exception:
                 error = traceback.format_exc()
-                for running in list(self._running.values()) or [self._held]:
-                    if running is not None:
-                        self._fail(running, error)
+                held = [self._held] if self._held is not None else []
+                for running in list(self._running.values()) or held:
+                    self._fail(running, error)
                 if self._held is None or trainer is None:
                     self._held = None
                     return
