@@ -58,7 +58,7 @@ def config(lora: LoraSpec, task: TaskSpec, base: Base) -> LoraConfig:
         targets, layers = preset_names(base, task.name, targets, wanted), None
     return LoraConfig(
         r=lora.r,
-        lora_alpha=int(lora.lora_alpha) if lora.lora_alpha == int(lora.lora_alpha) else lora.lora_alpha,
+        lora_alpha=_whole(lora.lora_alpha),
         lora_dropout=lora.lora_dropout,
         target_modules=targets,
         bias=lora.bias,  # type: ignore[arg-type]
@@ -67,8 +67,13 @@ def config(lora: LoraSpec, task: TaskSpec, base: Base) -> LoraConfig:
         modules_to_save=sorted({*(lora.modules_to_save or []), *base.missing}) or None,
         layers_to_transform=layers,
         layers_pattern=lora.layers_pattern,
-        task_type=task.name,  # type: ignore[arg-type]
+        task_type=task.name,
     )
+
+
+def _whole(number: float) -> Any:
+    """Return a whole number as an int: peft's config calls lora_alpha one, and takes any."""
+    return int(number) if number == int(number) else number
 
 
 def problems(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:

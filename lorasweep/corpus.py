@@ -1,6 +1,7 @@
 """The built-in corpus: the text of the Python that runs us, read with ast.
 
-Real words and labels on every machine, no download. Its docstrings differ a little between Python versions; the data fingerprint tells them apart.
+Real words and labels on every machine, no download.
+Its docstrings differ a little between Python versions; the data fingerprint tells them apart.
 """
 
 import ast

@@ -159,7 +159,7 @@ class TrialRun:
             _best_effort(what, lambda: call(client))
 
 
-def _log_metrics(client: Any, run_id: str, metrics: list[Any]) -> None:
+def _log_metrics(client: Any, run_id: str | None, metrics: list[Any]) -> None:
     client.log_batch(run_id, metrics=metrics)
 
 
