@@ -150,6 +150,8 @@ def load(spec: ModelSpec, train: TrainSpec, task: Task, tokenizer: Any) -> Base:
         output_loading_info=True,
         **task.model_kwargs(),
     )
+    if spec.pooling == "mean":
+        pool_by_mean(model)
     missing = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
     return _ready(model.to(device), tokenizer, tuple(missing))
 
@@ -165,7 +167,27 @@ def skeleton(spec: ModelSpec, task: Task, tokenizer: Any) -> Base:
     config = _from_hub(spec, source(spec), transformers.AutoConfig, **task.model_kwargs())
     with torch.device("meta"):
         model = getattr(transformers, task.auto_class).from_config(config, trust_remote_code=spec.trust_remote_code)
+    if spec.pooling == "mean":
+        pool_by_mean(model)
     return _ready(model, tokenizer, ())
+
+
+def pool_by_mean(model: Any) -> None:
+    """Let the head of an encoder read the mean of the token vectors [B, D] in place of its pooled first token.
+
+    Raises ConfigError for a model whose encoder has no pooler to replace.
+    """
+    encoder = model.base_model
+    if getattr(encoder, "pooler", None) is None:
+        raise ConfigError([f"model.pooling: {type(model).__name__} has no pooler that mean could take the place of"])
+    encoder.pooler = None
+
+    def pool(_: nn.Module, __: Any, given: dict[str, Any], output: Any) -> Any:
+        mask_BT1 = given["attention_mask"][..., None].to(output.last_hidden_state.dtype)
+        output["pooler_output"] = (output.last_hidden_state * mask_BT1).sum(1) / mask_BT1.sum(1)
+        return output
+
+    encoder.register_forward_hook(pool, with_kwargs=True)
 
 
 def _ready(model: Any, tokenizer: Any, missing: tuple[str, ...]) -> Base:

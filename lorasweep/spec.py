@@ -45,6 +45,9 @@ class ModelSpec:
     """Where the tokenizer comes from, if not from `pretrained`."""
     base_dropout: bool = False
     """Keep the frozen base's own dropout on while training (BERT's 0.1). Off: only the adapters' lora_dropout acts."""
+    pooling: str = one_of("model", "model", "mean")
+    """What a classification head reads: the model's own pooled token, or the mean over tokens, which is how
+    sentence-transformers models were trained. With mean, other code that loads the adapter has to pool so too."""
     attn_implementation: str = one_of("sdpa", "sdpa", "eager", "flash_attention_2")
     """Attention kernel, transformers' name."""
     trust_remote_code: bool = False
@@ -110,7 +113,7 @@ class LoraSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    source: str = one_of("builtin", "builtin", "csv", "jsonl", "parquet", "hub")
+    source: str = one_of("builtin", "builtin", "csv", "jsonl", "parquet", "hub", "conll", "squad")
     """Where rows come from; `builtin` is the text of this Python's own standard library."""
     path: str | None = None
     """File, folder with one file a split, or hub data set id."""
@@ -139,6 +142,19 @@ class DataSpec:
     completion_column: str | None = None
     prompt_suffix: str = "\n"
     """Text between prompt and completion."""
+    tokens_column: str = "tokens"
+    """A row's words: a list, or a string that white space divides."""
+    tags_column: str = "tags"
+    """One tag for each of the words; BIO tags (B-x, I-x, O) are scored by whole entities."""
+    question_column: str = "question"
+    context_column: str = "context"
+    answers_column: str = "answers"
+    """SQuAD's {"text": [...], "answer_start": [...]} or a list of {"text", "start"}; empty: the text has no answer."""
+    group_column: str | None = None
+    """QUESTION_ANS: rows with one value here, such as an article, stay in one split when eval or test is carved; null
+    keeps the rows of one context together."""
+    doc_stride: int = ranged(64, 0)
+    """Tokens of context that a window of max_tokens shares with the one before; at most three quarters are shared."""
 
     def problems(self) -> list[str]:
         out = []

@@ -68,6 +68,8 @@ class Task(ABC):
 
     def __init__(self, spec: TaskSpec) -> None:
         self.spec = spec
+        self.notes: list[str] = []
+        """What `fit` and `encode` dropped or cut, for a person to read."""
 
     @property
     def primary(self) -> str:
