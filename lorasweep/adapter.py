@@ -1,6 +1,6 @@
 """A LoraSpec as a peft adapter on a shared base: attach, count, save, convert, detach, reload. The owner of peft."""
 
-import tempfile
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.utils import ModulesToSaveWrapper
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lorasweep.model import Base, preset_names, renew_missing, target_problems
@@ -42,8 +44,8 @@ class Attached:
     base: Base
     originals: dict[str, Tensor]
     """Base weights that training or the initialisation changes, by name, as they were."""
-    initial: tempfile.TemporaryDirectory | None
-    """The adapter as it began, for the conversion of PiSSA and OLoRA."""
+    initial: dict[str, Tensor]
+    """A and B as they began, for the conversion of PiSSA and OLoRA; empty for all others."""
 
     def parameters(self) -> list[torch.nn.Parameter]:
         return [p for p in self.peft_model.parameters() if p.requires_grad]
@@ -101,32 +103,31 @@ def attach(base: Base, lora: LoraSpec, task: TaskSpec, seed: int) -> Attached:
         originals = {n: p.detach().clone() for n, p in before.items() if n.endswith("bias")}
     with _quiet():
         peft_model = get_peft_model(base.model, peft_config)
-    initial = None
+    initial = {}
     if changes:
         kept = {n: w for n, w in originals.items() if not torch.equal(w, before[n])}
         if lora.bias != "none":
             kept |= {n: p.detach().clone() for n, p in before.items() if n.endswith("bias")}
         originals = kept
-        initial = tempfile.TemporaryDirectory()
-        peft_config.init_lora_weights = True
-        peft_model.save_pretrained(initial.name)
-        peft_config.init_lora_weights = lora.init_lora_weights  # type: ignore[assignment]
+        initial = {n: w.clone() for n, w in get_peft_model_state_dict(peft_model).items() if ".lora_" in n}
     return Attached(peft_model, base, originals, initial)
 
 
 def detach(attached: Attached) -> None:
     """Take the adapter off; the base is as it was before, bit for bit."""
     base = attached.base
+    wrapped = attached.peft_model.base_model.model.named_modules()
+    whole = {n: m.original_module for n, m in wrapped if isinstance(m, ModulesToSaveWrapper)}
     with _quiet():
-        base.model = attached.peft_model.unload()
+        base.model = attached.peft_model.unload()  # leaves the trained copies of modules_to_save in place
+    for name, module in whole.items():
+        base.model.set_submodule(name, module)
     parameters = dict(base.model.named_parameters())
     with torch.no_grad():
         for name, weight in attached.originals.items():
             parameters[name].copy_(weight)
     base.model.requires_grad_(False)
     base.model.eval()
-    if attached.initial:
-        attached.initial.cleanup()
 
 
 def counts(attached: Attached) -> Counts:
@@ -141,11 +142,31 @@ def counts(attached: Attached) -> Counts:
 
 
 def save(attached: Attached, folder: Path) -> float:
-    """Write the adapter in peft's format and return its size in MB (10^6 bytes)."""
-    path = attached.initial.name if attached.initial else None
+    """Write the adapter in peft's format and return its size in MB (10^6 bytes).
+
+    PiSSA and OLoRA become a plain LoRA of rank 2r on the untouched base: W_res + s B A = W + s (B A - B_0 A_0).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     with _quiet():
-        attached.peft_model.save_pretrained(str(folder), path_initial_model_for_weight_conversion=path)
-    (folder / "README.md").unlink(missing_ok=True)
+        state = get_peft_model_state_dict(attached.peft_model)
+    peft_config = copy.copy(attached.peft_model.peft_config["default"])
+    peft_config.inference_mode = True
+    for name, start in attached.initial.items():
+        if ".lora_A." in name:
+            state[name] = torch.cat([state[name], start], dim=0)
+        else:
+            state[name] = torch.cat([state[name], -start], dim=1)
+    if attached.initial:
+        # the scale s is alpha / r, or alpha / sqrt(r) with rsLoRA: what makes up for twice the rank
+        grown = 2**0.5 if peft_config.use_rslora else 2
+        peft_config.r *= 2
+        peft_config.lora_alpha = _whole(peft_config.lora_alpha * grown)
+        peft_config.rank_pattern = {k: 2 * v for k, v in (peft_config.rank_pattern or {}).items()}
+        peft_config.alpha_pattern = {k: v * grown for k, v in (peft_config.alpha_pattern or {}).items()}
+        peft_config.init_lora_weights = True
+    state = {n: w.detach().cpu().clone().contiguous() for n, w in state.items()}
+    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    peft_config.save_pretrained(str(folder))
     return sum(p.stat().st_size for p in folder.iterdir()) / 1e6
 
 
@@ -159,5 +180,8 @@ def reload(folder: Path, base: Base) -> Any:
 def _quiet() -> Iterator[None]:
     """Leave out peft's notices about things that are as we want them."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*(Could not find a config file|is_gradient_checkpointing).*")
+        warnings.filterwarnings(
+            "ignore",
+            message=".*(changes the base weights|Could not find a config file|is_gradient_checkpointing).*",
+        )
         yield

@@ -78,9 +78,9 @@ def compose_trial(overrides: Sequence[str]) -> spec.TrialSpec:
     return trial
 
 
-def compose_points(points: Sequence[Sequence[str]]) -> list[spec.TrialSpec]:
-    """Return the spec of every point of a grid. Raises ConfigError with the problems of all of them."""
-    trials, problems = [], []
+def compose_points(points: Sequence[Sequence[str]], known: Sequence[str] = ()) -> list[spec.TrialSpec]:
+    """Return the spec of every point of a grid. Raises ConfigError with the problems of all, `known` ones first."""
+    trials, problems = [], list(known)
     for point in points:
         try:
             trials.append(compose_trial(point))

@@ -223,7 +223,7 @@ def epochs(examples: Sequence[Example], batch_size: int, seed: int) -> Iterator[
     """Yield batches without end: each epoch holds every example once, in batches of similar length, in random order."""
     lengths = [len(e) for e in examples]
     for epoch in range(2**31):
-        random = torch.Generator().manual_seed((seed << 20) + epoch)
+        random = torch.Generator().manual_seed(pack.mixed(seed, epoch))
         order = torch.randperm(len(examples), generator=random).tolist()
         span = batch_size * MEGABATCH
         order = [

@@ -5,6 +5,7 @@ computes, without the copies. Shapes: N rows times tokens, I inputs, O outputs, 
 """
 
 import functools
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,11 @@ from torch import Tensor, nn
 
 LEVELS = 2**16
 """Dropout probabilities are rounded to this many levels."""
+
+
+def mixed(*numbers: int) -> int:
+    """Return a 32-bit seed made of all numbers; torch's CPU generator ignores the higher bits of its seed."""
+    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=4).digest())
 
 
 @dataclass
@@ -29,7 +35,7 @@ class DropoutStream:
 
     def at(self, seed: int, step: int) -> None:
         """Begin the stream of one optimiser step."""
-        self.generator.manual_seed((seed << 32) + step)
+        self.generator.manual_seed(mixed(seed, step))
 
     def keep(self, like: Tensor, p: float) -> Tensor:
         """Return a boolean mask of `like`'s shape that is true with probability 1 - p.

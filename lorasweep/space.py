@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorasweep import compose
-from lorasweep.errors import ConfigError
 
 Value = None | bool | int | float | str
 
@@ -18,13 +17,15 @@ class Grid:
     points: list[dict[str, Value]]
     """The swept keys' values; lists stand as their text."""
     lines: list[list[str]]
-    """The overrides of each point."""
+    """The overrides of each point, the sound ones."""
+    problems: list[str]
+    """What is wrong with the others."""
 
 
 def grid(overrides: Sequence[str]) -> Grid:
     """Return the points of a grid, the last key varying fastest.
 
-    Raises ConfigError for unreadable overrides, unknown keys and ranges without an end.
+    Unreadable overrides, unknown keys and ranges without an end are left out and named in `problems`.
     """
     parsed, problems = compose.parse(overrides)
     choices: list[list[str]] = []
@@ -38,11 +39,9 @@ def grid(overrides: Sequence[str]) -> Grid:
             choices.append([f"{key}={value}" for value in dict.fromkeys(override.sweep_string_iterator())])
         else:
             problems.append(f"{key}: interval() has no end as a grid; write the values, e.g. {key}=a,b,c")
-    if problems:
-        raise ConfigError(problems)
     lines = [list(line) for line in itertools.product(*choices)]
     points = [{key: value_of(line[i]) for i, key in swept} for line in lines]
-    return Grid([key for _, key in swept], points, lines)
+    return Grid([key for _, key in swept], points, lines, problems)
 
 
 def value_of(override: str) -> Value:

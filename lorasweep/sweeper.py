@@ -52,7 +52,7 @@ def run_study(overrides: Sequence[str], launch: Callable[[Callable[[Any], None]]
     from lorasweep.worker import Worker, score_winner
 
     grid = space.grid(overrides)
-    specs = compose.compose_points(grid.lines)
+    specs = compose.compose_points(grid.lines, grid.problems)
     loaded = group.preflight(specs)
     first = specs[0]
     metric = first.task_type.primary or loaded[group.key(first)].task.primary

@@ -1,0 +1,123 @@
+"""Adapters on a shared base: attach, count, save, detach, reload with plain peft."""
+
+import peft
+import pytest
+import torch
+from peft import get_peft_model
+
+from lorasweep import adapter, compose, group, model
+
+
+def prepared(folder, *overrides: str):
+    spec = compose.compose_trial(
+        [
+            f"model.pretrained={folder}",
+            "model.sha256=null",
+            "data.max_train_samples=64",
+            "data.max_eval_samples=8",
+            *overrides,
+        ]
+    )
+    work = group.workload(spec)
+    return spec, work, lambda: model.load(spec.model, spec.train, work.task, work.tokenizer)
+
+
+def move(attached: adapter.Attached) -> None:
+    """Change every trained parameter, as training would."""
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in attached.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+
+
+def logits(net, work) -> torch.Tensor:
+    batch = work.task.collate([work.examples["eval"]], work.tokenizer.pad_token_id)
+    with torch.no_grad():
+        return net(**batch.inputs).logits
+
+
+INITS = ["true", "false", "gaussian", "olora", "pissa", "pissa_niter_4", "orthogonal"]
+
+
+@pytest.mark.parametrize("init", INITS)
+@pytest.mark.parametrize("bias", ["none", "all", "lora_only"])
+def test_saved_adapter_loads_with_plain_peft_and_the_base_is_left_as_it_was(tiny_bert, tmp_path, init, bias):
+    spec, work, load = prepared(tiny_bert, f"lora.init_lora_weights={init}", f"lora.bias={bias}", "lora.r=4")
+    base = load()
+    model.renew_missing(base, spec.train.seed)
+    start = {n: p.clone() for n, p in base.model.state_dict().items()}
+    untrained = logits(base.model, work)
+    attached = adapter.attach(base, spec.lora, spec.task_type, spec.train.seed)
+    if init != "false":
+        torch.testing.assert_close(logits(attached.peft_model, work), untrained, rtol=1e-5, atol=1e-5)
+    move(attached)
+    trained = logits(attached.peft_model, work)
+    assert (trained - untrained).abs().max() > 1e-3
+    adapter.save(attached, tmp_path / "adapter")
+    reloaded = peft.PeftModel.from_pretrained(load().model, str(tmp_path / "adapter")).eval()
+    torch.testing.assert_close(logits(reloaded, work), trained, rtol=1e-5, atol=1e-5)
+    adapter.detach(attached)
+    after = base.model.state_dict()
+    assert after.keys() == start.keys()
+    assert all(torch.equal(after[n], start[n]) for n in start)
+    assert not any(p.requires_grad for p in base.model.parameters())
+
+
+@pytest.mark.parametrize("preset", ["all-linear", "attention", "mlp", "qv", "qkvo", "all"])
+def test_counts_equal_pefts(tiny_llama, preset):
+    spec, _, load = prepared(tiny_llama, "task_type=causal_lm", f"lora.target_modules={preset}")
+    base = load()
+    attached = adapter.attach(base, spec.lora, spec.task_type, 0)
+    found = adapter.counts(attached)
+    assert (found.trainable, found.total) == attached.peft_model.get_nb_trainable_parameters()
+    assert found.lora > 0
+
+
+def test_presets_name_the_modules_of_the_family(tiny_bert, tiny_llama):
+    expected = {
+        ("qv", tiny_llama): {"q_proj", "v_proj"},
+        ("qkvo", tiny_llama): {"q_proj", "k_proj", "v_proj", "o_proj"},
+        ("mlp", tiny_llama): {"gate_proj", "up_proj", "down_proj"},
+        ("attention", tiny_bert): {"query", "key", "value", "attention.output.dense"},
+        ("mlp", tiny_bert): {"intermediate.dense", "output.dense"},
+    }
+    for (preset, folder), names in expected.items():
+        kind = "causal_lm" if folder == tiny_llama else "seq_cls"
+        _, work, load = prepared(folder, f"task_type={kind}")
+        base = load()
+        found = model.preset_names(base, work.task.name, preset, None)
+        assert len(found) == 2 * len(names)
+        assert all(any(f.endswith(n) for n in names) for f in found)
+
+
+def test_all_linear_is_pefts(tiny_bert):
+    spec, _, load = prepared(tiny_bert)
+    ours = adapter.config(spec.lora, spec.task_type, base := load()).target_modules
+    theirs = get_peft_model(base.model, peft.LoraConfig(task_type="SEQ_CLS", target_modules="all-linear"))
+    assert set(ours) == set(theirs.peft_config["default"].target_modules)
+
+
+def test_layers_narrow_a_preset(tiny_llama):
+    spec, _, load = prepared(
+        tiny_llama, "task_type=causal_lm", "lora.target_modules=qv", "lora.layers_to_transform=[1]"
+    )
+    names = adapter.config(spec.lora, spec.task_type, load()).target_modules
+    assert set(names) == {"model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj"}
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("[query,q_porj]", "'q_porj' matches no module"),
+        ("'.*nothing'", "matches no whole module name"),
+        ("'('", "no regular expression"),
+    ],
+)
+def test_target_that_matches_nothing_is_refused(tiny_bert, target, words):
+    spec, _, load = prepared(tiny_bert, f"lora.target_modules={target}")
+    assert any(words in p for p in adapter.problems(spec.lora, spec.task_type, load()))
+
+
+def test_unknown_module_to_save_is_refused(tiny_bert):
+    spec, _, load = prepared(tiny_bert, "lora.modules_to_save=[poler]")
+    assert any("'poler' is no module" in p for p in adapter.problems(spec.lora, spec.task_type, load()))

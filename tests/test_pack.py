@@ -1,0 +1,87 @@
+"""The fused LoRA forward against peft's own, and the dropout stream."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from lorasweep import pack
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(12, 20)
+        self.second = nn.Linear(20, 8, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.tanh(self.first(x)))
+
+
+def adapted(dropout: float, **config):
+    torch.manual_seed(0)
+    wanted = LoraConfig(
+        r=4, lora_alpha=6, lora_dropout=dropout, target_modules=["first", "second"], init_lora_weights=False, **config
+    )
+    return get_peft_model(Two().double(), wanted)
+
+
+def gradients(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    x.grad = None
+    model.zero_grad()
+    model(x).square().sum().backward()
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+    return found | {"x": x.grad.clone()}
+
+
+@pytest.mark.parametrize("config", [{}, {"use_rslora": True}, {"bias": "all"}, {"use_dora": True}, {"lora_bias": True}])
+def test_fused_forward_and_every_gradient_equal_pefts(config):
+    model = adapted(0.0, **config)
+    x = torch.randn(3, 5, 12, dtype=torch.float64, requires_grad=True)
+    expected, slopes = model(x), gradients(model, x)
+    pack.install(model, pack.DropoutStream(torch.device("cpu")))
+    torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-12)
+    found = gradients(model, x)
+    assert found.keys() == slopes.keys()
+    for name, slope in slopes.items():
+        torch.testing.assert_close(found[name], slope, rtol=1e-10, atol=1e-12, msg=name)
+
+
+def test_fused_dropout_equals_dropping_the_input_with_the_same_mask():
+    """The slow way: peft's forward with StreamDropout as a module, against the fused one."""
+    x = torch.randn(3, 5, 12, dtype=torch.float64, requires_grad=True)
+    stream = pack.DropoutStream(torch.device("cpu"))
+    model = adapted(0.4)
+    pack.install(model, stream)
+    pack.train(model, True)
+    stream.at(7, 3)
+    fused = gradients(model, x)
+    pack.uninstall(model)
+    stream.at(7, 3)
+    slow = gradients(model, x)
+    for name, slope in slow.items():
+        torch.testing.assert_close(fused[name], slope, rtol=1e-10, atol=1e-12, msg=name)
+    pack.train(model, False)
+    assert not torch.equal(gradients(model, x)["x"], slow["x"])
+
+
+@pytest.mark.parametrize("p", [0.05, 0.1, 0.5, 0.9])
+def test_mask_keeps_the_right_share(p):
+    stream = pack.DropoutStream(torch.device("cpu"))
+    stream.at(0, 0)
+    kept = stream.keep(torch.empty(1000, 1003), p).double().mean().item()
+    assert kept == pytest.approx(1 - p, abs=5 * (p * (1 - p) / 1_003_000) ** 0.5 + 1 / pack.LEVELS)
+
+
+def test_mask_depends_on_seed_and_step_alone():
+    stream = pack.DropoutStream(torch.device("cpu"))
+    like = torch.empty(100, 7)
+
+    def mask(seed: int, step: int) -> torch.Tensor:
+        stream.at(seed, step)
+        return stream.keep(like, 0.5)
+
+    first = mask(1, 2)
+    assert torch.equal(mask(1, 2), first)
+    assert not torch.equal(mask(1, 3), first)
+    assert not torch.equal(mask(2, 2), first)
