@@ -209,6 +209,7 @@ class Worker:
     def _reload(self, running: Running, folder: Path, trainer: Engine) -> dict[str, Any]:
         """Evaluate the saved adapter with plain peft on a base loaded afresh, and compare."""
         assert running.last is not None
+        began = time.perf_counter()
         spec, task = running.spec, trainer.task
         fresh = model.load(spec.model, spec.train, task, self._workload(spec).tokenizer)
         reloaded = adapter.reload(folder, fresh).base_model.model
@@ -222,6 +223,7 @@ class Worker:
             "difference": metrics[primary] - before[primary],
             "loss_relative_difference": gap,
             "same": gap <= RELOAD_TOLERANCE,
+            "seconds": time.perf_counter() - began,
         }
         if not outcome["same"]:
             running.log.error("the saved adapter is not the trained one: %s", outcome)

@@ -168,6 +168,7 @@ def test_bad_input_is_refused_before_anything_is_written(arguments, words, tmp_p
 
 
 def test_help_answers_without_heavy_imports():
-    code = "import sys; from lorasweep import cli; cli.main(['--help']); print([m for m in ('torch', 'hydra', 'mlflow') if m in sys.modules])"
+    heavy = "[m for m in ('torch', 'hydra', 'mlflow') if m in sys.modules]"
+    code = f"import sys; from lorasweep import cli; cli.main(['--help']); print({heavy})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
