@@ -115,12 +115,11 @@ def trained(overrides: list[str]) -> dict:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
-    parser.add_argument("names", nargs="*", choices=[[], *ROWS], default=list(ROWS))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(ROWS))
     given = parser.parse_args()
     missed = 0
-    print(
-        "| task | metric | untrained | test | floor | probe | train s | reload same |\n|---|---|--:|--:|--:|--:|--:|---|"
-    )
+    print("| task | metric | untrained | test | floor | probe | train s | reload same |")
+    print("|---|---|--:|--:|--:|--:|--:|---|")
     for name in given.names or ROWS:
         row = ROWS[name]
         overrides = [o.replace("FOLDER", given.data) for o in row.overrides]
@@ -134,8 +133,9 @@ def main() -> int:
         good = (score >= limit if above else score <= limit) and (probe is None or score > probe)
         missed += not good
         shown = "-" if probe is None else f"{probe:.4f}"
+        verdict = "" if good else " MISSED"
         print(
-            f"| {name} | {row.metric} | {before[row.metric]:.4f} | {score:.4f} | {limit:.4f}{'' if good else ' MISSED'} "
+            f"| {name} | {row.metric} | {before[row.metric]:.4f} | {score:.4f} | {limit:.4f}{verdict} "
             f"| {shown} | {result['train_s']:.0f} | {result['reload']['same']} |",
             flush=True,
         )
