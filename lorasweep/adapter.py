@@ -2,23 +2,30 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import (
+    EvaConfig,
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    initialize_lora_eva_weights,
+)
+from peft.tuners.lora.layer import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorasweep.model import Base, preset_names, renew_missing, target_problems
 from lorasweep.spec import TARGET_PRESETS, LoraSpec, TaskSpec
 
-CHANGES_BASE = ("pissa", "olora")
-"""Initialisations that take the adapter's start out of the base weights; saved as a plain LoRA of rank 2r."""
+Batches = Callable[[], Sequence[Mapping[str, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -58,17 +65,25 @@ def config(lora: LoraSpec, task: TaskSpec, base: Base) -> LoraConfig:
     if isinstance(targets, str) and targets in TARGET_PRESETS:
         wanted = [layers] if isinstance(layers, int) else layers
         targets, layers = preset_names(base, task.name, targets, wanted), None
+    init = lora.init_lora_weights
     return LoraConfig(
         r=lora.r,
-        lora_alpha=_whole(lora.lora_alpha),
+        lora_alpha=_whole(lora.alpha),
         lora_dropout=lora.lora_dropout,
         target_modules=targets,
+        exclude_modules=lora.exclude_modules,
+        target_parameters=lora.target_parameters,
         bias=lora.bias,  # type: ignore[arg-type]
+        lora_bias=lora.lora_bias,
         use_rslora=lora.use_rslora,
-        init_lora_weights=lora.init_lora_weights,  # type: ignore[arg-type]
+        use_dora=lora.use_dora,
+        init_lora_weights=True if init == "loftq" else init,  # type: ignore[arg-type]
+        eva_config=EvaConfig(rho=lora.eva_rho) if init == "eva" else None,
         modules_to_save=sorted({*(lora.modules_to_save or []), *base.missing}) or None,
         layers_to_transform=layers,
         layers_pattern=lora.layers_pattern,
+        rank_pattern=dict(lora.rank_pattern or {}),
+        alpha_pattern=dict(lora.alpha_pattern or {}),
         task_type=task.name,
     )
 
@@ -90,27 +105,89 @@ def problems(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
     return out
 
 
-def attach(base: Base, lora: LoraSpec, task: TaskSpec, seed: int) -> Attached:
-    """Put a fresh adapter on the base: the head drawn anew, then A and B, all from `seed`."""
+def attach(base: Base, lora: LoraSpec, task: TaskSpec, seed: int, batches: Batches = tuple) -> Attached:
+    """Put a fresh adapter on the base: the head drawn anew, then A and B, all from `seed`.
+
+    `batches` gives the model inputs that eva looks at; no other initialisation asks for them.
+    """
     renew_missing(base, seed)
-    before = {n: p for n, p in base.model.named_parameters()}
-    changes = isinstance(lora.init_lora_weights, str) and lora.init_lora_weights.startswith(CHANGES_BASE)
-    peft_config = config(lora, task, base)
-    originals = {}
-    if changes:
-        originals = {n: p.detach().clone() for n, p in before.items() if n.endswith("weight") and p.dim() == 2}
-    elif lora.bias != "none":
-        originals = {n: p.detach().clone() for n, p in before.items() if n.endswith("bias")}
+    before = dict(base.model.named_parameters())
+    changed = _will_change(lora, before)
+    originals = {n: before[n].detach().clone() for n in changed}
     with _quiet():
-        peft_model = get_peft_model(base.model, peft_config)
-    initial = {}
-    if changes:
-        kept = {n: w for n, w in originals.items() if not torch.equal(w, before[n])}
-        if lora.bias != "none":
-            kept |= {n: p.detach().clone() for n, p in before.items() if n.endswith("bias")}
-        originals = kept
-        initial = {n: w.clone() for n, w in get_peft_model_state_dict(peft_model).items() if ".lora_" in n}
-    return Attached(peft_model, base, originals, initial)
+        peft_model = get_peft_model(base.model, config(lora, task, base))
+    if lora.init_lora_weights == "eva":
+        _init_eva(peft_model, batches())
+    if lora.init_lora_weights == "loftq":
+        init_loftq(peft_model, lora)
+    originals = {n: w for n, w in originals.items() if n.endswith("bias") or not torch.equal(w, before[n])}
+    state = get_peft_model_state_dict(peft_model) if lora.changes_base else {}
+    return Attached(peft_model, base, originals, {n: w.clone() for n, w in state.items() if ".lora_" in n})
+
+
+def _will_change(lora: LoraSpec, parameters: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of base parameters that the initialisation or training may change."""
+    weights = lora.changes_base or lora.init_lora_weights == "loftq"
+    return [
+        name
+        for name, p in parameters.items()
+        if (weights and name.endswith("weight") and p.dim() == 2) or (lora.bias != "none" and name.endswith("bias"))
+    ]
+
+
+def _init_eva(peft_model: Any, batches: Sequence[Mapping[str, Tensor]]) -> None:
+    """Let peft set A to the first singular vectors of each module's inputs, with ranks shared out anew."""
+    with _quiet(), torch.no_grad():
+        initialize_lora_eva_weights(
+            peft_model,
+            list(batches),
+            forward_fn=lambda model, inputs: model.base_model.model(**inputs),
+            prepare_model_inputs_fn=lambda inputs, _: inputs["attention_mask"].bool(),
+            prepare_layer_inputs_fn=_real_tokens,
+            show_progress_bar=False,
+        )
+    peft_model.eval()  # peft leaves the model in training mode
+
+
+def _real_tokens(layer_input: Any, mask_BT: Tensor, _: str) -> Tensor:
+    """Return a module's inputs [N, D] without those of padding, where it sees one vector a token."""
+    x = layer_input[0] if isinstance(layer_input, tuple | list) else layer_input
+    by_token = x.dim() == 3 and x.shape[:2] == mask_BT.shape
+    return x[mask_BT] if by_token else x.reshape(-1, x.shape[-1]).contiguous()
+
+
+def init_loftq(peft_model: Any, lora: LoraSpec) -> None:
+    """Quantise the adapted base weights and set B A to what that lost, peft's LoftQ on any device.
+
+    Alternates, loftq_iter times, W_q = quantised(W - L R) and L R = the rank-r part of W - W_q.
+    """
+    for layer in lora_layers(peft_model):
+        weight = layer.get_base_layer().weight
+        if weight.dim() != 2 or isinstance(layer.get_base_layer(), nn.Embedding):
+            continue
+        exact = weight.detach().float()
+        left_right = torch.zeros_like(exact)
+        for _ in range(lora.loftq_iter):
+            coarse = _quantised(exact - left_right, lora.loftq_bits)
+            u, values, vt = torch.linalg.svd(exact - coarse, full_matrices=False)
+            rank = layer.r["default"]
+            root = values[:rank].sqrt()
+            left, right = u[:, :rank] * root, root[:, None] * vt[:rank]
+            left_right = left @ right
+        layer.lora_A["default"].weight.data = right.contiguous()
+        layer.lora_B["default"].weight.data = left.contiguous()
+        weight.data = coarse.to(weight.dtype)
+
+
+def _quantised(weight: Tensor, bits: int) -> Tensor:
+    """Return the weight as bitsandbytes stores it in NF4 (blocks of 64) or in int8 (a scale a row), read back."""
+    if bits == 8:
+        scale = weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 127
+        return (weight / scale).round() * scale
+    import bitsandbytes.functional as bnb
+
+    stored, state = bnb.quantize_4bit(weight.contiguous(), quant_type="nf4", blocksize=64, compress_statistics=False)
+    return bnb.dequantize_4bit(stored, state)
 
 
 def detach(attached: Attached) -> None:
@@ -151,6 +228,8 @@ def save(attached: Attached, folder: Path) -> float:
         state = get_peft_model_state_dict(attached.peft_model)
     peft_config = copy.copy(attached.peft_model.peft_config["default"])
     peft_config.inference_mode = True
+    if peft_config.init_lora_weights == "eva":
+        peft_config.init_lora_weights = True  # loading must not ask for data
     for name, start in attached.initial.items():
         if ".lora_A." in name:
             state[name] = torch.cat([state[name], start], dim=0)
@@ -170,10 +249,32 @@ def save(attached: Attached, folder: Path) -> float:
     return sum(p.stat().st_size for p in folder.iterdir()) / 1e6
 
 
-def reload(folder: Path, base: Base) -> Any:
-    """Return a plain peft model: the saved adapter on `base`, ready to evaluate."""
+def reload(folder: Path, base: Base, lora: LoraSpec, task: TaskSpec) -> Any:
+    """Return a plain peft model: the saved adapter on `base`, ready to evaluate.
+
+    For loftq the base is quantised first, in the same way as when the adapter was made.
+    """
+    if lora.init_lora_weights == "loftq":
+        attached = attach(base, lora, task, seed=0)
+        inner = attached.peft_model.base_model.model
+        coarse = [n for n in attached.originals if n.endswith("weight")]
+        weights = {n: inner.get_parameter(_inside(n)).detach().clone() for n in coarse}
+        detach(attached)
+        for name, weight in weights.items():
+            base.model.get_parameter(name).data = weight
     with _quiet():
         return PeftModel.from_pretrained(base.model, str(folder)).eval()
+
+
+def _inside(name: str) -> str:
+    """Return where a base parameter lies while its module is wrapped."""
+    module, _, parameter = name.rpartition(".")
+    return f"{module}.base_layer.{parameter}"
+
+
+def lora_layers(peft_model: Any) -> Iterator[Any]:
+    """Yield the adapted layers."""
+    return (m for m in peft_model.modules() if isinstance(m, LoraLayer))
 
 
 @contextmanager
@@ -182,6 +283,6 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore",
-            message=".*(changes the base weights|Could not find a config file|is_gradient_checkpointing).*",
+            message=".*(changes the base weights|with eva init|Could not find a config|is_gradient_checkpointing).*",
         )
         yield

@@ -1,35 +1,40 @@
-"""A file, a hub data set or the built-in corpus to records, splits and a fingerprint. The owner of `datasets`.
+"""A file, a hub data set or the built-in corpus to records, splits and a fingerprint.
 
 A record is a dict of the task's own field names (text, label, prompt, ...), whatever the columns are called.
 Pruning and choosing read `eval`; `test` is read once, after choosing.
 """
 
-import csv
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lorasweep import corpus
+from lorasweep import corpus, readers
 from lorasweep.errors import ConfigError, did_you_mean
+from lorasweep.readers import Record
 from lorasweep.spec import DataSpec
 
-Record = dict[str, Any]
 SPLITS = ("train", "eval", "test")
-SUFFIX = {"csv": ".csv", "jsonl": ".jsonl", "parquet": ".parquet"}
+ANSWERS = ("label", "completion", "target", "positive", "negative", "score")
+"""Fields that a record's place among carved splits must not depend on: they are what is learned."""
+
+KEPT_TOGETHER = ("group", "context")
+"""Fields that keep records in one split when eval or test is carved; the first that is there counts."""
 
 
 @dataclass(frozen=True)
 class Data:
     splits: Mapping[str, Sequence[Record]]
     fingerprint: str
-    """sha256 over every record of every split, in order: equal fingerprints mean equal data."""
+    """sha256 over every record of every split, in order, and the tags: equal fingerprints mean equal data."""
     name: str
     notes: tuple[str, ...] = field(default=())
     """What was dropped or carved, for a person to read."""
+    tags: tuple[str, ...] = field(default=())
+    """Tags of the train split before max_train_samples: a smaller sample trains the same head. Only of TOKEN_CLS."""
 
 
 @lru_cache(maxsize=4)
@@ -52,7 +57,7 @@ def _load(spec: DataSpec, columns: Mapping[str, str], task: str) -> Data:
         raw: dict[str, list[Record]] = {"train": _builtin(task)}
         columns = {name: name for name in raw["train"][0]}
     else:
-        raw = _read_splits(spec)
+        raw = readers.read_splits(spec)
     raw = {name: _rename(rows, columns, spec) for name, rows in raw.items()}
     notes = _carve(raw, spec)
     limits = {"train": spec.max_train_samples, "eval": spec.max_eval_samples, "test": spec.max_eval_samples}
@@ -61,11 +66,19 @@ def _load(spec: DataSpec, columns: Mapping[str, str], task: str) -> Data:
     if empty:
         raise ConfigError(empty)
     name = "builtin" if spec.source == "builtin" else Path(str(spec.path)).name
-    return Data(splits=splits, fingerprint=_fingerprint(splits), name=name, notes=tuple(notes))
+    tags = tuple(sorted({tag for record in raw["train"] for tag in record.get("tags", ())}))
+    return Data(splits=splits, fingerprint=_fingerprint(splits, tags), name=name, notes=tuple(notes), tags=tags)
 
 
 def _builtin(task: str) -> list[Record]:
-    views = {"SEQ_CLS": corpus.labelled, "CAUSAL_LM": corpus.topics}
+    views = {
+        "SEQ_CLS": corpus.labelled,
+        "CAUSAL_LM": corpus.topics,
+        "SEQ_2_SEQ_LM": corpus.naming,
+        "FEATURE_EXTRACTION": corpus.described,
+        "TOKEN_CLS": corpus.python_tokens,
+        "QUESTION_ANS": corpus.returned,
+    }
     if task not in views:
         raise ConfigError(
             [f"data: the built-in corpus serves {', '.join(views)}, not {task}; give data=... and data.path="]
@@ -73,97 +86,63 @@ def _builtin(task: str) -> list[Record]:
     return views[task]()
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
+# --- fields ----------------------------------------------------------------------------------------------------------
 
 
-def _read_splits(spec: DataSpec) -> dict[str, list[Record]]:
-    """Return the raw rows of train and of the splits that were named."""
-    wanted = {"train": spec.train_split, "eval": spec.eval_split, "test": spec.test_split}
-    named = {name: split for name, split in wanted.items() if split}
-    if spec.source == "hub":
-        return {name: _read_hub(spec, split) for name, split in named.items()}
-    path = Path(str(spec.path)).expanduser()
-    problems, files = [], {}
-    for name, split in named.items():
+def _words(value: Any) -> list[str]:
+    """Return a list of words. Raises ValueError for anything but a list of strings or numbers, or a string."""
+    if isinstance(value, str):
+        return value.split()
+    if not isinstance(value, list) or not all(isinstance(v, str | int) for v in value):
+        raise ValueError(f"must be a list of words, got {value!r:.80}")
+    return [str(v) for v in value]
+
+
+def _answers(value: Any) -> list[dict[str, Any]]:
+    """Return a list of {"text", "start"}, empty texts left out. Raises ValueError for what is no list of answers."""
+    if isinstance(value, dict) and isinstance(value.get("text"), list):
+        starts = value.get("answer_start", value.get("start"))
+        pairs = list(zip(value["text"], starts, strict=True)) if isinstance(starts, list) else [(None, None)]
+    elif isinstance(value, list) and all(isinstance(a, dict) for a in value):
+        pairs = [(a.get("text"), a.get("answer_start", a.get("start"))) for a in value]
+    else:
+        pairs = [(None, None)]
+    if not all(isinstance(text, str) and type(start) is int for text, start in pairs):
+        raise ValueError(
+            f'must be {{"text": [...], "answer_start": [...]}} or a list of {{"text", "start"}}, got {value!r:.80}'
+        )
+    return [{"text": text, "start": start} for text, start in pairs if text]
+
+
+def _messages(value: Any) -> list[dict[str, Any]]:
+    """Return chat messages. Raises ValueError for anything but a list of them with an answer of the assistant."""
+    if not isinstance(value, list) or not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in value):
+        raise ValueError(f'must be a list of {{"role", "content"}}, got {value!r:.80}')
+    if not any(m["role"] == "assistant" for m in value):
+        raise ValueError("has no message of the role assistant, so there is nothing to learn")
+    return value
+
+
+SHAPES: dict[str, Callable[[Any], Any]] = {
+    "tokens": _words,
+    "tags": _words,
+    "answers": _answers,
+    "messages": _messages,
+}
+"""Fields that are not plain values, and what brings the forms they come in to the one the tasks read."""
+
+
+def _shaped(record: Record, columns: Mapping[str, str]) -> tuple[Record, list[str]]:
+    """Return the record with its fields in the tasks' form, and what is wrong with it."""
+    out, problems = dict(record), []
+    for name in record.keys() & SHAPES.keys():
         try:
-            files[name] = _split_file(path, split, SUFFIX[spec.source], name)
-        except ConfigError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigError(problems)
-    readers = {"csv": _read_csv, "jsonl": _read_jsonl, "parquet": _read_parquet}
-    return {name: readers[spec.source](file) for name, file in files.items()}
-
-
-def _split_file(path: Path, split: str, suffix: str, name: str) -> Path:
-    if path.is_file() and name == "train":
-        return path
-    folder = path.parent if path.is_file() else path
-    if not folder.is_dir():
-        raise ConfigError([f"data.path: no file or folder '{path}' (looked from {Path.cwd()})"])
-    if (folder / split).is_file():
-        return folder / split
-    present = sorted(p for p in folder.iterdir() if p.suffix == suffix)
-    matching = [p for p in present if p.stem == split] or [p for p in present if split in p.stem]
-    if len(matching) == 1:
-        return matching[0]
-    found = "none" if not matching else ", ".join(p.name for p in matching)
-    files = ", ".join(p.name for p in present) or f"no {suffix} file"
-    raise ConfigError(
-        [f"data.{name}_split: '{split}' must match one file in {folder}, matched {found}; it has {files}"]
-    )
-
-
-def _read_csv(path: Path) -> list[Record]:
-    try:
-        with path.open(encoding="utf8", newline="") as file:
-            reader = csv.DictReader(file)
-            rows = []
-            for row in reader:
-                if None in row or None in row.values():
-                    raise ConfigError([f"{path}:{reader.line_num}: the row has not as many cells as the header"])
-                rows.append(dict(row))
-            return rows
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError([f"{path}: not a UTF-8 CSV file ({error})"]) from error
-
-
-def _read_jsonl(path: Path) -> list[Record]:
-    rows, problems = [], []
-    for number, line in enumerate(path.read_text(encoding="utf8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            problems.append(f"{path}:{number}: broken JSON ({error.msg} at column {error.colno})")
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            problems.append(f"{path}:{number}: must be a JSON object, got {type(row).__name__}")
-    if problems:
-        raise ConfigError(problems[:10])
-    return rows
-
-
-def _read_parquet(path: Path) -> list[Record]:
-    from datasets import Dataset
-
-    try:
-        return list(Dataset.from_parquet(str(path)))
-    except Exception as error:
-        raise ConfigError([f"{path}: not a Parquet file ({type(error).__name__}: {error})"]) from error
-
-
-def _read_hub(spec: DataSpec, split: str) -> list[Record]:
-    from datasets import load_dataset
-
-    try:
-        return list(load_dataset(str(spec.path), spec.config, split=split))
-    except Exception as error:
-        problem = f"data.path: cannot load '{spec.path}' split '{split}' from the hub ({type(error).__name__}: {error})"
-        raise ConfigError([problem]) from error
+            out[name] = SHAPES[name](record[name])
+        except ValueError as error:
+            problems.append(f"'{columns[name]}' {error}")
+    if not problems and "tags" in out and len(out["tags"]) != len(out["tokens"]):
+        problems.append(f"{len(out['tokens'])} words in '{columns['tokens']}', {len(out['tags'])} tags")
+    return out, problems
 
 
 # --- splits ----------------------------------------------------------------------------------------------------------
@@ -182,13 +161,16 @@ def _rename(rows: Sequence[Record], columns: Mapping[str, str], spec: DataSpec) 
                 for name, column in missing
             ]
         )
-    out = []
+    out, problems = [], []
     for number, row in enumerate(rows, 1):
-        record = {name: row.get(column) for name, column in columns.items()}
-        absent = [name for name, value in record.items() if value is None or value == ""]
-        if absent:
-            raise ConfigError([f"{spec.path}: row {number} has nothing in '{columns[absent[0]]}'"])
+        record, wrong = _shaped({name: row.get(column) for name, column in columns.items()}, columns)
+        absent = [n for n, v in record.items() if v is None or v == "" or (v == [] and n not in ("answers", "label"))]
+        problems += [f"{spec.path}: row {number} has nothing in '{columns[n]}'" for n in absent[:1]]
+        problems += [f"{spec.path}: row {number}: {w}" for w in wrong if not absent]
         out.append(record)
+    if problems:
+        more = [f"{spec.path}: and {len(problems) - 10} problems more"] if len(problems) > 10 else []
+        raise ConfigError(problems[:10] + more)
     return out
 
 
@@ -197,20 +179,32 @@ def _carve(raw: dict[str, list[Record]], spec: DataSpec) -> list[str]:
     notes = []
     start = 0.0
     train = raw["train"]
+    by = next((n for n in KEPT_TOGETHER if train and n in train[0]), "text")
     for name, fraction in (("eval", spec.eval_fraction), ("test", spec.test_fraction)):
         if name in raw:
             continue
         low, high = start, start + fraction
         raw[name] = [r for r in train if low <= _place(r) < high]
         start = high
-        notes.append(f"{name}: {len(raw[name])} rows carved from train by a hash of the text ({fraction:.0%})")
+        notes.append(f"{name}: {len(raw[name])} rows carved from train by a hash of the {by} ({fraction:.0%})")
     raw["train"] = [r for r in train if _place(r) >= start]
     return notes
 
 
 def _place(record: Record) -> float:
-    """Return a number in [0, 1) that depends on the record's normalised text alone, never on its label."""
-    texts = [v for k, v in sorted(record.items()) if k not in ("label", "completion") and isinstance(v, str)]
+    """Return a number in [0, 1) that depends on the record's normalised text alone, never on its label.
+
+    Records of one group, or of one context where there is no group, get the same number.
+    """
+    kept = next((n for n in KEPT_TOGETHER if n in record), None)
+    if kept:
+        texts = [str(record[kept])]
+    elif "tokens" in record:
+        texts = record["tokens"]
+    elif "messages" in record:
+        texts = [str(m.get("content")) for m in record["messages"] if m.get("role") != "assistant"]
+    else:
+        texts = [v for k, v in sorted(record.items()) if k not in ANSWERS and isinstance(v, str)]
     normal = " ".join(" ".join(texts).casefold().split())
     return int.from_bytes(hashlib.sha256(normal.encode()).digest()[:7]) / 2**56
 
@@ -223,8 +217,8 @@ def _at_most(rows: list[Record], limit: int | None) -> list[Record]:
     return [rows[i] for i in sorted(ranks[:limit])]
 
 
-def _fingerprint(splits: Mapping[str, Iterable[Record]]) -> str:
-    digest = hashlib.sha256()
+def _fingerprint(splits: Mapping[str, Iterable[Record]], tags: Sequence[str]) -> str:
+    digest = hashlib.sha256(json.dumps(tags).encode() if tags else b"")
     for name in SPLITS:
         for record in splits[name]:
             digest.update(json.dumps([name, record], sort_keys=True, default=str).encode())

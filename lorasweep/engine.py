@@ -4,6 +4,7 @@ It knows neither Optuna nor MLflow. Whoever iterates decides what an event leads
 goes on after its TrialEnded.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -19,6 +20,10 @@ from lorasweep.tasks import Example, Prediction, Task
 
 MEGABATCH = 50
 """Batches of similar length are formed within this many batches of random order, as HF's group_by_length does."""
+
+
+LOOK_AT = 32
+"""Training batches that a data-driven initialisation sees."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,9 @@ class Engine:
                 slot.pruned = reason
 
     def _admit(self, number: int, spec: TrialSpec) -> Slot:
-        attached = adapter.attach(self.base, spec.lora, spec.task_type, spec.train.seed)
+        attached = adapter.attach(
+            self.base, spec.lora, spec.task_type, spec.train.seed, lambda: self._first_inputs(spec.train)
+        )
         stream = pack.DropoutStream(self.device)
         pack.install(attached.peft_model, stream)
         parameters = attached.parameters()
@@ -136,13 +143,20 @@ class Engine:
             number=number,
             spec=spec,
             attached=attached,
-            optimizer=_optimizer(parameters, spec.train),
+            optimizer=_optimizer(attached.peft_model, spec),
             parameters=parameters,
             batches=epochs(self.prepared.train, spec.train.batch_size, spec.train.seed),
             steps_per_epoch=per_epoch,
             total_steps=spec.train.max_steps or math.ceil(per_epoch * spec.train.epochs),
             stream=stream,
         )
+
+    def _first_inputs(self, train: TrainSpec) -> list[dict[str, torch.Tensor]]:
+        """Return the model inputs of the trial's first batches, for initialisations that look at data."""
+        batches = itertools.islice(epochs(self.prepared.train, train.batch_size, train.seed), LOOK_AT)
+        made = [self.task.collate([b], self.prepared.pad_id, self.device).inputs for b in batches]
+        mask = "attention_mask"
+        return [{**i, mask: i.get(mask, torch.ones_like(i["input_ids"]))} for i in made]
 
     def _train(self, slot: Slot) -> Iterator[Event]:
         every = slot.spec.train.eval_every or slot.steps_per_epoch
@@ -190,7 +204,7 @@ class Engine:
         limit = slot.spec.train.max_grad_norm or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(slot.parameters, limit))
         for group in slot.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["lr_ratio"]
         slot.optimizer.step()
         slot.optimizer.zero_grad(set_to_none=True)
         return norm
@@ -257,15 +271,18 @@ def _training(slot: Slot, on: bool) -> None:
         pack.train(slot.attached.peft_model, on)
 
 
-def _optimizer(parameters: Sequence[torch.nn.Parameter], train: TrainSpec) -> torch.optim.Optimizer:
-    decayed = [p for p in parameters if p.dim() > 1]
-    rest = [p for p in parameters if p.dim() <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": train.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
+def _optimizer(peft_model: torch.nn.Module, spec: TrialSpec) -> torch.optim.Optimizer:
+    """Return AdamW over what trains: vectors without weight decay, and B faster than A with LoRA+."""
+    train, faster = spec.train, spec.lora.loraplus_lr_ratio
+    sorted_out: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in peft_model.named_parameters():
+        if parameter.requires_grad:
+            decay = train.weight_decay if parameter.dim() > 1 else 0.0
+            ratio = faster if ".lora_B." in name or ".lora_embedding_B." in name else 1.0
+            sorted_out.setdefault((decay, ratio), []).append(parameter)
+    groups = [{"params": p, "weight_decay": d, "lr_ratio": r} for (d, r), p in sorted_out.items()]
     return torch.optim.AdamW(
-        [g for g in groups if g["params"]],
+        groups,
         lr=train.learning_rate,
         betas=(train.adam_beta1, train.adam_beta2),
         eps=train.adam_epsilon,

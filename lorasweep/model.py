@@ -3,7 +3,8 @@
 import hashlib
 import importlib.util
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -140,20 +141,88 @@ def load(spec: ModelSpec, train: TrainSpec, task: Task, tokenizer: Any) -> Base:
     """Return the base on its device, frozen, in evaluation mode. Raises ConfigError when it cannot be loaded."""
     _be_quiet()
     device = device_of(train)
-    model, info = _from_hub(
-        spec,
-        _checked_source(spec),
-        getattr(transformers, task.auto_class),
-        dtype=dtype_of(train, device),
-        attn_implementation=spec.attn_implementation,
-        use_safetensors=True,
-        output_loading_info=True,
-        **task.model_kwargs(),
-    )
+    kwargs: dict[str, Any] = {
+        "dtype": dtype_of(train, device),
+        "attn_implementation": spec.attn_implementation,
+        "use_safetensors": True,
+        "output_loading_info": True,
+    }
+    if spec.decoder is not None:
+        encoder, lacking = _from_hub(spec, _checked_source(spec), transformers.AutoModel, **kwargs)
+        config, other = _decoder_config(spec, task), _decoder_spec(spec)
+        loader = transformers.AutoModelForCausalLM
+        decoder, info = _from_hub(other, _checked_source(other), loader, config=config, **kwargs)
+        model = _joined(spec, encoder, decoder, tokenizer)
+        keys = [f"encoder.{k}" for k in lacking["missing_keys"]] + [f"decoder.{k}" for k in info["missing_keys"]]
+        keys += [n for n, _ in model.named_parameters() if n.startswith("enc_to_dec_proj.")]
+    else:
+        loader = getattr(transformers, task.auto_class)
+        model, info = _from_hub(spec, _checked_source(spec), loader, **kwargs, **task.model_kwargs())
+        keys = list(info["missing_keys"])
     if spec.pooling == "mean":
         pool_by_mean(model)
-    missing = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
-    return _ready(model.to(device), tokenizer, tuple(missing))
+    task.trim(model)
+    return _ready(model.to(device), tokenizer, new_modules(model, keys))
+
+
+def new_modules(model: Any, keys: Sequence[str]) -> tuple[str, ...]:
+    """Return the modules whose parameters a checkpoint lacks, given the names of the parameters.
+
+    A module within another of them is left out. So is one of which only biases are lacking: they are zero, and to train
+    it in full would mean to train what the checkpoint does have (BERT's word vectors, tied to its language model head).
+    """
+    lacking = set(keys)
+    modules = dict(model.named_modules())
+    found = []
+    for name in sorted({key.rpartition(".")[0] for key in keys} & modules.keys()):
+        inside = {f"{name}.{n}" for n, _ in modules[name].named_parameters(remove_duplicate=False)}
+        own = {f"{name}.{n}" for n, _ in modules[name].named_parameters(recurse=False)}
+        biases_only = all(n.endswith(".bias") for n in own & lacking)
+        if inside <= lacking or not biases_only:
+            found.append(name)
+    return tuple(n for n in found if not any(n.startswith(f"{other}.") for other in found))
+
+
+def _decoder_spec(spec: ModelSpec) -> ModelSpec:
+    """Return where the decoder comes from; the digest holds for it only where it is the encoder's own checkpoint."""
+    assert spec.decoder is not None
+    digest = spec.sha256 if spec.decoder == spec.pretrained else None
+    return replace(spec, pretrained=spec.decoder, sha256=digest, decoder=None)
+
+
+def _decoder_config(spec: ModelSpec, task: Task) -> Any:
+    """Return the config of the decoder's checkpoint with a causal mask and cross-attention."""
+    if task.name != "SEQ_2_SEQ_LM":
+        raise ConfigError([f"model.decoder: only for SEQ_2_SEQ_LM, not {task.name}; set it to null"])
+    other = _decoder_spec(spec)
+    config = _from_hub(other, source(other), transformers.AutoConfig)
+    config.is_decoder = config.add_cross_attention = True
+    return config
+
+
+def _joined(spec: ModelSpec, encoder: Any, decoder: Any, tokenizer: Any) -> Any:
+    """Return the EncoderDecoderModel of both. Raises ConfigError where the decoder cannot read encoder or tokens."""
+    if decoder.get_input_embeddings().num_embeddings < len(tokenizer):
+        raise ConfigError([f"model.decoder: '{spec.decoder}' has fewer word vectors than the tokenizer has tokens"])
+    if not any("cross" in name and "att" in name for name, _ in decoder.named_modules()):
+        raise ConfigError([f"model.decoder: {type(decoder).__name__} cannot have cross-attention; BERT and GPT-2 can"])
+    try:
+        model = transformers.EncoderDecoderModel(encoder=encoder, decoder=decoder)
+    except ValueError as error:
+        raise ConfigError([f"model.decoder: cannot join '{spec.pretrained}' and '{spec.decoder}' ({error})"]) from error
+    if hasattr(model.encoder, "pooler"):
+        model.encoder.pooler = None
+    if hasattr(model, "enc_to_dec_proj"):
+        model.enc_to_dec_proj.to(decoder.dtype)
+    first = [tokenizer.cls_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id]
+    last = [tokenizer.sep_token_id, tokenizer.eos_token_id]
+    for holder in (model.config, model.generation_config):
+        holder.decoder_start_token_id = next((i for i in first if i is not None), None)
+        holder.eos_token_id = next((i for i in last if i is not None), None)
+        holder.pad_token_id = tokenizer.pad_token_id
+    model.config.vocab_size = decoder.config.vocab_size
+    model.config.tie_word_embeddings = False
+    return model
 
 
 def _be_quiet() -> None:
@@ -165,10 +234,19 @@ def _be_quiet() -> None:
 def skeleton(spec: ModelSpec, task: Task, tokenizer: Any) -> Base:
     """Return the model on the meta device: names and shapes, no weights. Nothing is known of missing parameters."""
     config = _from_hub(spec, source(spec), transformers.AutoConfig, **task.model_kwargs())
-    with torch.device("meta"):
-        model = getattr(transformers, task.auto_class).from_config(config, trust_remote_code=spec.trust_remote_code)
+    trust = spec.trust_remote_code
+    if spec.decoder is not None:
+        decoder_config = _decoder_config(spec, task)
+        with torch.device("meta"):
+            encoder = transformers.AutoModel.from_config(config, trust_remote_code=trust)
+            decoder = transformers.AutoModelForCausalLM.from_config(decoder_config, trust_remote_code=trust)
+            model = _joined(spec, encoder, decoder, tokenizer)
+    else:
+        with torch.device("meta"):
+            model = getattr(transformers, task.auto_class).from_config(config, trust_remote_code=trust)
     if spec.pooling == "mean":
         pool_by_mean(model)
+    task.trim(model)
     return _ready(model, tokenizer, ())
 
 
@@ -202,10 +280,10 @@ def renew_missing(base: Base, seed: int) -> None:
     """Draw the parameters that the checkpoint lacks anew, as transformers does, from `seed`."""
     torch.manual_seed(seed)
     for name in base.missing:
-        module = base.model.get_submodule(name)
-        for parameter in module.parameters(recurse=False):
-            parameter._is_hf_initialized = False
-        base.model._init_weights(module)
+        for module in base.model.get_submodule(name).modules():
+            for parameter in module.parameters(recurse=False):
+                parameter._is_hf_initialized = False
+            base.model._init_weights(module)
 
 
 # --- targets ---------------------------------------------------------------------------------------------------------

@@ -41,6 +41,9 @@ class ModelSpec:
     """Hub branch, tag or commit; null takes the default branch."""
     sha256: str | None = None
     """Expected digest of model.safetensors; a mismatch refuses the model. null checks nothing."""
+    decoder: str | None = None
+    """A second checkpoint that becomes the decoder of an EncoderDecoderModel; its cross-attention is new. Only for
+    SEQ_2_SEQ_LM; written as `pretrained` is."""
     tokenizer: str | None = None
     """Where the tokenizer comes from, if not from `pretrained`."""
     base_dropout: bool = False
@@ -60,6 +63,17 @@ class TaskSpec:
     """peft's TaskType."""
     primary: str | None = None
     """Metric that ranks trials; null takes the task's own (accuracy, loss, ...)."""
+    problem_type: str = one_of("auto", "auto", "single_label", "multi_label", "regression")
+    """What SEQ_CLS learns: one class a text, any number of classes (labels as a list, or as a string with `|` between
+    them), or a number. auto: multi_label where the labels are lists, else single_label."""
+    temperature: float = ranged(0.05, 0, 100, above=True)
+    """FEATURE_EXTRACTION on anchors and positives: cosines are divided by it before the softmax."""
+    generate: bool = False
+    """Evaluate generated text too: exact_match of CAUSAL_LM, rouge_l, bleu and chrf of SEQ_2_SEQ_LM. Greedy."""
+    max_new_tokens: int = ranged(64, 1, 1_000_000)
+    """Generated text ends after so many tokens."""
+    generate_samples: int | None = ranged(64, 1)
+    """At most so many inputs of a split are answered by generation, spread evenly over it; null answers all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,38 +82,86 @@ class LoraSpec:
 
     r: int = ranged(8, 1, 1024)
     """Rank of the update BA, 1 to 1024."""
-    lora_alpha: float = ranged(16.0, 0, above=True)
-    """The update is scaled by lora_alpha / r, or by lora_alpha / sqrt(r) with use_rslora."""
+    lora_alpha: float | None = ranged(None, 0, above=True)
+    """The update is scaled by lora_alpha / r, or by lora_alpha / sqrt(r) with use_rslora; null is 16."""
+    alpha_ratio: float | None = ranged(None, 0, above=True)
+    """lora_alpha as a multiple of r, in its place: alpha_ratio=2 keeps the scale at 2 whatever r is."""
     lora_dropout: float = ranged(0.0, 0, 0.95)
     """Probability that an input of A is set to zero while training, 0 to 0.95."""
     target_modules: str | list[str] = "all-linear"
     """Modules to adapt: names (suffixes) as a list, one regular expression, or a word of TARGET_PRESETS."""
+    exclude_modules: str | list[str] | None = None
+    """Modules to leave out again: names (suffixes) as a list, or one regular expression."""
+    target_parameters: list[str] | None = None
+    """Parameters to adapt by name (suffixes): MoE experts that a model keeps in one 3-D tensor, such as
+    mlp.experts.gate_up_proj and mlp.experts.down_proj. r is the rank for each expert."""
     bias: str = one_of("none", "none", "all", "lora_only")
-    """Which biases of the base train: none, all, or those of the adapted modules."""
+    """Which biases of the base train: none, all, or those of the adapted modules. Not lora_bias."""
+    lora_bias: bool = False
+    """Give B a bias of its own, scaled and merged with the update. The base's biases stay: that is `bias`."""
     use_rslora: bool = False
     """Scale by lora_alpha / sqrt(r) (arXiv:2312.03732)."""
+    use_dora: bool = False
+    """Learn magnitude and direction apart (arXiv:2402.09353): slower, for small ranks."""
     init_lora_weights: bool | str = True
-    """true (B = 0), false (random B), gaussian, olora, pissa, pissa_niter_N, orthogonal."""
+    """true (B = 0), false (random B), gaussian, olora, pissa, pissa_niter_N, orthogonal, loftq or eva."""
+    loftq_bits: int = field(default=4, metadata={"options": (4, 8)})
+    """Bits of the quantised base that init_lora_weights=loftq makes up for: 4 (NF4) or 8."""
+    loftq_iter: int = ranged(1, 1, 20)
+    """Rounds of quantising and decomposing for loftq (arXiv:2310.08659)."""
+    eva_rho: float = ranged(2.0, 1, 16)
+    """With eva, no module gets a rank above eva_rho times r; 1 keeps all at r (arXiv:2410.07170)."""
     modules_to_save: list[str] | None = None
     """Modules trained in full and saved with the adapter; a new head is added by itself."""
     layers_to_transform: list[int] | int | None = None
     """Indices of the layers to adapt; null adapts all."""
     layers_pattern: str | list[str] | None = None
     """Name of the module list that layers_to_transform indexes; null lets peft find it."""
+    rank_pattern: dict[str, int] | None = None
+    """Ranks of modules that differ from r, by name (suffix) or regular expression."""
+    alpha_pattern: dict[str, float] | None = None
+    """lora_alpha of modules that differ, likewise."""
+    loraplus_lr_ratio: float = ranged(1.0, 1, 256)
+    """LoRA+ (arXiv:2402.12354): B learns so many times faster than A; 1 is off, 16 is its authors' advice."""
+
+    @property
+    def alpha(self) -> float:
+        """lora_alpha as a number, however it was given."""
+        if self.alpha_ratio is not None:
+            return self.alpha_ratio * self.r
+        return 16.0 if self.lora_alpha is None else self.lora_alpha
+
+    @property
+    def changes_base(self) -> bool:
+        """PiSSA and OLoRA take the adapter's start out of the base weights."""
+        return str(self.init_lora_weights).startswith(("pissa", "olora"))
 
     def problems(self) -> list[str]:
         """Return the rules that tie several keys together, as far as they are broken."""
         out = []
         init = self.init_lora_weights
-        if isinstance(init, str) and not re.fullmatch(r"gaussian|olora|pissa(_niter_\d+)?|orthogonal", init):
+        names = r"gaussian|olora|pissa(_niter_[1-9]\d*)?|orthogonal|loftq|eva"
+        if isinstance(init, str) and not re.fullmatch(names, init):
             out.append(
-                f"lora.init_lora_weights: must be true, false, gaussian, olora, pissa, pissa_niter_N or orthogonal, "
-                f"got '{init}'"
+                "lora.init_lora_weights: must be true, false, gaussian, olora, pissa, pissa_niter_N, orthogonal, loftq "
+                f"or eva, got '{init}'"
             )
-        if init == "orthogonal" and self.r % 2:
-            out.append(f"lora.r: must be even with init_lora_weights=orthogonal, got {self.r}")
-        if not self.target_modules:
+        odd = [r for r in (self.r, *(self.rank_pattern or {}).values()) if r % 2]
+        if init == "orthogonal" and odd:
+            out.append(f"lora.r: must be even with init_lora_weights=orthogonal, got {odd[0]}")
+        if self.lora_alpha is not None and self.alpha_ratio is not None:
+            out.append("lora.alpha_ratio: stands in the place of lora.lora_alpha; give one of them")
+        if not self.target_modules and not self.target_parameters:
             out.append("lora.target_modules: must name at least one module, got an empty list")
+        if self.use_dora and init == "eva":
+            out.append("lora.use_dora: peft does not initialise DoRA with eva; choose another init_lora_weights")
+        low = [r for r in (self.rank_pattern or {}).values() if not 1 <= r <= 1024]
+        if low:
+            out.append(f"lora.rank_pattern: ranks must be between 1 and 1024, got {low[0]}")
+        return out + self._layer_problems() + self._parameter_problems()
+
+    def _layer_problems(self) -> list[str]:
+        out = []
         if self.layers_pattern and self.layers_to_transform is None:
             out.append("lora.layers_pattern: needs lora.layers_to_transform")
         regex = isinstance(self.target_modules, str) and self.target_modules not in TARGET_PRESETS
@@ -110,10 +172,26 @@ class LoraSpec:
             )
         return out
 
+    def _parameter_problems(self) -> list[str]:
+        """Return what peft cannot do on 3-D expert parameters."""
+        if not self.target_parameters:
+            return []
+        refused = {
+            "lora_dropout": self.lora_dropout > 0,
+            "use_dora": self.use_dora,
+            "lora_bias": self.lora_bias,
+            f"init_lora_weights={self.init_lora_weights}": self.init_lora_weights not in (True, False, "gaussian"),
+        }
+        return [
+            f"lora.target_parameters: expert parameters cannot be combined with {name}; leave one of them out"
+            for name, asked in refused.items()
+            if asked
+        ]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    source: str = one_of("builtin", "builtin", "csv", "jsonl", "parquet", "hub", "conll", "squad")
+    source: str = one_of("builtin", "builtin", "csv", "jsonl", "parquet", "hub", "conll", "squad", "text")
     """Where rows come from; `builtin` is the text of this Python's own standard library."""
     path: str | None = None
     """File, folder with one file a split, or hub data set id."""
@@ -136,12 +214,36 @@ class DataSpec:
     max_tokens: int = ranged(128, 4, 1_000_000)
     """Longer examples are cut to so many tokens."""
     text_column: str = "text"
+    """Column of the text; the `_column` keys that follow name columns likewise."""
     text_pair_column: str | None = None
     label_column: str = "label"
     prompt_column: str | None = None
     completion_column: str | None = None
     prompt_suffix: str = "\n"
     """Text between prompt and completion."""
+    messages_column: str | None = None
+    """Lists of {role, content}, written out by the tokenizer's chat template; the assistant's turns are learned."""
+    source_column: str = "source"
+    """What a SEQ_2_SEQ_LM reads."""
+    target_column: str = "target"
+    """What a SEQ_2_SEQ_LM learns to write."""
+    source_prefix: str = ""
+    """Text before each source, such as `summarize: `."""
+    max_target_tokens: int = ranged(64, 2, 1_000_000)
+    """Longer targets are cut to so many tokens."""
+    score_column: str | None = None
+    """FEATURE_EXTRACTION: how alike text_column and text_pair_column are; null takes anchors and positives."""
+    anchor_column: str = "anchor"
+    positive_column: str = "positive"
+    """The text that belongs to the anchor."""
+    negative_column: str | None = None
+    """A text that does not belong to the anchor."""
+    delimiter: str = ","
+    """Character between the cells of a CSV file; `tab` for tabulators."""
+    quoting: bool = True
+    """Whether quotation marks around a CSV cell are taken off; off: they are characters like any other."""
+    header: list[str] | None = None
+    """Column names of a CSV file without a header line; cells beyond them are left out."""
     tokens_column: str = "tokens"
     """A row's words: a list, or a string that white space divides."""
     tags_column: str = "tags"
@@ -162,6 +264,10 @@ class DataSpec:
             out.append(f"data.path: must be given for data={self.source}, e.g. data.path=folder/or/file")
         if (self.prompt_column is None) != (self.completion_column is None):
             out.append("data.prompt_column and data.completion_column: give both or neither")
+        if self.score_column and not self.text_pair_column:
+            out.append("data.text_pair_column: must be given with data.score_column, e.g. data.text_pair_column=text_b")
+        if self.delimiter not in ("tab", "\\t") and len(self.delimiter) != 1:
+            out.append(f"data.delimiter: must be one character or tab, got '{self.delimiter}'")
         return out
 
 
@@ -172,8 +278,11 @@ class TrainSpec:
     weight_decay: float = ranged(0.0, 0, 10)
     """Decoupled weight decay of AdamW, on matrices only (no biases, no norms)."""
     adam_beta1: float = ranged(0.9, 0, 0.9999)
+    """Decay of AdamW's mean of the gradient, a step."""
     adam_beta2: float = ranged(0.999, 0, 0.99999)
+    """Decay of AdamW's mean of the squared gradient, a step."""
     adam_epsilon: float = ranged(1e-8, 0, 1, above=True)
+    """Added to AdamW's denominator."""
     lr_scheduler_type: str = one_of("linear", "linear", "cosine", "constant")
     """Course of the learning rate after warm-up: to zero in a line, to zero as half a cosine, or flat."""
     warmup_ratio: float = ranged(0.06, 0, 1)
@@ -195,6 +304,7 @@ class TrainSpec:
     seed: int = ranged(0, 0, 2**32 - 1)
     """Seeds the adapter, the head, the order of examples and dropout."""
     device: str = one_of("auto", "auto", "cpu", "cuda", "mps")
+    """Where trials train; auto takes a GPU where there is one."""
     precision: str = one_of("auto", "auto", "fp32", "bf16", "fp16")
     """Number format of the base model; auto: bf16 on a GPU that has it, fp32 on a CPU. Adapters train in fp32."""
 
@@ -343,6 +453,10 @@ def _typed(value: Any, hint: Any) -> Any:
         if not isinstance(value, list | tuple):
             raise TypeError
         return [_typed(v, get_args(hint)[0]) for v in value]
+    elif origin is dict:
+        if not isinstance(value, dict):
+            raise TypeError
+        return {str(k): _typed(v, get_args(hint)[1]) for k, v in value.items()}
     elif hint is float:
         ok = isinstance(value, int | float) and not isinstance(value, bool)
         value = float(value) if ok else value
@@ -367,6 +481,8 @@ def _type_name(hint: Any) -> str:
         return " or ".join(_type_name(o) for o in get_args(hint))
     if get_origin(hint) is list:
         return f"a list, each {_type_name(get_args(hint)[0])}"
+    if get_origin(hint) is dict:
+        return f"a mapping of names, each to {_type_name(get_args(hint)[1])}"
     return names.get(hint.__name__, hint.__name__)
 
 
@@ -375,7 +491,8 @@ def _out_of_range(value: Any, metadata: Mapping[str, Any]) -> str | None:
         return None
     if "options" in metadata and value not in metadata["options"]:
         options = metadata["options"]
-        return f"must be one of {', '.join(options)}, got '{value}'{did_you_mean(str(value), options)}"
+        words = [str(o) for o in options]
+        return f"must be one of {', '.join(words)}, got '{value}'{did_you_mean(str(value), words)}"
     if "range" in metadata:
         low, high, above = metadata["range"]
         inside = (value > low if above else value >= low) and value <= high

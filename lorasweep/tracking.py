@@ -23,7 +23,7 @@ FLUSH_S = 5.0
 KEY_CONFIG = {
     "model": ("pretrained",),
     "task_type": ("name",),
-    "lora": ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "use_rslora", "init_lora_weights"),
+    "lora": ("r", "lora_dropout", "target_modules", "bias", "use_rslora", "init_lora_weights"),
     "data": ("source", "path", "max_tokens"),
     "train": ("learning_rate", "batch_size", "epochs", "max_steps", "lr_scheduler_type", "weight_decay", "seed"),
 }
@@ -112,6 +112,7 @@ class TrialRun:
 
         tree = spec.to_dict()
         values = {f"{section}.{k}": tree[section][k] for section, keys in KEY_CONFIG.items() for k in keys}
+        values["lora.lora_alpha"] = spec.lora.alpha
         values |= swept
         entries = [Param(k, str(v)) for k, v in values.items() if v is not None]
         self._send("log params", lambda c: c.log_batch(self.run_id, params=entries))

@@ -156,7 +156,7 @@ class Worker:
         running.run.params(running.spec, running.claimed.params)
         running.run.dataset(work.data, running.spec)
         running.log.info("%d steps, %s, data %s", event.total_steps, running.counts, work.data.fingerprint[:12])
-        for note in work.data.notes:
+        for note in (*work.data.notes, *work.task.notes):
             running.log.info("%s", note)
 
     def _step(self, running: Running, event: StepEvent) -> None:
@@ -212,7 +212,7 @@ class Worker:
         began = time.perf_counter()
         spec, task = running.spec, trainer.task
         fresh = model.load(spec.model, spec.train, task, self._workload(spec).tokenizer)
-        reloaded = adapter.reload(folder, fresh).base_model.model
+        reloaded = adapter.reload(folder, fresh, spec.lora, spec.task_type).base_model.model
         predictions = engine.predict(reloaded, task, trainer.prepared.eval, spec.train, trainer.prepared.pad_id)
         metrics = task.metrics(predictions)
         primary = self.study.meta.metric
@@ -285,7 +285,7 @@ def score_winner(study: Study, loaded: Mapping[str, group.Workload]) -> dict[str
     work = loaded.get(group.key(spec)) or group.workload(spec)
     base = model.load(spec.model, spec.train, work.task, work.tokenizer)
     folder = study.trial_folder(best.number)
-    adapted = adapter.reload(folder / "adapter", base).base_model.model
+    adapted = adapter.reload(folder / "adapter", base, spec.lora, spec.task_type).base_model.model
     found = engine.predict(adapted, work.task, work.examples["test"], spec.train, work.tokenizer.pad_token_id)
     scores = work.task.metrics(found) | work.task.baseline(work.data, "test")
     path = folder / "result.json"

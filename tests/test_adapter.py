@@ -36,7 +36,8 @@ def logits(net, work) -> torch.Tensor:
         return net(**batch.inputs).logits
 
 
-INITS = ["true", "false", "gaussian", "olora", "pissa", "pissa_niter_4", "orthogonal"]
+INITS = ["true", "false", "gaussian", "olora", "pissa", "pissa_niter_4", "orthogonal", "loftq", "eva"]
+STARTS_ELSEWHERE = ("false", "loftq")
 
 
 @pytest.mark.parametrize("init", INITS)
@@ -47,14 +48,18 @@ def test_saved_adapter_loads_with_plain_peft_and_the_base_is_left_as_it_was(tiny
     model.renew_missing(base, spec.train.seed)
     start = {n: p.clone() for n, p in base.model.state_dict().items()}
     untrained = logits(base.model, work)
-    attached = adapter.attach(base, spec.lora, spec.task_type, spec.train.seed)
-    if init != "false":
+    batch = work.task.collate([work.examples["train"][:32]], work.tokenizer.pad_token_id)
+    attached = adapter.attach(base, spec.lora, spec.task_type, spec.train.seed, lambda: [batch.inputs] * 4)
+    if init not in STARTS_ELSEWHERE:
         torch.testing.assert_close(logits(attached.peft_model, work), untrained, rtol=1e-5, atol=1e-5)
     move(attached)
     trained = logits(attached.peft_model, work)
     assert (trained - untrained).abs().max() > 1e-3
     adapter.save(attached, tmp_path / "adapter")
-    reloaded = peft.PeftModel.from_pretrained(load().model, str(tmp_path / "adapter")).eval()
+    if init == "loftq":
+        reloaded = adapter.reload(tmp_path / "adapter", load(), spec.lora, spec.task_type)
+    else:
+        reloaded = peft.PeftModel.from_pretrained(load().model, str(tmp_path / "adapter")).eval()
     torch.testing.assert_close(logits(reloaded, work), trained, rtol=1e-5, atol=1e-5)
     adapter.detach(attached)
     after = base.model.state_dict()

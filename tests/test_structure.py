@@ -16,6 +16,7 @@ ORDER = [
     "readers",
     "data",
     "tasks.task",
+    "tasks.generation",
     "tasks.causal_lm",
     "tasks.seq_cls",
     "tasks.seq_2_seq_lm",

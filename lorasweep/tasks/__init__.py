@@ -3,10 +3,16 @@
 from lorasweep.errors import ConfigError
 from lorasweep.spec import TaskSpec
 from lorasweep.tasks.causal_lm import CausalLM
+from lorasweep.tasks.feature_extraction import FeatureExtraction
+from lorasweep.tasks.question_ans import QuestionAns
+from lorasweep.tasks.seq_2_seq_lm import Seq2SeqLM
 from lorasweep.tasks.seq_cls import SeqCls
 from lorasweep.tasks.task import Batch, Example, Prediction, Task, maximize
+from lorasweep.tasks.token_cls import TokenCls
 
-TASKS: dict[str, type[Task]] = {cls.name: cls for cls in (SeqCls, CausalLM)}
+TASKS: dict[str, type[Task]] = {
+    cls.name: cls for cls in (SeqCls, CausalLM, TokenCls, QuestionAns, Seq2SeqLM, FeatureExtraction)
+}
 
 
 def make(spec: TaskSpec) -> Task:

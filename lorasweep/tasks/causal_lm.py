@@ -1,17 +1,21 @@
-"""CAUSAL_LM: plain text, or a prompt with the completion that is learned; loss in nats a supervised token first.
+"""CAUSAL_LM: plain text, a prompt with the completion that is learned, or a chat; loss in nats a token first.
 
 Shapes: B rows, T tokens, N supervised positions, D hidden, V words.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor, nn
 
-from lorasweep.data import Record
-from lorasweep.spec import DataSpec
+from lorasweep.data import Data, Record
+from lorasweep.errors import ConfigError
+from lorasweep.spec import DataSpec, TaskSpec
+from lorasweep.tasks import generation
 from lorasweep.tasks.task import IGNORE, Batch, Example, Prediction, Task, mean_loss
 
 CHUNK_LOGITS = 2**24
@@ -24,30 +28,62 @@ CHANGED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 class CausalLM(Task):
     name = "CAUSAL_LM"
     auto_class = "AutoModelForCausalLM"
-    metric_names = ("loss", "perplexity", "token_accuracy")
+    metric_names: tuple[str, ...] = ("loss", "perplexity", "token_accuracy")
+
+    def __init__(self, spec: TaskSpec) -> None:
+        super().__init__(spec)
+        if spec.generate:
+            self.metric_names = (*self.metric_names, "exact_match")
+        self.tokenizer: Any = None
+        self.stop: tuple[int, ...] = ()
+        """Token that ends an assistant's turn, beside the end token."""
 
     def columns(self, spec: DataSpec) -> dict[str, str]:
+        if spec.messages_column:
+            return {"messages": spec.messages_column}
         if spec.prompt_column and spec.completion_column:
             return {"prompt": spec.prompt_column, "completion": spec.completion_column}
         return {"text": spec.text_column}
 
+    def fit(self, data: Data) -> list[str]:
+        """Learn nothing; return a problem where there is no answer to generate."""
+        if self.spec.generate and "text" in data.splits["train"][0]:
+            return [
+                "task_type.generate: plain text asks for no answer; give data.prompt_column and "
+                "data.completion_column, or data.messages_column"
+            ]
+        return []
+
     def encode(self, records: Sequence[Record], tokenizer: Any, spec: DataSpec) -> list[Example]:
-        """Supervise the completion and the end token that follows it; of plain text, every token but the first."""
-        start = [tokenizer.bos_token_id] if getattr(tokenizer, "add_bos_token", False) else []
-        if "prompt" in records[0]:
-            heads = _plain(tokenizer, [str(r["prompt"]) + spec.prompt_suffix for r in records])
-            tails = _plain(tokenizer, [str(r["completion"]) for r in records])
+        """Supervise the completion and the end token that follows it, or the assistant's turns of a chat; of plain
+        text, every token but the first. Raises ConfigError where the chat template does not fit.
+        """
+        self.tokenizer = tokenizer
+        if "messages" in records[0]:
+            turns = [chat_turns(tokenizer, r["messages"], row) for row, r in enumerate(records, 1)]
+            special = [i for i in turns[0][-1][1] if i in tokenizer.all_special_ids]
+            self.stop = tuple(special[-1:])
+            answers = [str([m for m in r["messages"] if m["role"] == "assistant"][-1]["content"]) for r in records]
         else:
-            heads = [[]] * len(records)
-            tails = _plain(tokenizer, [str(r["text"]) for r in records])
+            turns = _one_turn(records, tokenizer, spec)
+            answers = [str(r.get("completion", "")) for r in records]
         examples = []
-        for row, (head, tail) in enumerate(zip(heads, tails, strict=True)):
-            ids = (start + head + tail + [tokenizer.eos_token_id])[: spec.max_tokens]
-            labels = ([IGNORE] * len(start + head) + tail + [tokenizer.eos_token_id])[: spec.max_tokens]
+        for row, (parts, answer) in enumerate(zip(turns, answers, strict=True)):
+            ids = [i for head, tail in parts for i in head + tail]
+            labels = [i for head, tail in parts for i in [IGNORE] * len(head) + tail][: spec.max_tokens]
             supervised = sum(label != IGNORE for label in labels[1:])
             if supervised:
-                examples.append(Example(row=row, inputs={"input_ids": ids}, target=labels, supervised=supervised))
-        return examples
+                prompt = ids[: len(ids) - len(parts[-1][1])]
+                info = (prompt, answer) if self.spec.generate and len(prompt) < spec.max_tokens else None
+                inputs = {"input_ids": ids[: spec.max_tokens]}
+                examples.append(Example(row=row, inputs=inputs, target=labels, supervised=supervised, info=info))
+        return self._some_asked(examples)
+
+    def _some_asked(self, examples: list[Example]) -> list[Example]:
+        """Return the examples, the prompts of only some of them to be answered by generation."""
+        asked = [e.row for e in examples if e.info]
+        chosen = {asked[i] for i in generation.chosen(len(asked), self.spec.generate_samples)}
+        return [e if e.info is None or e.row in chosen else replace(e, info=None) for e in examples]
 
     def labels(self, examples: Sequence[Example], length: int) -> Tensor:
         table = torch.full((len(examples), length), IGNORE)
@@ -64,20 +100,34 @@ class CausalLM(Task):
         sums = torch.zeros(3, len(batch.rows), device=losses_N.device)
         sums.index_add_(1, where, torch.stack([losses_N, torch.ones_like(losses_N), correct_N.float()]))
         losses, counts, correct = sums.tolist()
-        return [
+        found: list[Prediction] = [
             {"row": r, "loss": loss, "supervised": int(count), "correct": int(right)}
             for r, loss, count, right in zip(batch.rows, losses, counts, correct, strict=True)
         ]
+        asked = [(p, *info) for p, info in zip(found, batch.infos, strict=True) if info]
+        if asked:
+            prompts = [prompt for _, prompt, _ in asked]
+            ids_BT, mask_BT = generation.padded_left(prompts, self.tokenizer.pad_token_id, batch.labels.device)
+            texts = generation.greedy(model, ids_BT, mask_BT, self.tokenizer, self.spec.max_new_tokens, self.stop)
+            for (p, _, answer), text in zip(asked, texts, strict=True):
+                p |= {"text": text, "right": generation.same_answer(text, answer)}
+        return found
 
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         loss = mean_loss(predictions)
-        return {
+        values = {
             "loss": loss,
             "perplexity": math.exp(min(loss, 700)),
             "token_accuracy": sum(p["correct"] for p in predictions) / sum(p["supervised"] for p in predictions),
         }
+        if self.spec.generate:
+            rights = [p["right"] for p in predictions if "text" in p]
+            values["exact_match"] = sum(rights) / len(rights) if rights else math.nan
+        return values
 
     def readable(self, record: Record, prediction: Prediction) -> str:
+        if "text" in prediction:
+            return prediction["text"]
         per_token = prediction["loss"] / prediction["supervised"]
         return f"{prediction['correct']} of {prediction['supervised']} tokens right, {per_token:.3f} nats a token"
 
@@ -134,6 +184,64 @@ class HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, slope_N: Tensor, _: Any) -> Any:
         (grad_ND,) = ctx.saved_tensors
         return (grad_ND * slope_N[:, None].to(grad_ND.dtype), None, None, None)
+
+
+Turns = list[tuple[list[int], list[int]]]
+"""Token ids that are only read, and those that are learned after them, in alternation."""
+
+
+def chat_turns(tokenizer: Any, messages: Sequence[dict[str, Any]], row: int) -> Turns:
+    """Return one part for each turn of the assistant: the tokens before it, and its own.
+
+    The chat is written out once for each end of a turn; what one adds to the one before is the turn. Raises ConfigError
+    where the template changes what was there, or where there is none.
+    """
+    parts: Turns = []
+    done: list[int] = []
+    for end, message in enumerate(messages, 1):
+        if message["role"] != "assistant":
+            continue
+        whole = _written(tokenizer, messages[:end], False, row)
+        before = _written(tokenizer, messages[: end - 1], True, row)
+        if whole[: len(before)] != before:
+            before = _written(tokenizer, messages[: end - 1], False, row) if end > 1 else []
+        if before[: len(done)] != done or whole[: len(before)] != before:
+            raise ConfigError(
+                [
+                    f"data.messages_column: the tokenizer's chat template rewrites earlier turns when one follows (row "
+                    f"{row}), so that what the assistant said cannot be told apart; use chats with one answer each, "
+                    "another tokenizer, or data.prompt_column and data.completion_column"
+                ]
+            )
+        parts.append((before[len(done) :], whole[len(before) :]))
+        done = whole
+    return parts
+
+
+def _written(tokenizer: Any, messages: Sequence[dict[str, Any]], ask: bool, row: int) -> list[int]:
+    """Return a chat as token ids, with the opening of the assistant's answer for `ask`."""
+    if not messages:
+        return []
+    try:
+        return list(tokenizer.apply_chat_template(list(messages), add_generation_prompt=ask, return_dict=False))
+    except (ValueError, TemplateError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            [f"data.messages_column: the tokenizer cannot write out the chat of row {row} ({reason})"]
+        ) from error
+
+
+def _one_turn(records: Sequence[Record], tokenizer: Any, spec: DataSpec) -> list[Turns]:
+    """Return a single part for each record: prompt and completion, or nothing and the plain text."""
+    start = [tokenizer.bos_token_id] if getattr(tokenizer, "add_bos_token", False) else []
+    if "prompt" in records[0]:
+        heads = _plain(tokenizer, [str(r["prompt"]) + spec.prompt_suffix for r in records])
+        tails = _plain(tokenizer, [str(r["completion"]) for r in records])
+    else:
+        heads = [[]] * len(records)
+        tails = _plain(tokenizer, [str(r["text"]) for r in records])
+    end = [tokenizer.eos_token_id]
+    return [[(start + head, tail + end)] for head, tail in zip(heads, tails, strict=True)]
 
 
 def _plain(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

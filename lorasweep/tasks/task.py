@@ -51,7 +51,7 @@ class Batch:
 
 Prediction = dict[str, Any]
 
-LESS_IS_BETTER = ("loss", "perplexity")
+LESS_IS_BETTER = ("loss", "perplexity", "mse")
 
 
 def maximize(metric: str) -> bool:
@@ -63,8 +63,8 @@ class Task(ABC):
     name: ClassVar[str]
     auto_class: ClassVar[str]
     """Name of the transformers auto class that brings the head."""
-    metric_names: ClassVar[tuple[str, ...]]
-    """What `metrics` returns, the primary one first."""
+    metric_names: tuple[str, ...]
+    """What `metrics` returns, the primary one first. Final after `columns` and `fit`: it may depend on the data."""
 
     def __init__(self, spec: TaskSpec) -> None:
         self.spec = spec
@@ -82,6 +82,9 @@ class Task(ABC):
     def fit(self, data: Data) -> list[str]:
         """Learn what depends on the data (the labels); return problems."""
         return []
+
+    def trim(self, model: Any) -> None:  # noqa: B027
+        """Take off the freshly loaded model what the task does not use, or raise ConfigError if it is unfit."""
 
     def model_kwargs(self) -> dict[str, Any]:
         """Return what the model's config needs to know of the data."""

@@ -1,0 +1,95 @@
+"""Generated text: greedy decoding of a batch, and its scores against references.
+
+Shapes: B rows, T tokens.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SPACELESS = re.compile("([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
+"""Characters of scripts without spaces between words (Chinese, Japanese): each counts as a word."""
+
+SCORES = ("rouge_l", "bleu", "chrf")
+
+
+def chosen(count: int, limit: int | None) -> set[int]:
+    """Return at most `limit` of the indices below `count`, evenly spread; all of them for None."""
+    if limit is None or count <= limit:
+        return set(range(count))
+    return {i * count // limit for i in range(limit)}
+
+
+def greedy(
+    model: Any, ids_BT: Tensor, mask_BT: Tensor, tokenizer: Any, max_new_tokens: int, stop: Sequence[int] = ()
+) -> list[str]:
+    """Return what the model writes after each prompt (after each source, for an encoder-decoder), stripped.
+
+    Prompts of a decoder-only model must be padded on the left. A text ends at the model's or the tokenizer's end token
+    or at one of `stop`.
+    """
+    ends = model.generation_config.eos_token_id
+    found = {*(ends if isinstance(ends, list | tuple) else [ends]), tokenizer.eos_token_id, *stop} - {None}
+    written_BT = model.generate(
+        input_ids=ids_BT,
+        attention_mask=mask_BT,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        eos_token_id=sorted(found) or None,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    if not model.config.is_encoder_decoder:
+        written_BT = written_BT[:, ids_BT.shape[1] :]
+    return [text.strip() for text in tokenizer.batch_decode(written_BT, skip_special_tokens=True)]
+
+
+def padded_left(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Return token ids and attention mask, [B, T] each."""
+    length = max(map(len, rows))
+    ids_BT = torch.full((len(rows), length), pad_id)
+    mask_BT = torch.zeros(len(rows), length, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids_BT[i, length - len(row) :] = torch.tensor(row)
+        mask_BT[i, length - len(row) :] = 1
+    return ids_BT.to(device), mask_BT.to(device)
+
+
+def scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Return ROUGE-L (F, the best reference), BLEU (sacrebleu's 13a tokens) and chrF of texts, each from 0 to 1."""
+    from torchmetrics.functional.text import chrf_score, sacre_bleu_score
+    from torchmetrics.functional.text.rouge import rouge_score
+
+    spaced = [_spaced(t) for t in texts]
+    spaced_references = [[_spaced(r) for r in refs] for refs in references]
+    rouge = rouge_score(
+        spaced, spaced_references, accumulate="best", rouge_keys="rougeL", normalizer=str.lower, tokenizer=_words
+    )
+    return {
+        "rouge_l": float(rouge["rougeL_fmeasure"]),
+        "bleu": float(sacre_bleu_score(spaced, spaced_references, tokenize="13a")),
+        "chrf": float(torch.as_tensor(chrf_score(texts, references, n_word_order=0))),
+    }
+
+
+def answer(text: str) -> str:
+    """Return the last text after `#### ` (GSM8K's answer), or all of it, stripped."""
+    return text.rpartition("#### ")[2].strip()
+
+
+def same_answer(written: str, expected: str) -> bool:
+    """Tell whether two answers agree: after `#### ` where both have it, else as whole texts."""
+    if "#### " in written and "#### " in expected:
+        return answer(written) == answer(expected)
+    return written.strip() == expected.strip()
+
+
+def _spaced(text: str) -> str:
+    return SPACELESS.sub(r" \1 ", text)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text)

@@ -1,0 +1,172 @@
+"""SEQ_2_SEQ_LM: a source text, and a target that is learned; loss in nats a target token first.
+
+Shapes: B rows, T target tokens, N supervised positions, D hidden, V words.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorasweep.data import Record
+from lorasweep.errors import ConfigError
+from lorasweep.spec import DataSpec, TaskSpec
+from lorasweep.tasks import generation
+from lorasweep.tasks.causal_lm import HeadLoss
+from lorasweep.tasks.task import IGNORE, Batch, Example, Prediction, Task, mean_loss
+
+
+class Seq2SeqLM(Task):
+    name = "SEQ_2_SEQ_LM"
+    auto_class = "AutoModelForSeq2SeqLM"
+    metric_names: tuple[str, ...] = ("loss", "perplexity", "token_accuracy")
+
+    def __init__(self, spec: TaskSpec) -> None:
+        super().__init__(spec)
+        if spec.generate:
+            self.metric_names = (*self.metric_names, *generation.SCORES)
+        self.tokenizer: Any = None
+        self.full_logits = False
+        """Whether the model has been found to change the logits after its head."""
+
+    def columns(self, spec: DataSpec) -> dict[str, str]:
+        return {"source": spec.source_column, "target": spec.target_column}
+
+    def trim(self, model: Any) -> None:
+        """Raise ConfigError where the model does not know which token a target begins with."""
+        if model.config.decoder_start_token_id is None:
+            raise ConfigError([f"model.pretrained: {type(model).__name__} has no decoder_start_token_id in its config"])
+
+    def encode(self, records: Sequence[Record], tokenizer: Any, spec: DataSpec) -> list[Example]:
+        """Supervise the target and its end token. A source's first example carries all of the source's targets."""
+        self.tokenizer = tokenizer
+        sources = tokenizer(
+            [spec.source_prefix + str(r["source"]) for r in records],
+            truncation=True,
+            max_length=spec.max_tokens,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+        targets = tokenizer(
+            text_target=[str(r["target"]) for r in records],
+            truncation=True,
+            max_length=spec.max_target_tokens,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+        references = self._references(records)
+        return [
+            Example(
+                row=i,
+                inputs={"input_ids": source},
+                target=(labels := _without_start(target, tokenizer)),
+                supervised=len(labels),
+                info=references.get(i),
+            )
+            for i, (source, target) in enumerate(zip(sources, targets, strict=True))
+        ]
+
+    def _references(self, records: Sequence[Record]) -> dict[int, list[str]]:
+        """Return first row -> targets of the sources that are answered by generation."""
+        if not self.spec.generate:
+            return {}
+        rows: dict[str, list[int]] = {}
+        for i, record in enumerate(records):
+            rows.setdefault(str(record["source"]), []).append(i)
+        groups = list(rows.values())
+        chosen = sorted(generation.chosen(len(groups), self.spec.generate_samples))
+        return {groups[k][0]: [str(records[i]["target"]) for i in groups[k]] for k in chosen}
+
+    def labels(self, examples: Sequence[Example], length: int) -> Tensor:
+        """Return the targets [B, T], padded to the longest of them; `length` is that of the sources."""
+        table = torch.full((len(examples), max(len(e.target) for e in examples)), IGNORE)
+        for i, e in enumerate(examples):
+            table[i, : len(e.target)] = torch.tensor(e.target)
+        return table
+
+    def row_losses(self, model: Any, batch: Batch) -> Tensor:
+        losses_N, where, _ = self._token_losses(model, batch)
+        return losses_N.new_zeros(len(batch.rows)).index_add(0, where, losses_N)
+
+    def predict(self, model: Any, batch: Batch) -> list[Prediction]:
+        losses_N, where, correct_N = self._token_losses(model, batch)
+        sums = torch.zeros(3, len(batch.rows), device=losses_N.device)
+        sums.index_add_(1, where, torch.stack([losses_N, torch.ones_like(losses_N), correct_N.float()]))
+        losses, counts, correct = sums.tolist()
+        found: list[Prediction] = [
+            {"row": r, "loss": loss, "supervised": int(count), "correct": int(right)}
+            for r, loss, count, right in zip(batch.rows, losses, counts, correct, strict=True)
+        ]
+        asked = [i for i, references in enumerate(batch.infos) if references]
+        if asked:
+            ids_BT, mask_BT = batch.inputs["input_ids"][asked], batch.inputs["attention_mask"][asked]
+            texts = generation.greedy(model, ids_BT, mask_BT, self.tokenizer, self.spec.max_new_tokens)
+            for i, text in zip(asked, texts, strict=True):
+                found[i] |= {"text": text, "references": batch.infos[i]}
+        return found
+
+    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+        loss = mean_loss(predictions)
+        values = {
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700)),
+            "token_accuracy": sum(p["correct"] for p in predictions) / sum(p["supervised"] for p in predictions),
+        }
+        if self.spec.generate:
+            written = [p for p in predictions if "text" in p]
+            values |= generation.scores([p["text"] for p in written], [p["references"] for p in written])
+        return values
+
+    def readable(self, record: Record, prediction: Prediction) -> str:
+        if "text" in prediction:
+            return prediction["text"]
+        per_token = prediction["loss"] / prediction["supervised"]
+        return f"{prediction['correct']} of {prediction['supervised']} tokens right, {per_token:.3f} nats a token"
+
+    def _token_losses(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return loss, row and hit of each target token, [N] each. The decoder reads the target shifted by one."""
+        keep_BT = batch.labels != IGNORE
+        where = keep_BT.nonzero()[:, 0]
+        targets_N = batch.labels[keep_BT]
+        decoder_ids_BT = model.prepare_decoder_input_ids_from_labels(batch.labels)
+        inputs = {**batch.inputs, "decoder_input_ids": decoder_ids_BT, "use_cache": False}
+        head = model.get_output_embeddings()
+        if not self.full_logits and type(head) is nn.Linear and not any(p.requires_grad for p in head.parameters()):
+            hidden_BTD, plain = _before_head(model, head, inputs)
+            if plain:
+                losses, hits = HeadLoss.apply(hidden_BTD[keep_BT], head.weight, head.bias, targets_N)
+                return losses, where, hits
+        logits_NV = model(**inputs).logits[keep_BT].float()
+        losses = nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
+        return losses, where, logits_NV.argmax(-1) == targets_N
+
+
+def _without_start(ids: list[int], tokenizer: Any) -> list[int]:
+    """Return a target without BERT's leading [CLS]: there the decoder begins with it, so nothing has to predict it."""
+    starts = tokenizer.bos_token_id is None and tokenizer.cls_token_id is not None and ids[0] == tokenizer.cls_token_id
+    return ids[1:] if starts else ids
+
+
+def _before_head(model: Any, head: nn.Linear, inputs: dict[str, Any]) -> tuple[Tensor, bool]:
+    """Return what the head reads, [B, T, D], and whether the head's output is the model's logits, untouched.
+
+    The model runs as always, so that scales before the head are in; the head itself is shown one position only.
+    """
+    seen: list[Tensor] = []
+
+    def first_position(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        seen.append(args[0])
+        return (args[0][:, :1], *args[1:])
+
+    def keep(_: nn.Module, __: Any, logits_B1V: Tensor) -> None:
+        seen.append(logits_B1V)
+
+    hooks = [head.register_forward_pre_hook(first_position), head.register_forward_hook(keep)]
+    try:
+        logits_B1V = model(**inputs).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen[0], len(seen) == 2 and seen[1] is logits_B1V
