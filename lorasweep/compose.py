@@ -44,6 +44,21 @@ def group_options(group: str) -> list[str]:
     return sorted(p.stem for p in (data_folder("conf") / group).glob("*.yaml"))
 
 
+def sweep_file(name: str) -> list[str]:
+    """Return the overrides that sweeps/NAME.yaml lists. Raises ConfigError where there is no such file."""
+    folder = data_folder("sweeps")
+    names = sorted(p.stem for p in folder.glob("*.yaml"))
+    if name not in names:
+        raise ConfigError(
+            [f"--sweep: no file sweeps/{name}.yaml{did_you_mean(name, names)}; known: {', '.join(names)}"]
+        )
+    content: Any = OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"))
+    listed = content.get("overrides") if isinstance(content, dict) else None
+    if not listed or set(content) != {"overrides"}:
+        raise ConfigError([f"sweeps/{name}.yaml: must hold one key, `overrides`, a list of key=value strings"])
+    return [str(o) for o in listed]
+
+
 def parse(overrides: Iterable[str]) -> tuple[list[Override], list[str]]:
     """Return Hydra's reading of the sound overrides and the problems of those that are unreadable or name no key."""
     parser = OverridesParser.create()

@@ -82,6 +82,18 @@ def test_every_point_of_a_grid_is_checked():
     assert [p.split("got ")[1] for p in caught.value.problems] == ["0", "5000"]
 
 
+@pytest.mark.parametrize("path", sorted(compose.data_folder("sweeps").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_sweep_file_states_its_question_and_composes(path):
+    assert path.read_text().startswith("# ") and path.read_text().splitlines()[0].endswith((".", "?"))
+    grid = space.grid(compose.sweep_file(path.stem))
+    assert len(compose.compose_points(grid.lines, grid.problems)) == len(grid.points) > 1
+
+
+def test_unknown_sweep_file_is_refused():
+    with pytest.raises(ConfigError, match="did you mean 'rank'"):
+        compose.sweep_file("rnak")
+
+
 def test_every_key_is_described():
     undescribed = [path for path, _, text in spec.described_keys() if not text and not path.endswith("_column")]
     assert undescribed == []
