@@ -122,7 +122,9 @@ def attach(base: Base, lora: LoraSpec, task: TaskSpec, seed: int, batches: Batch
         init_loftq(peft_model, lora)
     originals = {n: w for n, w in originals.items() if n.endswith("bias") or not torch.equal(w, before[n])}
     state = get_peft_model_state_dict(peft_model) if lora.changes_base else {}
-    return Attached(peft_model, base, originals, {n: w.clone() for n, w in state.items() if ".lora_" in n})
+    return Attached(
+        peft_model, base, originals, {n: w.clone() for n, w in state.items() if ".lora_A." in n or ".lora_B." in n}
+    )
 
 
 def _will_change(lora: LoraSpec, parameters: Mapping[str, Tensor]) -> list[str]:

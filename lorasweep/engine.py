@@ -4,11 +4,12 @@ It knows neither Optuna nor MLflow. Whoever iterates decides what an event leads
 goes on after its TrialEnded.
 """
 
+import inspect
 import itertools
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -154,9 +155,15 @@ class Engine:
     def _first_inputs(self, train: TrainSpec) -> list[dict[str, torch.Tensor]]:
         """Return the model inputs of the trial's first batches, for initialisations that look at data."""
         batches = itertools.islice(epochs(self.prepared.train, train.batch_size, train.seed), LOOK_AT)
-        made = [self.task.collate([b], self.prepared.pad_id, self.device).inputs for b in batches]
-        mask = "attention_mask"
-        return [{**i, mask: i.get(mask, torch.ones_like(i["input_ids"]))} for i in made]
+        made = [self.task.collate([b], self.prepared.pad_id, self.device) for b in batches]
+        if self.base.model.config.is_encoder_decoder:  # makes its decoder's inputs from the labels
+            made = [replace(b, inputs={**b.inputs, "labels": b.labels}) for b in made]
+        known = inspect.signature(self.base.model.forward).parameters
+        return [
+            {"attention_mask": torch.ones_like(b.inputs["input_ids"])}
+            | {k: v for k, v in b.inputs.items() if k in known}
+            for b in made
+        ]
 
     def _train(self, slot: Slot) -> Iterator[Event]:
         every = slot.spec.train.eval_every or slot.steps_per_epoch
