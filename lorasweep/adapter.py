@@ -4,7 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,11 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lorasweep.model import Base, preset_names, renew_missing, target_problems
+from lorasweep.model import EXPERTS, Base, has_fused_experts, preset_names, renew_missing, target_problems
 from lorasweep.spec import TARGET_PRESETS, LoraSpec, TaskSpec
+
+WITH_EXPERTS = ("mlp", "all", "all-linear")
+"""Presets that take in the experts of a mixture-of-experts model."""
 
 Batches = Callable[[], Sequence[Mapping[str, Tensor]]]
 
@@ -64,7 +67,7 @@ def config(lora: LoraSpec, task: TaskSpec, base: Base) -> LoraConfig:
     layers = lora.layers_to_transform
     if isinstance(targets, str) and targets in TARGET_PRESETS:
         wanted = [layers] if isinstance(layers, int) else layers
-        targets, layers = preset_names(base, task.name, targets, wanted), None
+        targets, layers = _preset(base, task, targets, wanted), None
     init = lora.init_lora_weights
     return LoraConfig(
         r=lora.r,
@@ -88,6 +91,28 @@ def config(lora: LoraSpec, task: TaskSpec, base: Base) -> LoraConfig:
     )
 
 
+def _preset(base: Base, task: TaskSpec, preset: str, layers: list[int] | None) -> Any:
+    """Return what peft is given for a preset: full names, or peft's own words where experts are among them."""
+    names = preset_names(base, task.name, preset, layers)
+    if not has_fused_experts(base) or preset not in WITH_EXPERTS:
+        return names
+    if preset == "all-linear":
+        return preset
+    return [n for n in names if n.rpartition(".")[2] not in EXPERTS] + list(EXPERTS)
+
+
+def _expert_problems(lora: LoraSpec, base: Base) -> list[str]:
+    """Return what peft cannot do on the experts that target_modules takes in."""
+    targets = lora.target_modules
+    meant = targets in WITH_EXPERTS if isinstance(targets, str) else bool(set(targets) & set(EXPERTS))
+    if not meant or lora.target_parameters or not has_fused_experts(base):
+        return []
+    out = replace(lora, target_parameters=list(EXPERTS)).parameter_problems()
+    if lora.layers_to_transform is not None:
+        out.append("lora.layers_to_transform: peft adapts the experts of all layers; leave one of them out")
+    return out
+
+
 def _whole(number: float) -> Any:
     """Return a whole number as an int: peft's config calls lora_alpha one, and takes any."""
     return int(number) if number == int(number) else number
@@ -96,7 +121,7 @@ def _whole(number: float) -> Any:
 def problems(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
     """Return what the LoRA keys ask of this model that it does not have."""
     wanted = config(lora, task, base).target_modules
-    out = target_problems(base, lora.target_modules, list(wanted or []))
+    out = target_problems(base, lora.target_modules, list(wanted or [])) + _expert_problems(lora, base)
     names = [n for n, _ in base.model.named_modules()]
     for name in lora.modules_to_save or []:
         if not any(n == name or n.endswith(f".{name}") for n in names):

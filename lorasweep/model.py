@@ -312,6 +312,16 @@ def preset_names(base: Base, task_name: str, preset: str, layers: list[int] | No
     return names
 
 
+def has_fused_experts(base: Base) -> bool:
+    """Tell whether the model keeps all experts of a layer in one 3-D tensor, as transformers 5 does."""
+    return any(name.endswith("experts.gate_up_proj") for name, _ in base.model.named_parameters())
+
+
+EXPERTS = ("gate_proj", "up_proj", "down_proj")
+"""What the projections of fused experts are called in target_modules; peft turns them into target_parameters.
+On such a model peft no longer adapts a shared expert's own linear layers of these names."""
+
+
 def target_problems(base: Base, targets: str | list[str], resolved: list[str]) -> list[str]:
     """Return a problem for every target that matches no module."""
     names = [n for n, m in base.model.named_modules() if isinstance(m, (*LINEAR, nn.Embedding))]
@@ -319,10 +329,13 @@ def target_problems(base: Base, targets: str | list[str], resolved: list[str]) -
     has = f"it has {', '.join(short)}"
     kind = type(base.model).__name__
     if isinstance(targets, list):
+        fused = set(targets) & set(EXPERTS) if has_fused_experts(base) else set()
+        if len(fused & {"gate_proj", "up_proj"}) == 1:
+            return ["lora.target_modules: gate_proj and up_proj of the experts are one tensor; name both or neither"]
         return [
             f"lora.target_modules: '{t}' matches no module of {kind}{did_you_mean(t, short)}; {has}"
             for t in targets
-            if not any(n == t or n.endswith(f".{t}") for n in names)
+            if t not in fused and not any(n == t or n.endswith(f".{t}") for n in names)
         ]
     if targets in TARGET_PRESETS:
         return [] if resolved else [f"lora.target_modules: preset '{targets}' matches no module of {kind}; {has}"]

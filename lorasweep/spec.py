@@ -158,7 +158,7 @@ class LoraSpec:
         low = [r for r in (self.rank_pattern or {}).values() if not 1 <= r <= 1024]
         if low:
             out.append(f"lora.rank_pattern: ranks must be between 1 and 1024, got {low[0]}")
-        return out + self._layer_problems() + self._parameter_problems()
+        return out + self._layer_problems() + self.parameter_problems()
 
     def _layer_problems(self) -> list[str]:
         out = []
@@ -172,7 +172,7 @@ class LoraSpec:
             )
         return out
 
-    def _parameter_problems(self) -> list[str]:
+    def parameter_problems(self) -> list[str]:
         """Return what peft cannot do on 3-D expert parameters."""
         if not self.target_parameters:
             return []

@@ -99,15 +99,14 @@ class FeatureExtraction(Task):
         return torch.tensor([e.target[1] for e in examples], dtype=torch.float32)
 
     def collate(self, groups: Sequence[Sequence[Example]], pad_id: int, device: torch.device | str = "cpu") -> Batch:
-        """Return a batch whose further texts lie in the inputs too, as `input_ids_1`, `attention_mask_1` and so on."""
+        """Return the batch of the first texts, with the inputs of the second (and third) in `others`."""
         batch = super().collate(groups, pad_id, device)
-        inputs, tokens = dict(batch.inputs), batch.tokens
+        others = []
         for k in range(len(groups[0][0].target[0])):
             parts = [[replace(e, inputs={"input_ids": e.target[0][k]}) for e in group] for group in groups]
-            other = super().collate(parts, pad_id, device)
-            inputs |= {f"{name}_{k + 1}": tensor for name, tensor in other.inputs.items()}
-            tokens += other.tokens
-        return replace(batch, inputs=inputs, tokens=tokens)
+            others.append(super().collate(parts, pad_id, device))
+        tokens = batch.tokens + sum(o.tokens for o in others)
+        return replace(batch, others=tuple(o.inputs for o in others), tokens=tokens)
 
     def row_losses(self, model: Any, batch: Batch) -> Tensor:
         return self._losses(embeddings(model, batch), batch)
@@ -179,11 +178,9 @@ class FeatureExtraction(Task):
 def embeddings(model: Any, batch: Batch) -> list[Tensor]:
     """Return the unit vectors of each text column, [B, D] each: the mean over the tokens that are not padding."""
     out = []
-    for k in range(sum(name.startswith("input_ids") for name in batch.inputs)):
-        end = f"_{k}" if k else ""
-        mask_BT = batch.inputs[f"attention_mask{end}"]
-        hidden_BTD = model(input_ids=batch.inputs[f"input_ids{end}"], attention_mask=mask_BT).last_hidden_state
-        weights_BT1 = mask_BT[..., None].float()
+    for inputs in (batch.inputs, *batch.others):
+        hidden_BTD = model(**inputs).last_hidden_state
+        weights_BT1 = inputs["attention_mask"][..., None].float()
         out.append(normalize((hidden_BTD.float() * weights_BT1).sum(1) / weights_BT1.sum(1), dim=-1))
     return out
 

@@ -5,6 +5,7 @@ Shapes: B rows, T target tokens, N supervised positions, D hidden, V words.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ class Seq2SeqLM(Task):
         if spec.generate:
             self.metric_names = (*self.metric_names, *generation.SCORES)
         self.tokenizer: Any = None
+        self.start_id: int | None = None
         self.full_logits = False
         """Whether the model has been found to change the logits after its head."""
 
@@ -35,8 +37,9 @@ class Seq2SeqLM(Task):
         return {"source": spec.source_column, "target": spec.target_column}
 
     def trim(self, model: Any) -> None:
-        """Raise ConfigError where the model does not know which token a target begins with."""
-        if model.config.decoder_start_token_id is None:
+        """Note the token that the decoder begins with. Raises ConfigError where the model has none."""
+        self.start_id = model.config.decoder_start_token_id
+        if self.start_id is None:
             raise ConfigError([f"model.pretrained: {type(model).__name__} has no decoder_start_token_id in its config"])
 
     def encode(self, records: Sequence[Record], tokenizer: Any, spec: DataSpec) -> list[Example]:
@@ -86,6 +89,14 @@ class Seq2SeqLM(Task):
             table[i, : len(e.target)] = torch.tensor(e.target)
         return table
 
+    def collate(self, groups: Sequence[Sequence[Example]], pad_id: int, device: torch.device | str = "cpu") -> Batch:
+        """Return the batch of the sources; the decoder reads the targets shifted right behind its start token."""
+        assert self.start_id is not None, "trim has not seen the model"
+        batch = super().collate(groups, pad_id, device)
+        shifted_BT = batch.labels.roll(1, 1).masked_fill(batch.labels.roll(1, 1) == IGNORE, pad_id)
+        shifted_BT[:, 0] = self.start_id
+        return replace(batch, inputs={**batch.inputs, "decoder_input_ids": shifted_BT})
+
     def row_losses(self, model: Any, batch: Batch) -> Tensor:
         losses_N, where, _ = self._token_losses(model, batch)
         return losses_N.new_zeros(len(batch.rows)).index_add(0, where, losses_N)
@@ -126,12 +137,11 @@ class Seq2SeqLM(Task):
         return f"{prediction['correct']} of {prediction['supervised']} tokens right, {per_token:.3f} nats a token"
 
     def _token_losses(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return loss, row and hit of each target token, [N] each. The decoder reads the target shifted by one."""
+        """Return loss, row and hit of each target token, [N] each; position t of the logits meets label t."""
         keep_BT = batch.labels != IGNORE
         where = keep_BT.nonzero()[:, 0]
         targets_N = batch.labels[keep_BT]
-        decoder_ids_BT = model.prepare_decoder_input_ids_from_labels(batch.labels)
-        inputs = {**batch.inputs, "decoder_input_ids": decoder_ids_BT, "use_cache": False}
+        inputs = {**batch.inputs, "use_cache": False}
         head = model.get_output_embeddings()
         if not self.full_logits and type(head) is nn.Linear and not any(p.requires_grad for p in head.parameters()):
             hidden_BTD, plain = _before_head(model, head, inputs)

@@ -47,6 +47,8 @@ class Batch:
     groups: tuple[slice, ...] = field(default=())
     """Rows of each slot, in the order of the slots."""
     infos: tuple[Any, ...] = field(default=())
+    others: tuple[Mapping[str, Tensor], ...] = field(default=())
+    """Inputs of each row's further texts, where a task has any: the model reads them by themselves."""
 
 
 Prediction = dict[str, Any]
