@@ -29,12 +29,12 @@ KEPT_TOGETHER = ("group", "context")
 class Data:
     splits: Mapping[str, Sequence[Record]]
     fingerprint: str
-    """sha256 over every record of every split, in order, and the tags: equal fingerprints mean equal data."""
+    """sha256 over every record of every split, in order, and the labels: equal fingerprints mean equal data."""
     name: str
     notes: tuple[str, ...] = field(default=())
     """What was dropped or carved, for a person to read."""
-    tags: tuple[str, ...] = field(default=())
-    """Tags of the train split before max_train_samples: a smaller sample trains the same head. Only of TOKEN_CLS."""
+    labels: tuple[Any, ...] = field(default=())
+    """Labels or tags of the train split before max_train_samples, each once: a smaller sample trains the same head."""
 
 
 @lru_cache(maxsize=4)
@@ -66,8 +66,8 @@ def _load(spec: DataSpec, columns: Mapping[str, str], task: str) -> Data:
     if empty:
         raise ConfigError(empty)
     name = "builtin" if spec.source == "builtin" else Path(str(spec.path)).name
-    tags = tuple(sorted({tag for record in raw["train"] for tag in record.get("tags", ())}))
-    return Data(splits=splits, fingerprint=_fingerprint(splits, tags), name=name, notes=tuple(notes), tags=tags)
+    labels = _labels(raw["train"])
+    return Data(splits=splits, fingerprint=_fingerprint(splits, labels), name=name, notes=tuple(notes), labels=labels)
 
 
 def _builtin(task: str) -> list[Record]:
@@ -217,8 +217,16 @@ def _at_most(rows: list[Record], limit: int | None) -> list[Record]:
     return [rows[i] for i in sorted(ranks[:limit])]
 
 
-def _fingerprint(splits: Mapping[str, Iterable[Record]], tags: Sequence[str]) -> str:
-    digest = hashlib.sha256(json.dumps(tags).encode() if tags else b"")
+def _labels(records: Iterable[Record]) -> tuple[Any, ...]:
+    found: dict[str, Any] = {}
+    for record in records:
+        for label in record.get("tags", [record["label"]] if "label" in record else []):
+            found.setdefault(json.dumps(label, default=str), label)
+    return tuple(found[k] for k in sorted(found))
+
+
+def _fingerprint(splits: Mapping[str, Iterable[Record]], labels: Sequence[Any]) -> str:
+    digest = hashlib.sha256(json.dumps(labels, default=str).encode() if labels else b"")
     for name in SPLITS:
         for record in splits[name]:
             digest.update(json.dumps([name, record], sort_keys=True, default=str).encode())

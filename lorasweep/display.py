@@ -22,6 +22,7 @@ class Display:
         self._names: dict[int, str] = {}
         self._spoke: dict[int, float] = {}
         self._metric: dict[int, str] = {}
+        self._loss: dict[int, float] = {}
         self._progress: Progress | None = None
         if self.console.is_terminal:
             self._progress = Progress(
@@ -48,9 +49,9 @@ class Display:
             self.say(f"trial={number} {name} state=begins")
 
     def step(self, number: int, step: int, total: int, loss: float) -> None:
+        self._loss[number] = loss
         if self._progress:
-            state = f"loss {loss:.4f}{self._metric[number]}"
-            self._progress.update(self._tasks[number], completed=step, total=total, state=state)
+            self._progress.update(self._tasks[number], completed=step, total=total, state=self._state(number))
         elif time.monotonic() - self._spoke[number] > LINE_EVERY_S:
             self._spoke[number] = time.monotonic()
             self.say(f"trial={number} {self._names[number]} step={step}/{total} loss={loss:.4f}")
@@ -58,10 +59,15 @@ class Display:
     def evaluated(self, number: int, step: int, values: Mapping[str, float]) -> None:
         first, value = next(iter(values.items()))
         self._metric[number] = f"  {first} {value:.4f}"
-        if not self._progress:
+        if self._progress:
+            self._progress.update(self._tasks[number], state=self._state(number))
+        else:
             self._spoke[number] = time.monotonic()
             text = " ".join(f"eval_{k}={v:.4f}" for k, v in values.items())
             self.say(f"trial={number} {self._names[number]} step={step} {text}")
+
+    def _state(self, number: int) -> str:
+        return f"loss {self._loss[number]:.4f}{self._metric[number]}"
 
     def end(self, number: int, state: str, detail: str) -> None:
         self.say(f"trial={number} {self._names[number]} state={state} {detail}")

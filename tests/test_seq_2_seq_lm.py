@@ -1,4 +1,4 @@
-"""SEQ_2_SEQ_LM: transformers' loss of T5, BART and two BERTs, the new cross-attention, generated text and its scores."""
+"""SEQ_2_SEQ_LM: transformers' loss of T5, BART and two BERTs, the new cross-attention, generated text, scores."""
 
 from pathlib import Path
 
@@ -94,7 +94,11 @@ def test_head_is_read_in_chunks_unless_the_model_changes_its_logits(tiny_bert):
     for built, full in ((t5(True), False), (bart(), True), (two_berts(tiny_bert).model, False)):
         built.requires_grad_(False)
         task = task_of()
-        task.row_losses(built, batches(task, built)[0])
+        batch = batches(task, built)[0]
+        task.full_logits = False
+        task.row_losses(built, batch)
+        assert task.full_logits is full
+        task.trim(built)
         assert task.full_logits is full
 
 
@@ -118,7 +122,7 @@ def test_target_ends_with_the_end_token_and_bert_begins_without_one(tiny_bert):
     base = two_berts(tiny_bert)
     batch = batches(task_of(), base.model, DataSpec(max_target_tokens=6))[0]
     labels = batch.labels[1][batch.labels[1] != IGNORE].tolist()
-    assert labels == tokenizer("Alimentum", add_special_tokens=False)["input_ids"][:5] + [tokenizer.sep_token_id]
+    assert labels == [*tokenizer("Alimentum", add_special_tokens=False)["input_ids"][:5], tokenizer.sep_token_id]
     decoder = batch.inputs["decoder_input_ids"]
     assert decoder[:, 0].tolist() == [tokenizer.cls_token_id] * 2
     assert decoder[1, 1 : len(labels)].tolist() == labels[:-1]
@@ -166,14 +170,15 @@ def test_new_parts_are_drawn_from_the_seed(tiny_bert):
 
 def test_adapter_reloads_onto_a_fresh_base_with_equal_logits(tiny_bert, tmp_path):
     base = two_berts(tiny_bert)
-    attached = adapter.attach(base, LoraSpec(r=4, init_lora_weights=False), TaskSpec(name="SEQ_2_SEQ_LM"), 3)
+    lora, kind = LoraSpec(r=4, init_lora_weights=False), TaskSpec(name="SEQ_2_SEQ_LM")
+    attached = adapter.attach(base, lora, kind, 3)
     with torch.no_grad():
         for parameter in attached.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     net = attached.peft_model.base_model.model
     batch = batches(task_of(), net)[2]
     adapter.save(attached, tmp_path)
-    again = adapter.reload(tmp_path, two_berts(tiny_bert)).base_model.model
+    again = adapter.reload(tmp_path, two_berts(tiny_bert), lora, kind).base_model.model
     with torch.no_grad():
         assert torch.equal(again(**batch.inputs).logits, net(**batch.inputs).logits)
 
@@ -188,8 +193,8 @@ def test_skeleton_has_the_names_of_the_loaded_model(tiny_bert):
 
 def test_decoder_is_for_seq_2_seq_lm_and_needs_cross_attention(tiny_bert, tiny_llama):
     train = TrainSpec(device="cpu")
+    spec = ModelSpec(pretrained=str(tiny_bert), decoder=str(tiny_bert))
     with pytest.raises(ConfigError, match=r"model\.decoder: only for SEQ_2_SEQ_LM"):
-        spec = ModelSpec(pretrained=str(tiny_bert), decoder=str(tiny_bert))
         model.load(spec, train, make(TaskSpec(name="FEATURE_EXTRACTION")), wordpiece())
     with pytest.raises(ConfigError, match=r"model\.decoder: LlamaForCausalLM cannot have cross-attention"):
         model.load(ModelSpec(pretrained=str(tiny_bert), decoder=str(tiny_llama)), train, task_of(), wordpiece())

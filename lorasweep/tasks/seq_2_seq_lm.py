@@ -15,7 +15,7 @@ from lorasweep.data import Record
 from lorasweep.errors import ConfigError
 from lorasweep.spec import DataSpec, TaskSpec
 from lorasweep.tasks import generation
-from lorasweep.tasks.causal_lm import HeadLoss
+from lorasweep.tasks.causal_lm import CHANGED_LOGITS, HeadLoss
 from lorasweep.tasks.task import IGNORE, Batch, Example, Prediction, Task, mean_loss
 
 
@@ -31,13 +31,18 @@ class Seq2SeqLM(Task):
         self.tokenizer: Any = None
         self.start_id: int | None = None
         self.full_logits = False
-        """Whether the model has been found to change the logits after its head."""
+        """Whether the model changes the logits after its head, as BART does."""
 
     def columns(self, spec: DataSpec) -> dict[str, str]:
         return {"source": spec.source_column, "target": spec.target_column}
 
     def trim(self, model: Any) -> None:
-        """Note the token that the decoder begins with. Raises ConfigError where the model has none."""
+        """Note the token that the decoder begins with, and whether the logits are changed after the head.
+
+        Raises ConfigError where the model has no such token.
+        """
+        changed = any(getattr(model.config, k, None) for k in CHANGED_LOGITS)
+        self.full_logits = changed or hasattr(model, "final_logits_bias")
         self.start_id = model.config.decoder_start_token_id
         if self.start_id is None:
             raise ConfigError([f"model.pretrained: {type(model).__name__} has no decoder_start_token_id in its config"])
@@ -145,6 +150,7 @@ class Seq2SeqLM(Task):
         head = model.get_output_embeddings()
         if not self.full_logits and type(head) is nn.Linear and not any(p.requires_grad for p in head.parameters()):
             hidden_BTD, plain = _before_head(model, head, inputs)
+            self.full_logits = not plain
             if plain:
                 losses, hits = HeadLoss.apply(hidden_BTD[keep_BT], head.weight, head.bias, targets_N)
                 return losses, where, hits

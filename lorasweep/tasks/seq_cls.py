@@ -59,6 +59,7 @@ class SeqCls(Task):
         if problems or self.kind == "regression":
             return problems
         names = {split: {name for label in labels for name in self._names(label)} for split, labels in splits.items()}
+        names["train"] |= {name for label in data.labels for name in self._names(label)}
         self.classes = sorted(names["train"], key=_numbers_first)
         for split in ("eval", "test"):
             unseen = sorted(names[split] - names["train"])

@@ -42,7 +42,7 @@ class TokenCls(Task):
 
     def fit(self, data: Data) -> list[str]:
         """Learn the tags of train, also of its rows beyond max_train_samples; return tags that only others have."""
-        self.classes = sorted({*data.tags, *(t for r in data.splits["train"] for t in r["tags"])})
+        self.classes = sorted({*data.labels, *(t for r in data.splits["train"] for t in r["tags"])})
         problems = []
         for split in ("eval", "test"):
             unseen = sorted({t for r in data.splits[split] for t in r["tags"]} - set(self.classes))
