@@ -9,17 +9,20 @@ and the floor; exits with 1 where one is missed.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from lorasweep import compose, engine, group, model
+from lorasweep import adapter, compose, engine, group, model
+
+SOURCE_MATTERS = 0.1
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Row:
     metric: str
     floor: Callable[[dict[str, float]], tuple[float, bool]]
     """Of the untrained scores: the limit, and whether the test score must lie above it."""
+    shuffle: bool = False
+    """Also score the test split with shuffled sources: the loss must be SOURCE_MATTERS nats higher."""
     probe: bool = False
     """Also fit a logistic regression on the frozen mean-pooled embeddings of the same rows; it must be beaten."""
 
@@ -141,6 +146,7 @@ ROWS = {
         ],
         "loss",
         lambda untrained: (untrained["loss"] / 2, False),
+        shuffle=True,
     ),
 }
 
@@ -177,11 +183,22 @@ def probe_accuracy(work: group.Workload, base: model.Base) -> float:
     return float(fitted.score(x.numpy(), y))
 
 
-def trained(overrides: list[str]) -> dict:
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "lorasweep", *overrides, f"outputs={folder}", "study=one"]
-        subprocess.run(command, check=True, stdout=sys.stderr, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-        return json.loads((Path(folder) / "one" / "0" / "result.json").read_text())
+def trained(overrides: list[str], folder: str) -> dict:
+    """Return the trial's result.json; `folder` keeps its adapter."""
+    command = [sys.executable, "-m", "lorasweep", *overrides, f"outputs={folder}", "study=one"]
+    subprocess.run(command, check=True, stdout=sys.stderr, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    return json.loads((Path(folder) / "one" / "0" / "result.json").read_text())
+
+
+def loss_of_shuffled_sources(overrides: list[str], folder: str, work: group.Workload) -> float:
+    """Return the test loss when each target comes with another row's source, half the split away."""
+    spec = compose.compose_trial(overrides)
+    base = model.load(spec.model, spec.train, work.task, work.tokenizer)
+    saved = Path(folder) / "one" / "0" / "adapter"
+    net = adapter.reload(saved, base, spec.lora, spec.task_type).base_model.model
+    examples = work.examples["test"]
+    other = [replace(e, inputs=examples[i - len(examples) // 2].inputs) for i, e in enumerate(examples)]
+    return work.task.metrics(engine.predict(net, work.task, other, spec.train, work.tokenizer.pad_token_id))["loss"]
 
 
 def main() -> int:
@@ -199,12 +216,18 @@ def main() -> int:
         before, work, base = untrained(overrides)
         probe = probe_accuracy(work, base) if row.probe else None
         print(f"{name}: untrained {before}, {time.perf_counter() - began:.0f} s", file=sys.stderr)
-        result = trained(overrides)
+        folder = tempfile.mkdtemp()
+        result = trained(overrides, folder)
         score = result["test"][row.metric]
         limit, above = row.floor(before)
+        shuffled = loss_of_shuffled_sources(overrides, folder, work) if row.shuffle else None
+        shutil.rmtree(folder)
         good = (score >= limit if above else score <= limit) and (probe is None or score > probe)
+        good = good and (shuffled is None or shuffled - score >= SOURCE_MATTERS)
         missed += not good
         shown = "-" if probe is None else f"{probe:.4f}"
+        if shuffled is not None:
+            shown = f"shuffled sources {shuffled:.4f}"
         verdict = "" if good else " MISSED"
         print(
             f"| {name} | {row.metric} | {before[row.metric]:.4f} | {score:.4f} | {limit:.4f}{verdict} "

@@ -22,6 +22,9 @@ from lorasweep.study import Claimed, Study
 from lorasweep.tasks import maximize
 from lorasweep.tracking import TrialRun, start_trial
 
+SHOWN_EXAMPLES = 8
+"""Rows of the eval split that a trial leaves with the model's answers, for a person to read."""
+
 RELOAD_TOLERANCE = 1e-4
 """Largest relative difference of the eval loss between the trial and its adapter loaded again."""
 
@@ -189,6 +192,7 @@ class Worker:
             result["metric"] = {"name": primary, "value": running.last.metrics[primary], "maximize": maximize(primary)}
             result["metrics"] = running.last.metrics
             result["baseline"] = work.task.baseline(work.data, "eval")
+            self._write_examples(running, work)
         folder = running.folder / "adapter"
         result["adapter_mb"] = adapter.save(event.attached, folder)
         if running.spec.tracking.reload_check and event.state == "COMPLETE":
@@ -205,6 +209,17 @@ class Worker:
             "data_fingerprint": self._workload(running.spec).data.fingerprint,
         }
         self._finish(running, result)
+
+    def _write_examples(self, running: Running, work: group.Workload) -> None:
+        """Write a few rows of the eval split and what the model answers into examples.txt."""
+        assert running.last is not None
+        records = work.data.splits["eval"]
+        first = {p["row"]: p for p in reversed(running.last.predictions)}
+        lines = []
+        for row in sorted(first)[:SHOWN_EXAMPLES]:
+            record = "\n".join(f"{k}: {str(v)[:500]}" for k, v in records[row].items())
+            lines.append(f"{record}\nanswer: {work.task.readable(records[row], first[row])}\n")
+        (running.folder / "examples.txt").write_text("\n".join(lines), encoding="utf8")
 
     def _reload(self, running: Running, folder: Path, trainer: Engine) -> dict[str, Any]:
         """Evaluate the saved adapter with plain peft on a base loaded afresh, and compare."""

@@ -71,6 +71,8 @@ def test_trial_leaves_what_it_was_made_from_and_what_it_made(swept):
     assert result["reload"]["same"] is True
     assert result["reload"]["metric"] == result["metric"]["value"]
     assert json.loads((folder / "adapter" / "adapter_config.json").read_text())["r"] == 4
+    examples = (folder / "examples.txt").read_text()
+    assert examples.count("label: ") == examples.count("answer: ") == 8
     assert (folder / "log.txt").read_text().strip().endswith("COMPLETE")
 
 
