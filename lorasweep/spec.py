@@ -89,7 +89,8 @@ class LoraSpec:
     lora_dropout: float = ranged(0.0, 0, 0.95)
     """Probability that an input of A is set to zero while training, 0 to 0.95."""
     target_modules: str | list[str] = "all-linear"
-    """Modules to adapt: names (suffixes) as a list, one regular expression, or a word of TARGET_PRESETS."""
+    """Modules to adapt: names (suffixes) as a list, one regular expression, or one of the words
+    all-linear, attention, mlp, qv, qkvo, all, which know the names of each model family."""
     exclude_modules: str | list[str] | None = None
     """Modules to leave out again: names (suffixes) as a list, or one regular expression."""
     target_parameters: list[str] | None = None
@@ -396,7 +397,7 @@ def known_keys() -> list[str]:
 
 
 def described_keys() -> list[tuple[str, str, str]]:
-    """Return path, default and the text under the field, of every key."""
+    """Return path, default and meaning with the allowed values, of every key."""
     texts = {}
     for node in ast.parse(inspect.getsource(sys.modules[__name__])).body:
         if isinstance(node, ast.ClassDef):
@@ -407,8 +408,20 @@ def described_keys() -> list[tuple[str, str, str]]:
                     texts[node.name, field_node.target.id] = " ".join(str(value).split())
     out = [(k, json.dumps(d), texts["TrialSpec", k]) for k, d in (("outputs", "./outputs"), ("study", None))]
     for name, cls in SECTIONS.items():
-        out += [(f"{name}.{f.name}", json.dumps(f.default), texts.get((cls.__name__, f.name), "")) for f in fields(cls)]
+        for f in fields(cls):
+            meaning = f"{texts.get((cls.__name__, f.name), '')} {_rule(f.metadata)}".strip()
+            out.append((f"{name}.{f.name}", json.dumps(f.default), meaning))
     return out
+
+
+def _rule(metadata: Mapping[str, Any]) -> str:
+    """Return the allowed values of a field in brackets, or nothing where its type is the only rule."""
+    if "options" in metadata:
+        return f"[{', '.join(map(str, metadata['options']))}]"
+    if "range" not in metadata:
+        return ""
+    low, high, above = metadata["range"]
+    return f"[{'above' if above else 'from'} {low:g}{'' if math.isinf(high) else f' to {high:g}'}]"
 
 
 def _section(cls: type, values: Mapping[str, Any], name: str, problems: list[str]) -> Any:

@@ -11,7 +11,9 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig
 
-EXIT_OK, EXIT_CONFIG, EXIT_FAILED_TRIALS = 0, 1, 3
+from lorasweep.errors import ConfigError
+
+EXIT_OK, EXIT_FAILED_TRIALS = 0, 3
 
 
 @dataclass
@@ -42,6 +44,16 @@ class LorasweepSweeper(Sweeper):
         sys.exit(run_study(arguments, launch))
 
 
+def _shared_metric(metrics: Sequence[str]) -> str:
+    """Return the metric that ranks all trials. Raises ConfigError where they have different ones."""
+    found = list(dict.fromkeys(metrics))
+    if len(found) > 1:
+        raise ConfigError(
+            [f"task_type: trials of one study are ranked by one metric, got {', '.join(found)}; sweep them apart"]
+        )
+    return found[0]
+
+
 def run_study(overrides: Sequence[str], launch: Callable[[Callable[[Any], None]], None]) -> int:
     """Validate every point, make the study, let `launch` run a worker, show the outcome; return the exit code.
 
@@ -55,7 +67,7 @@ def run_study(overrides: Sequence[str], launch: Callable[[Callable[[Any], None]]
     specs = compose.compose_points(grid.lines, grid.problems)
     loaded = group.preflight(specs)
     first = specs[0]
-    metric = first.task_type.primary or loaded[group.key(first)].task.primary
+    metric = _shared_metric([s.task_type.primary or loaded[group.key(s)].task.primary for s in specs])
     name = first.study or new_name(grid.swept)
     folder = Path(first.outputs) / name
     command = f"python -m lorasweep {' '.join(overrides)}"

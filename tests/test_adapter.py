@@ -68,9 +68,12 @@ def test_saved_adapter_loads_with_plain_peft_and_the_base_is_left_as_it_was(tiny
     assert not any(p.requires_grad for p in base.model.parameters())
 
 
+@pytest.mark.parametrize("bias", ["none", "all"])
+@pytest.mark.parametrize("kind", ["causal_lm", "seq_cls", "token_cls", "question_ans", "feature_extraction"])
 @pytest.mark.parametrize("preset", ["all-linear", "attention", "mlp", "qv", "qkvo", "all"])
-def test_counts_equal_pefts(tiny_llama, preset):
-    spec, _, load = prepared(tiny_llama, "task_type=causal_lm", f"lora.target_modules={preset}")
+def test_counts_equal_pefts(tiny_llama, tiny_bert, preset, kind, bias):
+    folder = tiny_llama if kind == "causal_lm" else tiny_bert
+    spec, _, load = prepared(folder, f"task_type={kind}", f"lora.target_modules={preset}", f"lora.bias={bias}")
     base = load()
     attached = adapter.attach(base, spec.lora, spec.task_type, 0)
     found = adapter.counts(attached)
