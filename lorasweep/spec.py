@@ -3,34 +3,21 @@
 A TrialSpec is computed once from override strings (compose.py); after that nobody sees a DictConfig.
 """
 
-import ast
-import inspect
 import json
-import math
 import re
 import sys
-import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from itertools import pairwise
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
+from lorasweep import rules
 from lorasweep.errors import did_you_mean
+from lorasweep.rules import one_of, ranged
 
 TARGET_PRESETS = ("all-linear", "attention", "mlp", "qv", "qkvo", "all")
 """Words for target_modules that stand for the right names in each model family."""
 
 TASK_TYPES = ("CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
-
-
-def ranged(default: Any, low: float, high: float = math.inf, *, above: bool = False) -> Any:
-    """Return a field that must lie in [low, high], or in (low, high] with `above`; None passes where it is allowed."""
-    return field(default=default, metadata={"range": (low, high, above)})
-
-
-def one_of(default: str, *options: str) -> Any:
-    """Return a field that takes one of `options`."""
-    return field(default=default, metadata={"options": options})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -370,7 +357,7 @@ def trial_spec(tree: Mapping[str, Any], overrides: tuple[str, ...]) -> tuple[Tri
     problems: list[str] = []
     parts: dict[str, Any] = {}
     for name, cls in SECTIONS.items():
-        parts[name] = _section(cls, tree.get(name) or {}, name, problems)
+        parts[name] = rules.section(cls, tree.get(name) or {}, name, known_keys(), problems)
     for name in ("outputs", "study"):
         value = tree.get(name)
         if value is not None and not isinstance(value, str):
@@ -398,121 +385,10 @@ def known_keys() -> list[str]:
 
 def described_keys() -> list[tuple[str, str, str]]:
     """Return path, default and meaning with the allowed values, of every key."""
-    texts = {}
-    for node in ast.parse(inspect.getsource(sys.modules[__name__])).body:
-        if isinstance(node, ast.ClassDef):
-            for field_node, text in pairwise(node.body):
-                if isinstance(field_node, ast.AnnAssign) and isinstance(field_node.target, ast.Name):
-                    doc = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-                    value = text.value.value if doc else ""  # type: ignore[attr-defined]
-                    texts[node.name, field_node.target.id] = " ".join(str(value).split())
+    texts = rules.texts_below_fields(sys.modules[__name__])
     out = [(k, json.dumps(d), texts["TrialSpec", k]) for k, d in (("outputs", "./outputs"), ("study", None))]
     for name, cls in SECTIONS.items():
         for f in fields(cls):
-            meaning = f"{texts.get((cls.__name__, f.name), '')} {_rule(f.metadata)}".strip()
+            meaning = f"{texts.get((cls.__name__, f.name), '')} {rules.allowed(f.metadata)}".strip()
             out.append((f"{name}.{f.name}", json.dumps(f.default), meaning))
     return out
-
-
-def _rule(metadata: Mapping[str, Any]) -> str:
-    """Return the allowed values of a field in brackets, or nothing where its type is the only rule."""
-    if "options" in metadata:
-        return f"[{', '.join(map(str, metadata['options']))}]"
-    if "range" not in metadata:
-        return ""
-    low, high, above = metadata["range"]
-    return f"[{'above' if above else 'from'} {low:g}{'' if math.isinf(high) else f' to {high:g}'}]"
-
-
-def _section(cls: type, values: Mapping[str, Any], name: str, problems: list[str]) -> Any:
-    """Return an instance of one section; add what is wrong with it to `problems`."""
-    hints = get_type_hints(cls)
-    known = {f.name: f for f in fields(cls)}
-    kept: dict[str, Any] = {}
-    bad = len(problems)
-    for key, value in values.items():
-        path = f"{name}.{key}"
-        if key not in known:
-            problems.append(f"{path}: no such key{did_you_mean(path, known_keys())}")
-            continue
-        try:
-            kept[key] = _typed(value, hints[key])
-        except TypeError:
-            problems.append(f"{path}: must be {_type_name(hints[key])}, got {value!r}")
-            continue
-        problem = _out_of_range(kept[key], known[key].metadata)
-        if problem:
-            problems.append(f"{path}: {problem}")
-    if len(problems) > bad:
-        return None
-    section = cls(**kept)
-    problems += getattr(section, "problems", list)()
-    return section
-
-
-def _typed(value: Any, hint: Any) -> Any:
-    """Return `value` as the hinted type. Raises TypeError where that would change its meaning."""
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        for option in sorted(get_args(hint), key=lambda o: o is str):
-            try:
-                return _typed(value, option)
-            except TypeError:
-                continue
-        raise TypeError
-    if hint is type(None):
-        ok = value is None
-    elif origin is list:
-        if not isinstance(value, list | tuple):
-            raise TypeError
-        return [_typed(v, get_args(hint)[0]) for v in value]
-    elif origin is dict:
-        if not isinstance(value, dict):
-            raise TypeError
-        return {str(k): _typed(v, get_args(hint)[1]) for k, v in value.items()}
-    elif hint is float:
-        ok = isinstance(value, int | float) and not isinstance(value, bool)
-        value = float(value) if ok else value
-    elif hint is int:
-        ok = isinstance(value, int) and not isinstance(value, bool)
-    else:
-        ok = isinstance(value, hint)
-    if not ok:
-        raise TypeError
-    return value
-
-
-def _type_name(hint: Any) -> str:
-    names = {
-        "bool": "true or false",
-        "int": "a whole number",
-        "float": "a number",
-        "str": "a string",
-        "NoneType": "null",
-    }
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(_type_name(o) for o in get_args(hint))
-    if get_origin(hint) is list:
-        return f"a list, each {_type_name(get_args(hint)[0])}"
-    if get_origin(hint) is dict:
-        return f"a mapping of names, each to {_type_name(get_args(hint)[1])}"
-    return names.get(hint.__name__, hint.__name__)
-
-
-def _out_of_range(value: Any, metadata: Mapping[str, Any]) -> str | None:
-    if value is None:
-        return None
-    if "options" in metadata and value not in metadata["options"]:
-        options = metadata["options"]
-        words = [str(o) for o in options]
-        return f"must be one of {', '.join(words)}, got '{value}'{did_you_mean(str(value), words)}"
-    if "range" in metadata:
-        low, high, above = metadata["range"]
-        inside = (value > low if above else value >= low) and value <= high
-        if not inside or not math.isfinite(value):
-            lower = f"above {low:g}" if above else f"at least {low:g}"
-            rule = lower if math.isinf(high) else f"between {low:g} and {high:g}"
-            if above and not math.isinf(high):
-                rule = f"{lower} and at most {high:g}"
-            return f"must be {rule}, got {value:g}" if math.isfinite(value) else f"must be {rule}, got {value}"
-    return None

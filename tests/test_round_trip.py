@@ -116,7 +116,7 @@ def gap(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max().clamp_min(1))
 
 
-def round_trip(task: str, folder: Path, target: Path, *more: str) -> None:
+def check_round_trip(task: str, folder: Path, target: Path, *more: str) -> None:
     more = tuple(m.replace("LAST", LAST.get(task, "layer.1.output.dense")) for m in more)
     spec, work = trial(task, folder, more)
     assert adapter.problems(spec.lora, spec.task_type, model.skeleton(spec.model, work.task, work.tokenizer)) == []
@@ -150,13 +150,13 @@ def folder_of(tiny_bert, tiny_llama, tiny_t5):
 @pytest.mark.parametrize("init", INITS)
 @pytest.mark.parametrize("task", TASKS)
 def test_every_initialisation_survives_a_reload(task, init, folder_of, tmp_path):
-    round_trip(task, folder_of(task), tmp_path, f"lora.init_lora_weights={init}")
+    check_round_trip(task, folder_of(task), tmp_path, f"lora.init_lora_weights={init}")
 
 
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("task", TASKS)
 def test_every_option_survives_a_reload(task, option, folder_of, tmp_path):
-    round_trip(task, folder_of(task), tmp_path, *OPTIONS[option])
+    check_round_trip(task, folder_of(task), tmp_path, *OPTIONS[option])
 
 
 def test_new_cross_attention_is_trained_and_saved(tiny_bert, tmp_path):

@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent / "lorasweep"
 
 ORDER = [
     "errors",
+    "rules",
     "spec",
     "compose",
     "space",

@@ -92,18 +92,10 @@ class CausalLM(Task):
         return table
 
     def row_losses(self, model: Any, batch: Batch) -> Tensor:
-        losses_N, where, _ = self._token_losses(model, batch)
-        return losses_N.new_zeros(len(batch.rows)).index_add(0, where, losses_N)
+        return row_sums(batch, *self._token_losses(model, batch)[:2])
 
     def predict(self, model: Any, batch: Batch) -> list[Prediction]:
-        losses_N, where, correct_N = self._token_losses(model, batch)
-        sums = torch.zeros(3, len(batch.rows), device=losses_N.device)
-        sums.index_add_(1, where, torch.stack([losses_N, torch.ones_like(losses_N), correct_N.float()]))
-        losses, counts, correct = sums.tolist()
-        found: list[Prediction] = [
-            {"row": r, "loss": loss, "supervised": int(count), "correct": int(right)}
-            for r, loss, count, right in zip(batch.rows, losses, counts, correct, strict=True)
-        ]
+        found = token_predictions(batch, *self._token_losses(model, batch))
         asked = [(p, *info) for p, info in zip(found, batch.infos, strict=True) if info]
         if asked:
             prompts = [prompt for _, prompt, _ in asked]
@@ -114,12 +106,7 @@ class CausalLM(Task):
         return found
 
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        loss = mean_loss(predictions)
-        values = {
-            "loss": loss,
-            "perplexity": math.exp(min(loss, 700)),
-            "token_accuracy": sum(p["correct"] for p in predictions) / sum(p["supervised"] for p in predictions),
-        }
+        values = token_metrics(predictions)
         if self.spec.generate:
             rights = [p["right"] for p in predictions if "text" in p]
             values["exact_match"] = sum(rights) / len(rights) if rights else math.nan
@@ -128,8 +115,7 @@ class CausalLM(Task):
     def readable(self, record: Record, prediction: Prediction) -> str:
         if "text" in prediction:
             return prediction["text"]
-        per_token = prediction["loss"] / prediction["supervised"]
-        return f"{prediction['correct']} of {prediction['supervised']} tokens right, {per_token:.3f} nats a token"
+        return readable_tokens(prediction)
 
     def _token_losses(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return loss, row and hit of each supervised position, [N] each. Position t is scored against label t+1."""
@@ -147,6 +133,34 @@ class CausalLM(Task):
         hidden_BTD = decoder(**batch.inputs, use_cache=False).last_hidden_state
         losses, hits = HeadLoss.apply(hidden_BTD[:, :-1][keep_BT], head.weight, head.bias, targets_N)
         return losses, where, hits
+
+
+def row_sums(batch: Batch, losses_N: Tensor, where: Tensor) -> Tensor:
+    """Return the summed loss of each row, [B]; `where` holds the row of each supervised token."""
+    return losses_N.new_zeros(len(batch.rows)).index_add(0, where, losses_N)
+
+
+def token_predictions(batch: Batch, losses_N: Tensor, where: Tensor, correct_N: Tensor) -> list[Prediction]:
+    """Return loss, number of supervised tokens and of right ones, a row."""
+    sums = torch.zeros(3, len(batch.rows), device=losses_N.device)
+    sums.index_add_(1, where, torch.stack([losses_N, torch.ones_like(losses_N), correct_N.float()]))
+    losses, counts, correct = sums.tolist()
+    return [
+        {"row": r, "loss": loss, "supervised": int(count), "correct": int(right)}
+        for r, loss, count, right in zip(batch.rows, losses, counts, correct, strict=True)
+    ]
+
+
+def token_metrics(predictions: Sequence[Prediction]) -> dict[str, float]:
+    """Return loss, perplexity and accuracy over all supervised tokens."""
+    loss = mean_loss(predictions)
+    right, tokens = (sum(p[k] for p in predictions) for k in ("correct", "supervised"))
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "token_accuracy": right / tokens}
+
+
+def readable_tokens(prediction: Prediction) -> str:
+    per_token = prediction["loss"] / prediction["supervised"]
+    return f"{prediction['correct']} of {prediction['supervised']} tokens right, {per_token:.3f} nats a token"
 
 
 class HeadLoss(torch.autograd.Function):

@@ -3,7 +3,6 @@
 Shapes: B rows, T target tokens, N supervised positions, D hidden, V words.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,8 +14,8 @@ from lorasweep.data import Record
 from lorasweep.errors import ConfigError
 from lorasweep.spec import DataSpec, TaskSpec
 from lorasweep.tasks import generation
-from lorasweep.tasks.causal_lm import CHANGED_LOGITS, HeadLoss
-from lorasweep.tasks.task import IGNORE, Batch, Example, Prediction, Task, mean_loss
+from lorasweep.tasks.causal_lm import HeadLoss, readable_tokens, row_sums, token_metrics, token_predictions
+from lorasweep.tasks.task import IGNORE, Batch, Example, Prediction, Task
 
 
 class Seq2SeqLM(Task):
@@ -103,18 +102,10 @@ class Seq2SeqLM(Task):
         return replace(batch, inputs={**batch.inputs, "decoder_input_ids": shifted_BT})
 
     def row_losses(self, model: Any, batch: Batch) -> Tensor:
-        losses_N, where, _ = self._token_losses(model, batch)
-        return losses_N.new_zeros(len(batch.rows)).index_add(0, where, losses_N)
+        return row_sums(batch, *self._token_losses(model, batch)[:2])
 
     def predict(self, model: Any, batch: Batch) -> list[Prediction]:
-        losses_N, where, correct_N = self._token_losses(model, batch)
-        sums = torch.zeros(3, len(batch.rows), device=losses_N.device)
-        sums.index_add_(1, where, torch.stack([losses_N, torch.ones_like(losses_N), correct_N.float()]))
-        losses, counts, correct = sums.tolist()
-        found: list[Prediction] = [
-            {"row": r, "loss": loss, "supervised": int(count), "correct": int(right)}
-            for r, loss, count, right in zip(batch.rows, losses, counts, correct, strict=True)
-        ]
+        found = token_predictions(batch, *self._token_losses(model, batch))
         asked = [i for i, references in enumerate(batch.infos) if references]
         if asked:
             ids_BT, mask_BT = batch.inputs["input_ids"][asked], batch.inputs["attention_mask"][asked]
@@ -124,12 +115,7 @@ class Seq2SeqLM(Task):
         return found
 
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        loss = mean_loss(predictions)
-        values = {
-            "loss": loss,
-            "perplexity": math.exp(min(loss, 700)),
-            "token_accuracy": sum(p["correct"] for p in predictions) / sum(p["supervised"] for p in predictions),
-        }
+        values = token_metrics(predictions)
         if self.spec.generate:
             written = [p for p in predictions if "text" in p]
             values |= generation.scores([p["text"] for p in written], [p["references"] for p in written])
@@ -138,8 +124,7 @@ class Seq2SeqLM(Task):
     def readable(self, record: Record, prediction: Prediction) -> str:
         if "text" in prediction:
             return prediction["text"]
-        per_token = prediction["loss"] / prediction["supervised"]
-        return f"{prediction['correct']} of {prediction['supervised']} tokens right, {per_token:.3f} nats a token"
+        return readable_tokens(prediction)
 
     def _token_losses(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return loss, row and hit of each target token, [N] each; position t of the logits meets label t."""

@@ -1,0 +1,141 @@
+"""What a config field may hold: declared beside it, read from its type and metadata, told in words."""
+
+import ast
+import inspect
+import math
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import field, fields
+from itertools import pairwise
+from types import ModuleType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from lorasweep.errors import did_you_mean
+
+
+def ranged(default: Any, low: float, high: float = math.inf, *, above: bool = False) -> Any:
+    """Return a field that must lie in [low, high], or in (low, high] with `above`; None passes where it is allowed."""
+    return field(default=default, metadata={"range": (low, high, above)})
+
+
+def one_of(default: str, *options: str) -> Any:
+    """Return a field that takes one of `options`."""
+    return field(default=default, metadata={"options": options})
+
+
+def texts_below_fields(module: ModuleType) -> dict[tuple[str, str], str]:
+    """Return (class, field) -> the string that stands under the field in the module's source."""
+    texts = {}
+    for node in ast.parse(inspect.getsource(module)).body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for line, below in pairwise(node.body):
+            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
+                told = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+                value = below.value.value if told else ""  # type: ignore[attr-defined]
+                texts[node.name, line.target.id] = " ".join(str(value).split())
+    return texts
+
+
+def allowed(metadata: Mapping[str, Any]) -> str:
+    """Return the allowed values of a field in brackets, or nothing where its type is the only rule."""
+    if "options" in metadata:
+        return f"[{', '.join(map(str, metadata['options']))}]"
+    if "range" not in metadata:
+        return ""
+    low, high, above = metadata["range"]
+    return f"[{'above' if above else 'from'} {low:g}{'' if math.isinf(high) else f' to {high:g}'}]"
+
+
+def section(cls: type, values: Mapping[str, Any], name: str, known_keys: Sequence[str], problems: list[str]) -> Any:
+    """Return an instance of one section; add what is wrong with it to `problems`."""
+    hints = get_type_hints(cls)
+    known = {f.name: f for f in fields(cls)}
+    kept: dict[str, Any] = {}
+    bad = len(problems)
+    for key, value in values.items():
+        path = f"{name}.{key}"
+        if key not in known:
+            problems.append(f"{path}: no such key{did_you_mean(path, known_keys)}")
+            continue
+        try:
+            kept[key] = _typed(value, hints[key])
+        except TypeError:
+            problems.append(f"{path}: must be {_type_name(hints[key])}, got {value!r}")
+            continue
+        problem = _out_of_range(kept[key], known[key].metadata)
+        if problem:
+            problems.append(f"{path}: {problem}")
+    if len(problems) > bad:
+        return None
+    section = cls(**kept)
+    problems += getattr(section, "problems", list)()
+    return section
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """Return `value` as the hinted type. Raises TypeError where that would change its meaning."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        for option in sorted(get_args(hint), key=lambda o: o is str):
+            try:
+                return _typed(value, option)
+            except TypeError:
+                continue
+        raise TypeError
+    if hint is type(None):
+        ok = value is None
+    elif origin is list:
+        if not isinstance(value, list | tuple):
+            raise TypeError
+        return [_typed(v, get_args(hint)[0]) for v in value]
+    elif origin is dict:
+        if not isinstance(value, dict):
+            raise TypeError
+        return {str(k): _typed(v, get_args(hint)[1]) for k, v in value.items()}
+    elif hint is float:
+        ok = isinstance(value, int | float) and not isinstance(value, bool)
+        value = float(value) if ok else value
+    elif hint is int:
+        ok = isinstance(value, int) and not isinstance(value, bool)
+    else:
+        ok = isinstance(value, hint)
+    if not ok:
+        raise TypeError
+    return value
+
+
+def _type_name(hint: Any) -> str:
+    names = {
+        "bool": "true or false",
+        "int": "a whole number",
+        "float": "a number",
+        "str": "a string",
+        "NoneType": "null",
+    }
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(_type_name(o) for o in get_args(hint))
+    if get_origin(hint) is list:
+        return f"a list, each {_type_name(get_args(hint)[0])}"
+    if get_origin(hint) is dict:
+        return f"a mapping of names, each to {_type_name(get_args(hint)[1])}"
+    return names.get(hint.__name__, hint.__name__)
+
+
+def _out_of_range(value: Any, metadata: Mapping[str, Any]) -> str | None:
+    if value is None:
+        return None
+    if "options" in metadata and value not in metadata["options"]:
+        options = metadata["options"]
+        words = [str(o) for o in options]
+        return f"must be one of {', '.join(words)}, got '{value}'{did_you_mean(str(value), words)}"
+    if "range" in metadata:
+        low, high, above = metadata["range"]
+        inside = (value > low if above else value >= low) and value <= high
+        if not inside or not math.isfinite(value):
+            lower = f"above {low:g}" if above else f"at least {low:g}"
+            rule = lower if math.isinf(high) else f"between {low:g} and {high:g}"
+            if above and not math.isinf(high):
+                rule = f"{lower} and at most {high:g}"
+            return f"must be {rule}, got {value:g}" if math.isfinite(value) else f"must be {rule}, got {value}"
+    return None
