@@ -14,7 +14,14 @@ from lorasweep.data import Record
 from lorasweep.errors import ConfigError
 from lorasweep.spec import DataSpec, TaskSpec
 from lorasweep.tasks import generation
-from lorasweep.tasks.causal_lm import HeadLoss, readable_tokens, row_sums, token_metrics, token_predictions
+from lorasweep.tasks.causal_lm import (
+    CHANGED_LOGITS,
+    HeadLoss,
+    readable_tokens,
+    row_sums,
+    token_metrics,
+    token_predictions,
+)
 from lorasweep.tasks.task import IGNORE, Batch, Example, Prediction, Task
 
 
