@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lorasweep import spec
 from lorasweep.errors import ConfigError, did_you_mean
 
-NOT_PART_OF_A_TRIAL = ("study", "outputs", "hydra")
+NOT_PART_OF_A_TRIAL = ("study", "outputs", "hydra", "search")
 
 
 @cache

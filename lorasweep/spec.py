@@ -289,6 +289,8 @@ class TrainSpec:
     """Examples a forward pass of evaluation."""
     eval_every: int | None = ranged(None, 1)
     """Optimiser steps between evaluations; null evaluates after each epoch."""
+    max_loss_ratio: float | None = ranged(10.0, 1, above=True)
+    """A trial whose loss stays over so many times its start ends as PRUNED; null never looks."""
     seed: int = ranged(0, 0, 2**32 - 1)
     """Seeds the adapter, the head, the order of examples and dropout."""
     device: str = one_of("auto", "auto", "cpu", "cuda", "mps")
@@ -320,6 +322,78 @@ class TrackSpec:
     """Optimiser steps between logged training points."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SearchSpec:
+    """How a study searches. These keys belong to the study, not to a trial: its rerun line leaves them out."""
+
+    question: str = ""
+    """What the study is to tell, in a sentence; a sweep file's first comment line."""
+    sampler: str = one_of("grid", "grid", "random", "tpe", "gp", "cmaes", "qmc", "nsga2")
+    """How points are chosen: grid takes each once; the others are Optuna's."""
+    trials: int | None = ranged(None, 1)
+    """Trials in all; null takes every point of a grid, 20 with any other sampler."""
+    seed: int = ranged(0, 0, 2**32 - 1)
+    """Seeds the sampler."""
+    startup_trials: int = ranged(10, 1)
+    """Random trials before tpe and gp model what they saw."""
+    objectives: list[str] | None = None
+    """What is made small besides the primary metric: trainable, adapter_mb, train_s, peak_gib. Pruning and the best
+    trial go by the primary metric."""
+    direction: str = one_of("auto", "auto", "maximize", "minimize")
+    """Of the primary metric; auto knows the tasks' own."""
+    pruner: str = one_of("none", "none", "asha", "hyperband", "median", "wilcoxon", "threshold")
+    """Which trials end early, judged by the primary metric at evaluations. asha is asynchronous successive halving
+    (arXiv:1810.05934)."""
+    min_steps: int | None = ranged(None, 1)
+    """Optimiser steps before a trial may be pruned; null: a sixteenth of the trial for asha and hyperband, else none."""
+    reduction_factor: int = ranged(4, 2, 64)
+    """asha, hyperband: about one in so many trials goes on at each rung."""
+    pruner_startup_trials: int = ranged(5, 1)
+    """median, wilcoxon: finished trials before the first is pruned."""
+    lower: float | None = None
+    """threshold: a trial whose metric is below this is pruned."""
+    upper: float | None = None
+    """threshold: a trial whose metric is above this is pruned."""
+    device_hours: float | None = ranged(None, 0, above=True)
+    """No trial begins once the trials have used so many hours of a device."""
+    wall_hours: float | None = ranged(None, 0, above=True)
+    """No trial begins so many hours after the study was made."""
+    target: float | None = None
+    """No trial begins once the primary metric is this good."""
+    enqueue: list[str] | None = None
+    """Recipes tried first, each a string of overrides: 'lora.r=8 lora.lora_alpha=16'."""
+    warm_start: list[str] | None = None
+    """Folders of earlier studies whose finished trials the sampler learns from, where their values lie in the space."""
+    workers: int = ranged(1, 1, 1024)
+    """Processes that run trials at once; more than one takes Hydra's joblib launcher unless another is chosen."""
+    storage: str | None = None
+    """Where the queue is kept: null is a journal file in the study's folder; postgresql://USER@HOST/DATABASE for
+    machines that share no disk, the password in PGPASSWORD."""
+    checkpoint_s: float = ranged(30.0, 0)
+    """Seconds of training between checkpoints."""
+    lease_s: float = ranged(60.0, 1)
+    """A worker on another machine that gives no sign of life for so many seconds is dead; its trials go back."""
+    max_retries: int = ranged(3, 0, 1000)
+    """A trial whose workers died so many times without reaching a new checkpoint fails."""
+
+    def problems(self) -> list[str]:
+        out = []
+        if self.pruner == "threshold" and self.lower is None and self.upper is None:
+            out.append("search.pruner: threshold needs search.lower or search.upper")
+        known = ("trainable", "adapter_mb", "train_s", "peak_gib")
+        wrong = [o for o in self.objectives or [] if o not in known]
+        if wrong:
+            out.append(f"search.objectives: must be among {', '.join(known)}, got '{wrong[0]}'")
+        if (self.storage or "").startswith("sqlite"):
+            out.append(
+                "search.storage: SQLite hands one trial to two workers (it ignores SELECT ... FOR UPDATE); leave it null "
+                "for a journal file, or give postgresql://USER@HOST/DATABASE"
+            )
+        elif self.storage and not self.storage.startswith("postgresql://"):
+            out.append(f"search.storage: must be null or postgresql://USER@HOST/DATABASE, got '{self.storage}'")
+        return out
+
+
 SECTIONS: dict[str, type] = {
     "model": ModelSpec,
     "task_type": TaskSpec,
@@ -327,6 +401,7 @@ SECTIONS: dict[str, type] = {
     "data": DataSpec,
     "train": TrainSpec,
     "tracking": TrackSpec,
+    "search": SearchSpec,
 }
 
 
@@ -338,6 +413,7 @@ class TrialSpec:
     data: DataSpec
     train: TrainSpec
     tracking: TrackSpec
+    search: SearchSpec
     outputs: str = "./outputs"
     """Root folder of what runs leave."""
     study: str | None = None
@@ -346,9 +422,9 @@ class TrialSpec:
     """The strings this trial was made from: pasting them after `python -m lorasweep` runs it again."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain nested data for YAML or JSON, without the overrides."""
+        """Return plain nested data for YAML or JSON: what the trial is, without its overrides and its study's search."""
         out = asdict(self)
-        del out["overrides"]
+        del out["overrides"], out["search"]
         return out
 
 
