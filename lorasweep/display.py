@@ -14,9 +14,9 @@ LINE_EVERY_S = 30.0
 
 
 class Display:
-    """Shows the trials of one worker."""
+    """Shows the trials of one worker; `alone` says that no other process writes to this terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, alone: bool = True) -> None:
         self.console = Console()
         self._tasks: dict[int, Any] = {}
         self._names: dict[int, str] = {}
@@ -24,7 +24,7 @@ class Display:
         self._metric: dict[int, str] = {}
         self._loss: dict[int, float] = {}
         self._progress: Progress | None = None
-        if self.console.is_terminal:
+        if self.console.is_terminal and alone:
             self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),

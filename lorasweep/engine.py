@@ -1,30 +1,57 @@
 """The training loop: trials in slots on one frozen base, one optimiser step of each at a time; yields what happens.
 
 It knows neither Optuna nor MLflow. Whoever iterates decides what an event leads to; a slot is freed when the iteration
-goes on after its TrialEnded.
+goes on after its TrialEnded. Between two events a trial can be saved, to go on later as if nothing had happened.
 """
 
+import functools
 import inspect
 import itertools
+import logging
 import math
+import statistics
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from lorasweep import adapter, pack
+from lorasweep import adapter, checkpoint, pack, transfer
 from lorasweep.errors import Unstable
 from lorasweep.model import Base
+from lorasweep.schedule import epochs, learning_rate, step_counts
 from lorasweep.spec import TrainSpec, TrialSpec
 from lorasweep.tasks import Example, Prediction, Task
 
-MEGABATCH = 50
-"""Batches of similar length are formed within this many batches of random order, as HF's group_by_length does."""
-
-
 LOOK_AT = 32
 """Training batches that a data-driven initialisation sees."""
+
+START_STEPS = 5
+"""A trial's start loss is the mean over so many steps."""
+
+LEAST_START = 0.01
+"""What a start loss counts for at least: a trial that begins near zero may rise."""
+
+PATIENCE = 20
+"""A trial ends when its loss was over the limit for so many steps in a row."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A trial to run."""
+
+    number: int
+    spec: TrialSpec
+    eval_steps: frozenset[int] = frozenset()
+    """Optimiser steps to evaluate after, besides train.eval_every, the ends of epochs and the last step."""
+    checkpoint: Path | None = None
+    """What `Engine.checkpoint` wrote, to go on from; a missing or damaged file starts afresh."""
+    start_from: Path | None = None
+    """Folder of another trial's saved adapter, whose tensors a fresh trial takes over where shapes allow."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +59,14 @@ class TrialBegan:
     number: int
     total_steps: int
     attached: adapter.Attached
+    step: int = 0
+    """Where it goes on; 0 for a fresh trial."""
+    carried: dict[str, Any] = field(default_factory=dict)
+    """What the caller gave with the checkpoint."""
+    last: "EvalEvent | None" = None
+    """The last evaluation before the checkpoint."""
+    notes: tuple[str, ...] = ()
+    """What a person may want to know of the start."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +120,30 @@ class Prepared:
 
 
 @dataclass
+class LossLimit:
+    """Tells when a trial's loss stays far over its start."""
+
+    first: list[float] = field(default_factory=list)
+    over: int = 0
+    """Steps in a row, up to now."""
+
+    def reason(self, loss: float, ratio: float | None) -> str:
+        """Take in a step's loss; return why the trial is to end, or nothing."""
+        if len(self.first) < START_STEPS:
+            self.first.append(loss)
+            return ""
+        start = statistics.fmean(self.first)
+        self.over = self.over + 1 if ratio is not None and loss > ratio * max(start, LEAST_START) else 0
+        if self.over < PATIENCE:
+            return ""
+        return f"the loss stayed over {ratio:g} times its start ({start:.2g}) for {PATIENCE} steps; last {loss:.3g}"
+
+
+@dataclass
 class Slot:
     """A place for one trial on the shared base."""
 
-    number: int
-    spec: TrialSpec
+    job: Job
     attached: adapter.Attached
     optimizer: torch.optim.Optimizer
     parameters: list[torch.nn.Parameter]
@@ -97,10 +151,29 @@ class Slot:
     steps_per_epoch: int
     total_steps: int
     stream: pack.DropoutStream
+    base_bits: int
+    """Of a base that LoftQ quantised."""
     step: int = 0
     train_s: float = 0.0
     eval_s: float = 0.0
-    pruned: str = field(default="")
+    last: EvalEvent | None = None
+    limit: LossLimit = field(default_factory=LossLimit)
+    pruned: str = ""
+    """Why the trial is to end, if it is."""
+
+    @property
+    def number(self) -> int:
+        return self.job.number
+
+    @property
+    def spec(self) -> TrialSpec:
+        return self.job.spec
+
+    def is_due(self) -> bool:
+        """Tell whether to evaluate now: after this step, and not done yet."""
+        every = self.spec.train.eval_every or self.steps_per_epoch
+        wanted = self.step % every == 0 or self.step == self.total_steps or self.step in self.job.eval_steps
+        return wanted and self.step > (self.last.step if self.last else 0)
 
 
 class Engine:
@@ -113,18 +186,23 @@ class Engine:
         self.device = next(base.model.parameters()).device
         self.slots: list[Slot] = []
 
-    def run(self, source: Callable[[], tuple[int, TrialSpec] | None]) -> Generator[Event, None, None]:
-        """Train trials from `source` until it gives None, and yield their events."""
-        while (given := source()) is not None:
-            slot = self._admit(*given)
-            self.slots.append(slot)
+    def run(self, source: Callable[[], Job | None]) -> Generator[Event, None, None]:
+        """Train trials from `source` until it gives None, and yield their events.
+
+        Raises ConfigError for a checkpoint of another trial, and for a start_from without an adapter.
+        """
+        while (job := source()) is not None:
+            saved = checkpoint.read(job.checkpoint, self._identity(job)) if job.checkpoint else None
+            spec = job.spec
+            inputs = functools.partial(self._first_inputs, spec.train)
+            attached = adapter.attach(self.base, spec.lora, spec.task_type, spec.train.seed, inputs)
             try:
-                yield TrialBegan(number=slot.number, total_steps=slot.total_steps, attached=slot.attached)
-                yield from self._train(slot)
+                yield self._admit(job, attached, saved)
+                yield from self._train(self.slots[-1])
             finally:
-                self.slots.remove(slot)
-                pack.uninstall(slot.attached.peft_model)
-                adapter.detach(slot.attached)
+                self.slots = [s for s in self.slots if s.attached is not attached]
+                pack.uninstall(attached.peft_model)
+                adapter.detach(attached)
 
     def prune(self, number: int, reason: str) -> None:
         """End a running trial after its current step."""
@@ -132,25 +210,70 @@ class Engine:
             if slot.number == number:
                 slot.pruned = reason
 
-    def _admit(self, number: int, spec: TrialSpec) -> Slot:
-        attached = adapter.attach(
-            self.base, spec.lora, spec.task_type, spec.train.seed, lambda: self._first_inputs(spec.train)
-        )
+    def checkpoint(self, number: int, path: Path, carried: Mapping[str, Any]) -> int:
+        """Write all that a running trial needs to go on, and `carried`, plain data of the caller's; return its step.
+
+        To be called between two events. A failed write leaves the file as it was.
+        """
+        (slot,) = [s for s in self.slots if s.number == number]
+        state = {
+            "identity": self._identity(slot.job),
+            "carried": checkpoint.plain(carried),
+            "step": slot.step,
+            "train_s": slot.train_s,
+            "eval_s": slot.eval_s,
+            "pruned": slot.pruned,
+            "limit": asdict(slot.limit),
+            "last": checkpoint.plain(vars(slot.last)) if slot.last else None,
+            "tensors": checkpoint.copied(slot.attached.trained()),
+            "initial": checkpoint.copied(slot.attached.initial),
+            "base_bits": slot.base_bits,
+            "optimizer": slot.optimizer.state_dict(),
+            "random": checkpoint.random_state(self.device) if slot.spec.model.base_dropout else {},
+        }
+        checkpoint.write(path, state)
+        return slot.step
+
+    def _identity(self, job: Job) -> dict[str, Any]:
+        return checkpoint.identity(job.number, job.spec, len(self.prepared.train))
+
+    def _admit(self, job: Job, attached: adapter.Attached, saved: Mapping[str, Any] | None) -> TrialBegan:
+        """Give the trial a slot: afresh, from another's adapter, or from where it was."""
+        saved = saved if saved is not None and _fits(saved, attached) else None
+        notes = (transfer.take_over(attached, job.start_from),) if job.start_from and saved is None else ()
         stream = pack.DropoutStream(self.device)
         pack.install(attached.peft_model, stream)
-        parameters = attached.parameters()
-        per_epoch, total = step_counts(spec.train, len(self.prepared.train))
-        return Slot(
-            number=number,
-            spec=spec,
+        train, done = job.spec.train, saved["step"] if saved else 0
+        per_epoch, total = step_counts(train, len(self.prepared.train))
+        slot = Slot(
+            job=job,
             attached=attached,
-            optimizer=_optimizer(attached.peft_model, spec),
-            parameters=parameters,
-            batches=epochs(self.prepared.train, spec.train.batch_size, spec.train.seed),
+            optimizer=_optimizer(attached.peft_model, job.spec),
+            parameters=attached.parameters(),
+            batches=epochs(self.prepared.train, train.batch_size, train.seed, done),
             steps_per_epoch=per_epoch,
             total_steps=total,
             stream=stream,
+            base_bits=adapter.quantised_bits(attached),
         )
+        _training(slot, False)
+        if saved:
+            self._restore(slot, saved)
+        self.slots.append(slot)
+        carried = saved["carried"] if saved else {}
+        return TrialBegan(slot.number, total, attached, slot.step, carried, slot.last, notes)
+
+    def _restore(self, slot: Slot, saved: Mapping[str, Any]) -> None:
+        adapter.begin_from(slot.attached, saved["initial"])
+        with torch.no_grad():
+            for name, parameter in slot.attached.trained().items():
+                parameter.copy_(saved["tensors"][name])
+        slot.optimizer.load_state_dict(saved["optimizer"])
+        slot.step, slot.pruned = saved["step"], saved["pruned"]
+        slot.train_s, slot.eval_s = saved["train_s"], saved["eval_s"]
+        slot.limit = LossLimit(**saved["limit"])
+        slot.last = EvalEvent(**saved["last"]) if saved["last"] else None
+        checkpoint.set_random_state(saved["random"], self.device)
 
     def _first_inputs(self, train: TrainSpec) -> list[dict[str, torch.Tensor]]:
         """Return the model inputs of the trial's first batches, for initialisations that look at data."""
@@ -166,20 +289,19 @@ class Engine:
         ]
 
     def _train(self, slot: Slot) -> Iterator[Event]:
-        every = slot.spec.train.eval_every or slot.steps_per_epoch
-        state, reason = "COMPLETE", ""
-        while slot.step < slot.total_steps:
-            try:
-                yield self._step(slot)
-            except Unstable as error:
-                state, reason = "PRUNED", str(error)
-                break
-            if slot.step % every == 0 or slot.step == slot.total_steps:
+        while True:
+            if slot.is_due():
                 yield self._evaluate(slot)
-            if slot.pruned:
-                state, reason = "PRUNED", slot.pruned
+            if slot.pruned or slot.step == slot.total_steps:
                 break
-        yield TrialEnded(slot.number, slot.step, state, reason, slot.train_s, slot.eval_s, slot.attached)
+            try:
+                event = self._step(slot)
+            except Unstable as error:
+                slot.pruned = str(error)
+                break
+            yield event
+        state = "PRUNED" if slot.pruned else "COMPLETE"
+        yield TrialEnded(slot.number, slot.step, state, slot.pruned, slot.train_s, slot.eval_s, slot.attached)
 
     def _step(self, slot: Slot) -> StepEvent:
         began = time.perf_counter()
@@ -203,6 +325,7 @@ class Engine:
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise Unstable(f"the loss is {loss} and the gradient's norm {norm} at step {slot.step}")
         slot.step += 1
+        slot.pruned = slot.pruned or slot.limit.reason(loss, train.max_loss_ratio)
         slot.train_s += time.perf_counter() - began
         return StepEvent(slot.number, slot.step, slot.total_steps, loss, rate, norm, tokens, slot.train_s)
 
@@ -223,7 +346,9 @@ class Engine:
         metrics = self.task.metrics(predictions)
         took = time.perf_counter() - began
         slot.eval_s += took
-        return EvalEvent(slot.number, slot.step, slot.step / slot.steps_per_epoch, metrics, predictions, took)
+        epoch = slot.step / slot.steps_per_epoch
+        slot.last = EvalEvent(slot.number, slot.step, epoch, metrics, predictions, took)
+        return slot.last
 
 
 @torch.inference_mode()
@@ -240,40 +365,14 @@ def predict(
     return sorted(out, key=lambda p: p["row"])
 
 
-def epochs(examples: Sequence[Example], batch_size: int, seed: int) -> Iterator[list[Example]]:
-    """Yield batches without end: each epoch holds every example once, in batches of similar length, in random order."""
-    lengths = [len(e) for e in examples]
-    for epoch in range(2**31):
-        random = torch.Generator().manual_seed(pack.mixed(seed, epoch))
-        order = torch.randperm(len(examples), generator=random).tolist()
-        span = batch_size * MEGABATCH
-        order = [
-            i
-            for start in range(0, len(order), span)
-            for i in sorted(order[start : start + span], key=lengths.__getitem__, reverse=True)
-        ]
-        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-        for i in torch.randperm(len(batches), generator=random).tolist():
-            yield [examples[j] for j in batches[i]]
-
-
-def step_counts(train: TrainSpec, examples: int) -> tuple[int, int]:
-    """Return the optimiser steps an epoch and in all."""
-    per_epoch = math.ceil(examples / train.batch_size)
-    return per_epoch, train.max_steps or math.ceil(per_epoch * train.epochs)
-
-
-def learning_rate(train: TrainSpec, step: int, total: int) -> float:
-    """Return the rate of the 0-based `step`, as transformers' schedules have it."""
-    warm = math.ceil(total * train.warmup_ratio)
-    if step < warm:
-        return train.learning_rate * step / max(1, warm)
-    if train.lr_scheduler_type == "constant":
-        return train.learning_rate
-    done = (step - warm) / max(1, total - warm)
-    if train.lr_scheduler_type == "cosine":
-        return train.learning_rate * max(0.0, 0.5 * (1 + math.cos(math.pi * done)))
-    return train.learning_rate * max(0.0, 1 - done)
+def _fits(saved: Mapping[str, Any], attached: adapter.Attached) -> bool:
+    """Tell whether an adapter made here is the one of the checkpoint; data-driven ranks and LoftQ may differ."""
+    shapes = {n: p.shape for n, p in attached.trained().items()}
+    same = shapes == {n: t.shape for n, t in saved["tensors"].items()}
+    if not same or saved["base_bits"] != adapter.quantised_bits(attached):
+        log.warning("the adapter's start came out otherwise than before (another machine?); the trial starts afresh")
+        return False
+    return True
 
 
 def _training(slot: Slot, on: bool) -> None:

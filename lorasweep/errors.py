@@ -25,12 +25,32 @@ class TrialFailed(LorasweepError):
     """A trial ended by an exception; the message holds its folder and the last line of the traceback."""
 
 
+class LostLease(LorasweepError):
+    """Another worker has the trial: this one was thought dead."""
+
+
+class DiskFull(LorasweepError):
+    """The study's folder takes no more; nothing is lost, the trials go on from their checkpoints."""
+
+
+class StudyMismatch(LorasweepError):
+    """What was asked of a study differs from what it holds."""
+
+
 class NoLabels(LorasweepError):
     """Nothing in a batch is supervised: a mean loss would be 0/0."""
 
 
 class Unstable(LorasweepError):
     """The loss became NaN or infinite."""
+
+
+class MlflowDown(LorasweepError):
+    """MLflow did not answer, or answered with a failure of its own: worth another try later."""
+
+
+class MlflowRefused(LorasweepError):
+    """MLflow answered that it does not take this: another try would fail the same way."""
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

@@ -1,22 +1,17 @@
 """A study's trials as a table, the best one, and how to run it again."""
 
-import json
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from lorasweep import display
+from lorasweep import display, outcome
 from lorasweep.study import Study
 
 
 def results(study: Study) -> list[dict[str, Any]]:
     """Return the result.json of every trial that has one, by number."""
-    found = []
-    for trial in study.trials():
-        path = study.trial_folder(trial.number) / "result.json"
-        if path.is_file():
-            found.append(json.loads(path.read_text(encoding="utf8")))
-    return found
+    found = (outcome.read(study.trial_folder(trial.number)) for trial in study.trials())
+    return [r for r in found if r is not None]
 
 
 def show(study: Study, test: Mapping[str, float], outputs: str) -> None:
@@ -27,8 +22,11 @@ def show(study: Study, test: Mapping[str, float], outputs: str) -> None:
     display.table(f"study {meta.name}", columns, rows)
     best = study.best()
     if best is not None:
-        result = next(r for r in results(study) if r["number"] == best.number)
-        print(f"\nbest: trial {best.number}, eval {meta.metric} {best.value:.4f}{_beside(result.get('baseline', {}))}")
+        result = outcome.read(study.trial_folder(best.number))
+        if result is None:  # it ran on a machine without our disk
+            print(f"\nbest: trial {best.number}, eval {meta.metric} {best.values[0]:.4f}")
+            return
+        print(f"\nbest: trial {best.number}, eval {meta.metric} {best.values[0]:.4f}{_beside(result['baseline'])}")
         if test:
             known = {k: v for k, v in test.items() if k in result["baseline"]}
             print(f"its test {meta.metric}: {test[meta.metric]:.4f}{_beside(known)} (read once, after choosing)")

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from typing import Any
 
 from lorasweep import rules
@@ -451,6 +452,7 @@ def trial_spec(tree: Mapping[str, Any], overrides: tuple[str, ...]) -> tuple[Tri
     return TrialSpec(**parts, overrides=overrides), []
 
 
+@cache
 def known_keys() -> list[str]:
     """Return every config path that may be overridden."""
     keys = ["outputs", "study"]

@@ -1,50 +1,36 @@
-"""A study: a queue of trials in an Optuna journal, beside what they leave. The owner of Optuna.
+"""A study: a queue of trials in an Optuna storage, beside what they leave.
 
-The queue is the budget: every point of a grid waits in it from the start, and a worker claims one at a time.
+The queue is the budget: every trial waits in it from the start, and workers claim one at a time. A trial changes hands
+under the store's lock, and its owner is written beside it, so that a dead owner's trial can go back.
 """
 
-import fcntl
 import json
 import os
+import re
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.storages.journal._file import BaseJournalFileLock
+from optuna.exceptions import DuplicatedStudyError
 from optuna.trial import FrozenTrial, TrialState
 
-from lorasweep.errors import ConfigError
+from lorasweep import lease, rules, search, storage
+from lorasweep.errors import ConfigError, LostLease
+from lorasweep.space import Space, Value
+from lorasweep.spec import SearchSpec, known_keys
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-
-class FileLock(BaseJournalFileLock):
-    """A lock the system frees when its holder dies; Optuna's own stalls for 30 s then."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._handle = -1
-
-    def acquire(self) -> bool:
-        self._handle = os.open(self._path, os.O_CREAT | os.O_RDWR)
-        fcntl.flock(self._handle, fcntl.LOCK_EX)
-        return True
-
-    def release(self) -> None:
-        fcntl.flock(self._handle, fcntl.LOCK_UN)
-        os.close(self._handle)
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+DEFAULT_TRIALS = 20
 
 
 @dataclass(frozen=True)
 class StudyMeta:
-    """What study.json holds."""
+    """What study.json holds, and the storage too."""
 
     name: str
     swept: list[str]
@@ -53,8 +39,18 @@ class StudyMeta:
     """What the study was started with."""
     metric: str
     maximize: bool
-    mlflow_parent: str | None
     created: str
+    question: str = ""
+    space: dict[str, Any] = field(default_factory=dict)
+    """Space.describe()."""
+    search: dict[str, Any] = field(default_factory=dict)
+    """SearchSpec as a dict."""
+    outputs: str = "./outputs"
+    launcher: list[str] = field(default_factory=list)
+    """Overrides of Hydra's own keys, for `resume`."""
+    storage: str | None = None
+    """The database, without its password; None is the journal file beside study.json."""
+    mlflow_parent: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,111 +59,384 @@ class Claimed:
 
     number: int
     overrides: list[str]
-    params: dict[str, Any]
+    swept: dict[str, Any]
+    """The values of the swept keys, by key."""
+    start_from: int | None = None
+    """The trial whose weights it takes over."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A trial for the queue. Without overrides its point is drawn when it is claimed; `given` is fixed before."""
+
+    overrides: list[str] | None = None
+    given: dict[str, Value] = field(default_factory=dict)
+    extra: list[str] = field(default_factory=list)
+    """Overrides that lie outside the space."""
+    start_from: int | None = None
+    added: bool = False
+    """By hand, while the study ran: it goes first."""
 
 
 class Study:
-    """A study's folder and its queue."""
+    """A study's folder and its queue. One object is one worker in the eyes of the others."""
 
-    def __init__(self, folder: Path, meta: StudyMeta) -> None:
+    def __init__(self, folder: Path, meta: StudyMeta, *, create: bool = False) -> None:
         self.folder = folder
         self.meta = meta
-        lock = FileLock(folder / "journal.lock")
-        self._storage = JournalStorage(JournalFileBackend(str(folder / "journal.log"), lock_obj=lock))
-        self._optuna = optuna.create_study(
-            study_name=meta.name,
-            storage=self._storage,
-            direction="maximize" if meta.maximize else "minimize",
-            load_if_exists=True,
-        )
+        self.owner = lease.me()
+        self.space = Space.from_json(meta.space)
+        self.search = search_spec(meta.search)
+        self._beats = 0
+        self._watch = lease.Watch(self.search.lease_s)
+        self._store = storage.open_store(folder, meta.storage)
+        self._optuna = _optuna_study(meta, self._store, len(self.search.objectives or []), create)
+        self._id = self._optuna._study_id
         self._ids: dict[int, int] = {}
 
-    @staticmethod
-    def create(
-        folder: Path, meta: StudyMeta, points: Sequence[Mapping[str, Any]], lines: Sequence[Sequence[str]]
-    ) -> "Study":
-        """Make the folder and fill the queue: `points` are the swept values, `lines` the overrides of each trial.
+    # --- making and opening ------------------------------------------------------------------------------------------
 
-        Raises ConfigError where a study of this name is there already.
-        """
+    @staticmethod
+    def create(folder: Path, meta: StudyMeta, queue: Sequence[Entry]) -> "Study":
+        """Make the folder and fill the queue. Raises ConfigError where a study of this name is there already."""
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
-            raise ConfigError([f"study: {folder} is there already; choose another name with study=NAME"]) from None
+            raise ConfigError(
+                [f"study: {folder} is there already; go on with `python -m lorasweep resume {folder}`, or choose "
+                 "another name with study=NAME"]
+            ) from None
         except OSError as error:
             raise ConfigError([f"outputs: cannot make {folder} ({error.strerror}); set outputs=FOLDER"]) from error
-        study = Study(folder, meta)
+        study = Study(folder, meta, create=True)
+        study.enqueue(queue)
         study._write_meta()
-        space = _distributions(points)
-        for point, overrides in zip(points, lines, strict=True):
-            study._optuna.add_trial(
-                optuna.create_trial(
-                    state=TrialState.WAITING,
-                    params=dict(point),
-                    distributions=space,
-                    user_attrs={"overrides": list(overrides)},
-                )
-            )
         return study
 
     @staticmethod
     def open(folder: Path) -> "Study":
         """Return the study in `folder`. Raises ConfigError if there is none."""
-        try:
-            meta = json.loads((folder / "study.json").read_text(encoding="utf8"))
-        except FileNotFoundError:
-            raise ConfigError([f"{folder}: no study here (it has no study.json)"]) from None
-        return Study(folder, StudyMeta(**meta))
+        return Study(folder, read_meta(folder))
+
+    @staticmethod
+    def join(url: str, name: str, outputs: Path) -> "Study":
+        """Return the study of a database; its folder is made here where this machine has none.
+
+        Raises ConfigError where the database has no such study.
+        """
+        folder = outputs / name
+        store = storage.open_store(folder, url)
+        names = [s.study_name for s in store.optuna.get_all_studies()]
+        if name not in names:
+            known = ", ".join(names) or "none"
+            raise ConfigError([f"study: the database has no study '{name}'; it has {known}"])
+        attributes = store.optuna.get_study_user_attrs(store.optuna.get_study_id_from_name(name))
+        if "meta" not in attributes:
+            raise ConfigError([f"study: '{name}' was not made by lorasweep, or its making was cut short"])
+        folder.mkdir(parents=True, exist_ok=True)
+        meta = StudyMeta(**attributes["meta"])
+        study = Study(folder, replace(meta, storage=storage.without_password(url)))
+        if not (folder / "study.json").exists():
+            study._write_file()
+        return study
 
     def set_parent(self, run_id: str | None) -> None:
         """Remember the MLflow run that holds the trials' runs."""
         self.meta = replace(self.meta, mlflow_parent=run_id)
         self._write_meta()
 
+    def change_search(self, changed: Mapping[str, Any]) -> None:
+        """Store other search keys, as `resume` takes them."""
+        self.meta = replace(self.meta, search={**self.meta.search, **changed})
+        self.search = search_spec(self.meta.search)
+        self._write_meta()
+
     def _write_meta(self) -> None:
-        (self.folder / "study.json").write_text(json.dumps(asdict(self.meta), indent=1), encoding="utf8")
+        self._optuna.set_user_attr("meta", asdict(self.meta))
+        self._write_file()
 
-    def claim(self) -> Claimed | None:
-        """Return a waiting trial that no other worker has, or None when the queue is empty."""
-        for trial in self._optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            try:
-                ours = self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
-            except UpdateFinishedTrialError:
-                continue
-            if ours:
-                self._ids[trial.number] = trial._trial_id
-                return Claimed(trial.number, list(trial.user_attrs["overrides"]), dict(trial.params))
-        return None
-
-    def report(self, number: int, step: int, value: float) -> None:
-        """Store the primary metric at a step."""
-        self._storage.set_trial_intermediate_value(self._ids[number], step, value)
-
-    def tell(self, number: int, state: str, value: float | None, attributes: Mapping[str, Any]) -> None:
-        """End a trial as COMPLETE, PRUNED or FAIL."""
-        for key, entry in attributes.items():
-            self._storage.set_trial_user_attr(self._ids[number], key, entry)
-        values = [value] if value is not None else None
-        self._storage.set_trial_state_values(self._ids[number], TrialState[state], values)
-
-    def trials(self) -> list[FrozenTrial]:
-        return self._optuna.get_trials(deepcopy=False)
-
-    def best(self) -> FrozenTrial | None:
-        """Return the complete trial with the best value; of equals, the first."""
-        done = [t for t in self.trials() if t.state == TrialState.COMPLETE and t.value is not None]
-        sign = -1 if self.meta.maximize else 1
-        return min(done, key=lambda t: (sign * (t.value or 0.0), t.number), default=None)
+    def _write_file(self) -> None:
+        path = self.folder / "study.json"
+        temporary = path.with_suffix(f".{self.owner.name}")
+        temporary.write_text(json.dumps(asdict(self.meta), indent=1), encoding="utf8")
+        os.replace(temporary, path)
 
     def trial_folder(self, number: int) -> Path:
         return self.folder / str(number)
 
+    # --- the queue ---------------------------------------------------------------------------------------------------
+
+    def enqueue(self, queue: Sequence[Entry]) -> list[int]:
+        """Add waiting trials; return their numbers."""
+        space = search.distributions(self.space)
+        numbers = []
+        for entry in queue:
+            attributes: dict[str, Any] = {"extra": entry.extra} if entry.extra else {}
+            if entry.start_from is not None:
+                attributes["start_from"] = entry.start_from
+            inside = {k: v for k, v in entry.given.items() if k in space and search.holds(space[k], v)}
+            if entry.overrides is not None:
+                attributes |= {"overrides": entry.overrides, "swept": entry.given}
+            frozen = optuna.create_trial(
+                state=TrialState.WAITING,
+                params=inside if entry.overrides is not None else {},
+                distributions={k: space[k] for k in inside} if entry.overrides is not None else {},
+                user_attrs=attributes,
+                system_attrs={} if entry.overrides is not None else {"fixed_params": inside},
+            )
+            trial_id = self._store.optuna.create_new_trial(self._id, template_trial=frozen)
+            numbers.append(self._store.optuna.get_trial_number_from_id(trial_id))
+            if entry.added:
+                self._optuna.set_user_attr(f"first:{trial_id}", True)
+        return numbers
+
+    def claim(self, lookup: Callable[[str], Any]) -> Claimed | None:
+        """Return a waiting trial that no other worker has, or None when the queue is empty or the budget spent.
+
+        `lookup` gives the configured value of a key that does not vary, for the space's conditions.
+        """
+        with self._store.exclusive():
+            waiting = self._store.ids(self._id, TrialState.WAITING)
+            if not waiting or self.spent():
+                return None
+            first = self._attributes()
+            trial_id = next((i for i in waiting if f"first:{i}" in first), waiting[0])
+            self._store.optuna.set_trial_state_values(trial_id, TrialState.RUNNING)
+            self._store.optuna.set_trial_user_attr(trial_id, "owner", self.owner.to_dict())
+        trial = self._store.optuna.get_trial(trial_id)
+        self._ids[trial.number] = trial_id
+        if "overrides" not in trial.user_attrs:
+            trial = self._draw(trial, lookup)
+        attributes = trial.user_attrs
+        return Claimed(trial.number, list(attributes["overrides"]), dict(attributes["swept"]), attributes.get("start_from"))
+
+    def _draw(self, trial: FrozenTrial, lookup: Callable[[str], Any]) -> FrozenTrial:
+        """Let the sampler choose a point, and store the trial's overrides."""
+        self._optuna.sampler = search.make_sampler(self.search, trial.number)
+        point = search.suggest(optuna.Trial(self._optuna, trial._trial_id), self.space, lookup)
+        extra = trial.user_attrs.get("extra", [])
+        fixed = {e.split("=")[0] for e in extra}
+        line = [o for o in self.space.line(point) if o.split("=")[0] not in fixed] + extra
+        self._store.optuna.set_trial_user_attr(trial._trial_id, "swept", dict(point))
+        self._store.optuna.set_trial_user_attr(trial._trial_id, "overrides", line)
+        return self._store.optuna.get_trial(trial._trial_id)
+
+    def spent(self) -> str:
+        """Return which budget is used up, in words, or nothing."""
+        budget = self.search
+        if budget.wall_hours and time.time() - self._attributes().get("began", time.time()) > 3600 * budget.wall_hours:
+            return f"search.wall_hours={budget.wall_hours:g} are over"
+        if budget.device_hours and self.device_s() > 3600 * budget.device_hours:
+            return f"search.device_hours={budget.device_hours:g} are used"
+        if budget.target is not None:
+            best = self.best()
+            if best is not None and (best.values[0] >= budget.target) == self.meta.maximize:
+                return f"search.target={budget.target:g} is reached by trial {best.number}"
+        return ""
+
+    def device_s(self) -> float:
+        """Return the seconds that ended trials held a device."""
+        return sum(t.user_attrs.get("device_s", 0.0) for t in self.trials())
+
+    # --- what the owner of a trial does ------------------------------------------------------------------------------
+
+    def report(self, number: int, step: int, value: float) -> None:
+        """Store the primary metric at a step."""
+        self._store.optuna.set_trial_intermediate_value(self._ids[number], step, value)
+
+    def should_prune(self, number: int, total_steps: int) -> bool:
+        """Return whether the pruner ends the trial at the step it reported last."""
+        pruner = search.make_pruner(self.search, total_steps)
+        return search.should_prune(pruner, self._optuna, self._store.optuna.get_trial(self._ids[number]))
+
+    def checkpointed(self, number: int, step: int) -> None:
+        """Remember that a trial can go on from a step. Raises LostLease where it is no longer ours."""
+        self._still_ours(number)
+        self._store.optuna.set_trial_user_attr(self._ids[number], "checkpoint_step", step)
+
+    def tell(self, number: int, state: str, values: Sequence[float] | None, attributes: Mapping[str, Any]) -> None:
+        """End a trial as COMPLETE, PRUNED or FAIL. Raises LostLease where it is no longer ours."""
+        with self._store.exclusive():
+            self._still_ours(number)
+            for key, entry in attributes.items():
+                self._store.optuna.set_trial_user_attr(self._ids[number], key, entry)
+            self._store.optuna.set_trial_state_values(self._ids[number], TrialState[state], values)
+
+    def give_back(self, number: int) -> None:
+        """Put a trial of ours back into the queue; it goes on from its checkpoint."""
+        with self._store.exclusive():
+            self._still_ours(number)
+            self._put_back(self._ids[number])
+
+    def _still_ours(self, number: int) -> None:
+        trial = self._store.optuna.get_trial(self._ids[number])
+        owner = trial.user_attrs.get("owner") or {}
+        if trial.state != TrialState.RUNNING or owner.get("name") != self.owner.name:
+            raise LostLease(f"trial {number} was given to another worker while this one gave no sign of life")
+
+    def _put_back(self, trial_id: int) -> None:
+        self._store.optuna.set_trial_user_attr(trial_id, "owner", None)
+        self._store.optuna.set_trial_state_values(trial_id, TrialState.WAITING)
+
+    # --- signs of life -----------------------------------------------------------------------------------------------
+
+    def beat(self, progress: Mapping[int, Mapping[str, float]]) -> None:
+        """Give a sign of life, with how far each trial of ours is."""
+        self._beats += 1
+        shown = {str(n): dict(p) for n, p in progress.items()}
+        self._optuna.set_user_attr(
+            f"worker:{self.owner.name}", {"beat": self._beats, "trials": shown, "host": self.owner.host}
+        )
+
+    def reclaim(self) -> list[int]:
+        """Put the trials of dead owners back; return those given up, whose owners died too often without progress."""
+        given_up = []
+        for trial_id in self._store.ids(self._id, TrialState.RUNNING):
+            if not self._orphaned(trial_id):
+                continue
+            with self._store.exclusive():
+                if self._orphaned(trial_id) and self._bury(trial_id):
+                    given_up.append(self._store.optuna.get_trial_number_from_id(trial_id))
+        return given_up
+
+    def _orphaned(self, trial_id: int) -> bool:
+        trial = self._store.optuna.get_trial(trial_id)
+        if trial.state != TrialState.RUNNING:
+            return False
+        owner = trial.user_attrs.get("owner")
+        beat = self._attributes().get(f"worker:{owner['name']}", {}).get("beat", 0) if owner else 0
+        return self._watch.dead(owner, beat)
+
+    def _bury(self, trial_id: int) -> bool:
+        """Put a dead owner's trial back, or fail it; return whether it failed."""
+        attributes = self._store.optuna.get_trial(trial_id).user_attrs
+        reached = attributes.get("checkpoint_step", 0)
+        deaths = 1 if reached > attributes.get("step_at_death", 0) else attributes.get("deaths", 0) + 1
+        self._store.optuna.set_trial_user_attr(trial_id, "deaths", deaths)
+        self._store.optuna.set_trial_user_attr(trial_id, "step_at_death", reached)
+        if deaths <= self.search.max_retries:
+            self._put_back(trial_id)
+            return False
+        reason = f"its workers died {deaths} times without reaching a checkpoint after step {reached}"
+        self._store.optuna.set_trial_user_attr(trial_id, "reason", reason)
+        self._store.optuna.set_trial_state_values(trial_id, TrialState.FAIL)
+        return True
+
+    # --- steering ----------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Start the wall clock, and forget an earlier `stop --all`."""
+        self._optuna.set_user_attr("began", time.time())
+        self._optuna.set_user_attr("stop:all", None)
+
+    def stop(self, number: int | None, reason: str) -> None:
+        """Ask the workers to end one trial as PRUNED, or all of them to stop as after Ctrl-C."""
+        self._optuna.set_user_attr("stop:all" if number is None else f"stop:{number}", reason)
+
+    def stops(self) -> dict[str, str]:
+        """Return what was asked to stop, `all` or a trial's number, with the reason."""
+        found = self._attributes().items()
+        return {k.removeprefix("stop:"): v for k, v in found if k.startswith("stop:") and v}
+
+    def end_waiting(self, number: int, reason: str) -> bool:
+        """End a trial as PRUNED that has not begun; return whether it was waiting."""
+        with self._store.exclusive():
+            trial = self.trial(number)
+            if trial.state != TrialState.WAITING:
+                return False
+            self._store.optuna.set_trial_user_attr(trial._trial_id, "reason", reason)
+            self._store.optuna.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+            self._store.optuna.set_trial_state_values(trial._trial_id, TrialState.PRUNED)
+        return True
+
+    def take_in(self, trials: Sequence[FrozenTrial], origin: str | None) -> list[int]:
+        """Add ended trials of another study as far as their values lie in this space; return their new numbers.
+
+        With an origin they serve the sampler alone; without, they are this study's own.
+        """
+        space = search.distributions(self.space)
+        numbers = []
+        for trial in trials:
+            swept = trial.user_attrs.get("swept", trial.params)
+            inside = {k: v for k, v in swept.items() if k in space and search.holds(space[k], v)}
+            if not inside or not self.space.contains(inside):
+                continue
+            attributes = {**trial.user_attrs, "swept": inside} | ({"origin": origin} if origin else {})
+            frozen = optuna.create_trial(
+                state=trial.state,
+                values=trial.values,
+                params=inside,
+                distributions={k: space[k] for k in inside},
+                user_attrs=attributes,
+                intermediate_values=trial.intermediate_values,
+            )
+            trial_id = self._store.optuna.create_new_trial(self._id, template_trial=frozen)
+            numbers.append(self._store.optuna.get_trial_number_from_id(trial_id))
+        return numbers
+
+    # --- what there is -----------------------------------------------------------------------------------------------
+
+    def _attributes(self) -> dict[str, Any]:
+        return self._store.optuna.get_study_user_attrs(self._id)
+
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """Return the last sign of life of every worker, by name."""
+        return {k.removeprefix("worker:"): v for k, v in self._attributes().items() if k.startswith("worker:")}
+
+    def trials(self) -> list[FrozenTrial]:
+        """Return this study's own trials."""
+        found = self._optuna.get_trials(deepcopy=False)
+        return [t for t in found if "origin" not in t.user_attrs]
+
+    def trial(self, number: int) -> FrozenTrial:
+        """Raises ConfigError where there is no such trial."""
+        found = next((t for t in self.trials() if t.number == number), None)
+        if found is None:
+            raise ConfigError([f"{number}: {self.meta.name} has no such trial; it has {len(self.trials())}"])
+        return found
+
+    def waiting(self) -> int:
+        return len(self._store.ids(self._id, TrialState.WAITING))
+
+    def running(self) -> int:
+        return len(self._store.ids(self._id, TrialState.RUNNING))
+
+    def best(self) -> FrozenTrial | None:
+        """Return the complete trial with the best primary metric; of equals, the first."""
+        done = [t for t in self.trials() if t.state == TrialState.COMPLETE and t.values]
+        sign = -1 if self.meta.maximize else 1
+        return min(done, key=lambda t: (sign * t.values[0], t.number), default=None)
+
 
 def new_name(swept: Sequence[str]) -> str:
     """Return a study's name from the time and what it sweeps."""
-    return "-".join([time.strftime("%Y%m%d-%H%M%S"), *swept])[:100].replace("/", "_")
+    return re.sub(r"[^A-Za-z0-9._-]", "_", "-".join([time.strftime("%Y%m%d-%H%M%S"), *swept])[:100])
 
 
-def _distributions(points: Sequence[Mapping[str, Any]]) -> dict[str, BaseDistribution]:
-    keys = points[0] if points else {}
-    return {key: CategoricalDistribution(list(dict.fromkeys(p[key] for p in points))) for key in keys}
+def read_meta(folder: Path) -> StudyMeta:
+    """Return what study.json holds. Raises ConfigError if there is none."""
+    try:
+        return StudyMeta(**json.loads((folder / "study.json").read_text(encoding="utf8")))
+    except FileNotFoundError:
+        half = " (its making was cut short: delete the folder)" if (folder / "journal.log").exists() else ""
+        raise ConfigError([f"{folder}: no study here, it has no study.json{half}"]) from None
+
+
+def search_spec(values: Mapping[str, Any]) -> SearchSpec:
+    problems: list[str] = []
+    found = rules.section(SearchSpec, values, "search", known_keys(), problems)
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def _optuna_study(meta: StudyMeta, store: storage.Store, more_objectives: int, create: bool) -> optuna.Study:
+    first = "maximize" if meta.maximize else "minimize"
+    if not create:
+        return optuna.load_study(study_name=meta.name, storage=store.optuna)
+    try:
+        return optuna.create_study(
+            study_name=meta.name, storage=store.optuna, directions=[first] + ["minimize"] * more_objectives
+        )
+    except DuplicatedStudyError:
+        raise ConfigError([f"study: the database has a study '{meta.name}' already; choose another name"]) from None

@@ -1,19 +1,31 @@
-"""What hydra_plugins hands Hydra: override strings become a study, and workers run it."""
+"""From override strings to a study that runs: validate every point, fill the queue, launch workers, show the outcome.
 
+hydra_plugins hands LorasweepSweeper to Hydra, for the sake of its launchers: each worker is one job of one launch.
+"""
+
+import functools
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig
 
 from lorasweep.errors import ConfigError
+from lorasweep.interrupt import EXIT_INTERRUPTED
 
 EXIT_OK, EXIT_FAILED_TRIALS = 0, 3
+LAUNCHES_WITHOUT_PROGRESS = 3
+POLL_S = 1.0
+
+Launch = Callable[[Callable[[Any], None], int], None]
+"""(what each worker does, how many workers): returns when all have ended, raises what one of them raised."""
 
 
 @dataclass
@@ -25,23 +37,132 @@ ConfigStore.instance().store(group="hydra/sweeper", name="lorasweep", node=Sweep
 
 
 class LorasweepSweeper(Sweeper):
-    """Makes the study and launches workers through whatever launcher Hydra is configured with."""
+    """Runs `plan` with whatever launcher Hydra is configured with."""
+
+    plan: ClassVar[Callable[[Launch], int] | None] = None
+    """What cli.py has prepared: given a way to launch, it returns the exit code."""
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
         self._context = hydra_context
         self._config = config
 
     def sweep(self, arguments: list[str]) -> int:
-        """Run the study; leave the process with its exit code."""
+        """Carry the plan out; leave the process with its exit code."""
+        assert LorasweepSweeper.plan is not None, "cli.py sets the plan before it calls Hydra"
+        sys.exit(LorasweepSweeper.plan(self._launch))
 
-        def launch(work: Callable[[Any], None]) -> None:
-            launcher = Plugins.instance().instantiate_launcher(
-                hydra_context=self._context, task_function=work, config=self._config
-            )
-            for job in launcher.launch([[]], initial_job_idx=0):
-                _ = job.return_value  # raises what the worker raised
+    def _launch(self, work: Callable[[Any], None], count: int) -> None:
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=self._context, task_function=work, config=self._config
+        )
+        for job in launcher.launch([[] for _ in range(count)], initial_job_idx=0):
+            _ = job.return_value  # raises what the worker raised
 
-        sys.exit(run_study(arguments, launch))
+
+def here(work: Callable[[Any], None], count: int) -> None:
+    """Launch one worker in this process, without Hydra."""
+    work(None)
+
+
+def launcher_overrides(own: Sequence[str], workers: int) -> list[str]:
+    """Return Hydra's overrides for so many workers: joblib's processes, unless a launcher is chosen; [] for one here."""
+    chosen = next((o.split("=")[1] for o in own if o.startswith("hydra/launcher=")), None)
+    if chosen is None and workers == 1:
+        return list(own)
+    out = list(own) if chosen else [*own, "hydra/launcher=joblib"]
+    if chosen in (None, "joblib") and not any(o.startswith("hydra.launcher.n_jobs=") for o in own):
+        out.append(f"hydra.launcher.n_jobs={workers}")
+    return out
+
+
+# --- making a study --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study that is valid, and not yet made."""
+
+    folder: Path
+    meta: Any
+    queue: list[Any]
+    loaded: Mapping[str, Any]
+    first: Any
+    """The spec of its first trial."""
+
+
+def plan(overrides: Sequence[str], space: Mapping[str, Any] | None = None, question: str = "") -> Plan:
+    """Validate a study. Raises ConfigError, with the problems of all points, before anything is written."""
+    from lorasweep import compose, group, provenance, storage, tasks
+    from lorasweep import space as spaces
+    from lorasweep.study import StudyMeta, new_name
+
+    own = [o for o in overrides if o.startswith("hydra/") or o.startswith("hydra.")]
+    found, problems = spaces.read([o for o in overrides if o not in own], space)
+    lines, entries = _points(found, problems)
+    specs = compose.compose_points(lines, problems)
+    loaded = group.preflight(specs)
+    first = specs[0]
+    metric = _shared_metric([s.task_type.primary or loaded[group.key(s)].task.primary for s in specs])
+    search = asdict(first.search)
+    if first.search.storage:
+        search["storage"] = storage.keep_password(first.search.storage)
+    name = first.study or new_name(found.keys)
+    direction = first.search.direction
+    meta = StudyMeta(
+        name=name,
+        swept=found.keys,
+        overrides=[storage.without_password(o) for o in overrides if o not in own],
+        metric=metric,
+        maximize=tasks.maximize(metric) if direction == "auto" else direction == "maximize",
+        created=provenance.now(),
+        question=first.search.question or question,
+        space=found.describe(),
+        search=search,
+        outputs=first.outputs,
+        launcher=own,
+        storage=search["storage"],
+    )
+    return Plan(Path(first.outputs) / name, meta, entries, loaded, first)
+
+
+def _points(found: Any, problems: list[str]) -> tuple[list[list[str]], list[Any]]:
+    """Return the override lines to validate and the queue's entries: all points of a grid, or a sampler's blanks."""
+    from lorasweep import compose, search
+    from lorasweep.study import DEFAULT_TRIALS, Entry
+
+    try:
+        base = compose.compose_trial(found.fixed).search
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from None
+    recipes = [split_point(found, text.split()) for text in base.enqueue or []]
+    lines = [found.line(given) + extra for given, extra in recipes]
+    if base.sampler == "grid":
+        try:
+            points = found.grid()[: base.trials]
+        except ConfigError as error:
+            raise ConfigError([*problems, *error.problems]) from None
+        entries = [Entry(line, given) for line, (given, _) in zip(lines, recipes, strict=True)]
+        entries += [Entry(found.line(p), dict(p)) for p in points]
+        return [e.overrides or [] for e in entries], entries
+    problems += search.problems(base, found)
+    if not found.keys:
+        problems.append(f"search.sampler: {base.sampler} needs something to vary, e.g. lora.r=4,8,16")
+    given_first = [Entry(given=given, extra=extra) for given, extra in recipes]
+    blanks = [Entry()] * ((base.trials or DEFAULT_TRIALS) - len(recipes))
+    return [found.line(p) for p in found.corners()] + lines, given_first + blanks
+
+
+def split_point(found: Any, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the values that overrides give to the space's keys, and the overrides it has no place for."""
+    given, extra = {}, []
+    for override in overrides:
+        key = override.split("=")[0]
+        value = found.value_of(override) if "=" in override else None
+        if key in found.keys and found.contains({key: value}):
+            given[key] = value
+        else:
+            extra.append(override)
+    return given, extra
 
 
 def _shared_metric(metrics: Sequence[str]) -> str:
@@ -54,43 +175,106 @@ def _shared_metric(metrics: Sequence[str]) -> str:
     return found[0]
 
 
-def run_study(overrides: Sequence[str], launch: Callable[[Callable[[Any], None]], None]) -> int:
-    """Validate every point, make the study, let `launch` run a worker, show the outcome; return the exit code.
+# --- running it ------------------------------------------------------------------------------------------------------
 
-    Raises ConfigError, with the problems of all points, before anything is written.
-    """
-    from lorasweep import compose, group, provenance, report, space, tasks, tracking
-    from lorasweep.study import Study, StudyMeta, new_name
-    from lorasweep.worker import Worker, score_winner
 
-    grid = space.grid(overrides)
-    specs = compose.compose_points(grid.lines, grid.problems)
-    loaded = group.preflight(specs)
-    first = specs[0]
-    metric = _shared_metric([s.task_type.primary or loaded[group.key(s)].task.primary for s in specs])
-    name = first.study or new_name(grid.swept)
-    folder = Path(first.outputs) / name
-    command = f"python -m lorasweep {' '.join(overrides)}"
-    meta = StudyMeta(
-        name=name,
-        swept=grid.swept,
-        overrides=list(overrides),
-        metric=metric,
-        maximize=tasks.maximize(metric),
-        mlflow_parent=None,
-        created=provenance.now(),
-    )
-    study = Study.create(folder, meta, grid.points, grid.lines)
-    study.set_parent(tracking.open_study(first, name, f"`{command}`"))
-    print(f"study {name}: {len(specs)} trial{'s' if len(specs) != 1 else ''}, {folder}", flush=True)
-    launch(lambda _: Worker(study, loaded).run())
-    test = score_winner(study, loaded)
-    states = [t.state.name for t in study.trials()]
-    failed = states.count("FAIL")
+def run_study(planned: Plan, launch: Launch) -> int:
+    """Make the study, run it, show the outcome; return the exit code."""
+    from lorasweep.study import Study
+
+    return run_made(Study.create(planned.folder, planned.meta, planned.queue), planned, launch)
+
+
+def run_made(study: Any, planned: Plan, launch: Launch) -> int:
+    """Run a study that has just been made; return the exit code."""
+    from lorasweep import tracking
+
+    _warm_start(study)
+    command = f"python -m lorasweep {' '.join(planned.meta.overrides)}"
+    study.set_parent(tracking.open_study(planned.first, planned.meta.name, f"`{command}`"))
+    return carry_on(study, launch, planned.loaded)
+
+
+def _warm_start(study: Any) -> None:
+    """Let the sampler see the finished trials of earlier studies."""
+    from lorasweep.study import ENDED, Study
+
+    for folder in study.search.warm_start or []:
+        other = Study.open(Path(folder))
+        if (other.meta.metric, other.meta.maximize) != (study.meta.metric, study.meta.maximize):
+            raise ConfigError([f"search.warm_start: {folder} is ranked by {other.meta.metric}, not {study.meta.metric}"])
+        taken = study.take_in([t for t in other.trials() if t.state in ENDED and t.values], origin=folder)
+        print(f"warm start: {len(taken)} of {len(other.trials())} trials of {folder} lie in this space", flush=True)
+
+
+def carry_on(study: Any, launch: Launch, loaded: Mapping[str, Any]) -> int:
+    """Run what is left of a study and show the outcome; return the exit code."""
+    from lorasweep import interrupt, worker
+
+    total = len(study.trials())
+    print(f"study {study.meta.name}: {total} trial{'s' if total != 1 else ''}, {study.folder}", flush=True)
+    study.begin()
+    worker.prepare(study, loaded)
+    with interrupt.heard(lambda: study.stop(None, "Ctrl-C")) as interrupts:
+        _run_workers(study, launch, interrupts)
+    if interrupts.count or "all" in study.stops():
+        print(f"stopped, nothing is lost; go on with: python -m lorasweep resume {study.folder}", flush=True)
+        return EXIT_INTERRUPTED
+    return finish(study, loaded)
+
+
+def _run_workers(study: Any, launch: Launch, interrupts: Any) -> None:
+    """Launch workers until nothing is left: a launcher whose process was killed may take the other workers with it."""
+    from lorasweep import worker
+
+    idle = 0
+    work = functools.partial(_work, str(study.folder))
+    while not interrupts.count and "all" not in study.stops():
+        before = _state(study)
+        failure: Exception | None = None
+        try:
+            launch(work, study.search.workers)
+        except ConfigError:
+            raise
+        except Exception as error:  # a launcher's own error, or a worker's: what it had goes back
+            failure = error
+        worker.settle(study)
+        if study.waiting() and not study.spent():
+            idle = idle + 1 if _state(study) == before else 0
+            if idle >= LAUNCHES_WITHOUT_PROGRESS or worker.is_fatal(failure):
+                raise failure or RuntimeError(f"workers end without running a trial; see {study.folder}")
+            continue
+        if not study.running():
+            return
+        time.sleep(POLL_S)  # somebody else's workers are still at it
+
+
+def _state(study: Any) -> list[tuple]:
+    keys = ("checkpoint_step", "deaths")
+    return [(t.number, t.state, *(t.user_attrs.get(k) for k in keys)) for t in study.trials()]
+
+
+def _work(folder: str, config: Any) -> None:
+    """What a launcher runs in each worker's process."""
+    from lorasweep import worker
+
+    index = HydraConfig.get().job.num if HydraConfig.initialized() and config is not None else 0
+    worker.run_worker(folder, index)
+
+
+def finish(study: Any, loaded: Mapping[str, Any]) -> int:
+    """Score the winner on the test split, close the study in MLflow, print the table; return the exit code."""
+    from lorasweep import compose, outcome, report, tracking
+
+    test = outcome.score_winner(study, loaded)
+    failed = [t for t in study.trials() if t.state.name == "FAIL"]
     best = study.best()
     scores = {f"test_{k}": v for k, v in test.items()}
-    if best is not None and best.value is not None:
-        scores |= {f"best_eval_{metric}": best.value, "best_trial": best.number}
-    tracking.close_study(first, study.meta.mlflow_parent, scores, ok=not failed)
-    report.show(study, test, first.outputs)
+    if best is not None:
+        scores |= {f"best_eval_{study.meta.metric}": best.values[0], "best_trial": best.number}
+    spec = compose.compose_trial([*study.space.fixed])
+    tracking.close_study(spec, study.meta.mlflow_parent, scores, ok=not failed)
+    report.show(study, test, study.meta.outputs)
+    if study.waiting():
+        print(f"{study.waiting()} trials were not begun: {study.spent()}")
     return EXIT_FAILED_TRIALS if failed else EXIT_OK

@@ -1,24 +1,35 @@
-"""Events to metrics.jsonl and MLflow, which is best effort and never stops a trial. The owner of mlflow.
+"""Events to metrics.jsonl, which is the truth, and to MLflow, which mirrors it and may be down, slow or restarted.
 
-Runs are made with MlflowClient and explicit ids: a fluent run would raise on exit when its server is gone.
+A trial writes its folder and goes on; a background thread brings the MLflow run to the folder's state (sender.py,
+mirror.py). MLflow is sent only what is covered by a checkpoint, so that it never holds a point that a resumed trial
+writes again. What could not be sent stays in the folder, and `sync` sends it.
 """
 
+import atexit
 import json
-import logging
+import os
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorasweep import ledger
 from lorasweep.data import Data
+from lorasweep.errors import MlflowDown, MlflowRefused
+from lorasweep.ledger import Ledger, Outbox, redact
+from lorasweep.mirror import Mirror
+from lorasweep.sender import Sender
 from lorasweep.spec import TrialSpec
 
-log = logging.getLogger("lorasweep.tracking")
-
-BUFFER = 200
-"""Points that wait for one log_batch."""
-FLUSH_S = 5.0
+OPEN_S = 30.0
+"""Longest wait for the store when a study begins: a fresh database takes seconds."""
+CLOSE_S = 5.0
+"""Longest wait for the sender when a run ends."""
+EXIT_S = 10.0
+"""Longest wait for it when the process ends."""
+SYNC_S = 60.0
+"""Longest time for the trials that are behind when a study ends; `sync` has as long as it needs."""
 
 KEY_CONFIG = {
     "model": ("pretrained",),
@@ -28,6 +39,9 @@ KEY_CONFIG = {
     "train": ("learning_rate", "batch_size", "epochs", "max_steps", "lr_scheduler_type", "weight_decay", "seed"),
 }
 """The params of every run, besides the swept keys."""
+
+_senders: dict[str, Sender] = {}
+os.register_at_fork(after_in_child=_senders.clear)  # a thread does not come along
 
 
 def default_uri(outputs: str) -> str:
@@ -39,144 +53,266 @@ def store_uri(spec: TrialSpec) -> str:
     return spec.tracking.uri or default_uri(spec.outputs)
 
 
+# --- a study ---------------------------------------------------------------------------------------------------------
+
+
 def open_study(spec: TrialSpec, name: str, note: str) -> str | None:
-    """Create database, experiment and parent run, before any worker starts; return the parent's id, None when off."""
+    """Create database, experiment and the study's run, before any worker starts; return its id.
+
+    The run of a study that goes on is taken up again. None where tracking is off, or where the store does not answer:
+    the study's folder remembers that, and whoever reaches the store first makes the run.
+    """
     if not spec.tracking.enabled:
         return None
-    from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
-
-    client = _client(store_uri(spec))
-    experiment = client.get_experiment_by_name(spec.tracking.experiment)
-    if experiment is None:
-        local = spec.tracking.uri is None
-        where = (Path(spec.outputs).resolve() / "mlartifacts").as_uri() if local else None
-        experiment_id = client.create_experiment(spec.tracking.experiment, artifact_location=where)
-    else:
-        experiment_id = experiment.experiment_id
-    tags = {MLFLOW_RUN_NAME: name, MLFLOW_RUN_NOTE: note, "study": name, "kind": "study"}
-    return client.create_run(experiment_id, tags=tags).info.run_id
+    folder = Path(spec.outputs) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    tags = {"mlflow.note.content": redact(note), "study": name, "kind": "study"}
+    box = Outbox(folder, _take_up(folder, spec.tracking.experiment, name, tags, "study"))
+    _send_study(spec, box, OPEN_S)
+    return box.ledger.run_id
 
 
-def close_study(spec: TrialSpec, parent: str | None, metrics: Mapping[str, float], ok: bool) -> None:
-    """End the parent run with the winner's metrics."""
-    if parent:
-        run = TrialRun(Path(spec.outputs), store_uri(spec), parent, file=False)
-        run.metrics(0, metrics)
-        run.close("FINISHED" if ok else "FAILED")
+def close_study(
+    spec: TrialSpec, parent: str | None, metrics: Mapping[str, float], ok: bool, folder: Path | None = None
+) -> None:
+    """End the study's run with the winner's metrics, and send what MLflow missed of its trials.
+
+    Without `folder`, the study is the one in the outputs folder whose run is `parent`.
+    """
+    folder = folder or _study_folder(Path(spec.outputs), parent)
+    note = ledger.load(folder) if folder and spec.tracking.enabled else None
+    if folder is None or note is None:
+        return
+    flush()
+    note.summary = {k: float(v) for k, v in metrics.items()}
+    note.end("FINISHED" if ok else "FAILED", ledger.now_ms())
+    note.save(folder)
+    if _send_study(spec, Outbox(folder, note), CLOSE_S):
+        sync(folder, spec, SYNC_S)
 
 
-def start_trial(folder: Path, spec: TrialSpec, parent: str | None, name: str, tags: Mapping[str, str]) -> "TrialRun":
-    """Return the trial's log, with a child run of `parent` where tracking is on."""
-    run_id = None
-    if parent:
-        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+def _send_study(spec: TrialSpec, box: Outbox, seconds: float) -> bool:
+    box.closed = True
+    box.save()
+    return _sender(store_uri(spec)).finish(box, seconds, stall_s=seconds)
 
-        def create() -> str:
-            client = _client(store_uri(spec))
-            experiment_id = client.get_run(parent).info.experiment_id
-            wanted = {MLFLOW_RUN_NAME: name, MLFLOW_PARENT_RUN_ID: parent, **tags}
-            return client.create_run(experiment_id, tags=wanted).info.run_id
 
-        run_id = _best_effort("create a run", create)
-    return TrialRun(folder, store_uri(spec), run_id)
+def _study_folder(outputs: Path, run_id: str | None) -> Path | None:
+    for path in outputs.glob(f"*/{ledger.NAME}"):
+        note = ledger.load(path.parent)
+        if run_id and note and note.run_id == run_id:
+            return path.parent
+    return None
+
+
+def _take_up(folder: Path, experiment: str, name: str, tags: Mapping[str, str], kind: str) -> Ledger:
+    """Return what the folder remembers, ready to go on, or a fresh ledger."""
+    note = ledger.load(folder) or Ledger(experiment=experiment, name=redact(name), kind=kind)
+    note.tags |= {k: redact(v) for k, v in tags.items()}
+    note.began_ms = ledger.now_ms()
+    note.status, note.ended_ms, note.behind = None, None, True
+    return note
+
+
+# --- a trial ---------------------------------------------------------------------------------------------------------
+
+
+def start_trial(
+    folder: Path,
+    spec: TrialSpec,
+    parent: str | None,
+    name: str,
+    tags: Mapping[str, str],
+    from_step: int | None = None,
+) -> "TrialRun":
+    """Return the trial's log, with a child run of `parent` where tracking is on.
+
+    A trial that has begun before goes on in its run. from_step=N: it goes on from a checkpoint at step N, so that the
+    points of later steps are dropped; 0 drops all of them.
+    """
+    ledger.drop_after(folder / ledger.POINTS, from_step)
+    if not spec.tracking.enabled:
+        return TrialRun(folder)
+    note = _take_up(folder, spec.tracking.experiment, name, tags, "trial")
+    note.parent = note.parent or parent
+    if from_step is not None:
+        note.covered = from_step if from_step > 0 else -1
+    box = Outbox(folder, note)
+    box.save()
+    sender = _sender(store_uri(spec))
+    sender.submit(box)
+    return TrialRun(folder, box, sender)
 
 
 class TrialRun:
-    """The log of one trial: metrics.jsonl, and its MLflow run where there is one."""
+    """The log of one trial: metrics.jsonl, and its MLflow run where there is one. No method waits for MLflow but
+    `close`, and that for some seconds at most."""
 
-    def __init__(self, folder: Path, uri: str, run_id: str | None, *, file: bool = True) -> None:
-        self.run_id = run_id
-        self._client = _client(uri) if run_id else None
-        self._file = (folder / "metrics.jsonl").open("a", encoding="utf8") if file else None
-        self._waiting: list[Any] = []
-        self._flushed = time.monotonic()
+    def __init__(self, folder: Path, box: Outbox | None = None, sender: Sender | None = None) -> None:
+        self._folder = folder
+        self._file = (folder / ledger.POINTS).open("a", encoding="utf8")
+        self._box = box
+        self._sender = sender
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run's id, None as long as there is none."""
+        return self._box.ledger.run_id if self._box else None
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Write the values of a step to the file at once and to MLflow in batches."""
-        now = int(time.time() * 1000)
-        if self._file:
-            self._file.write(json.dumps({"step": step, "time_ms": now, **values}) + "\n")
-            self._file.flush()
-        if self._client:
-            from mlflow.entities import Metric
+        """Write the values of a step to the file, at once; MLflow has them when the step is covered."""
+        self._file.write(json.dumps({"step": step, "time_ms": ledger.now_ms(), **values}) + "\n")
+        self._file.flush()
 
-            self._waiting += [Metric(k, float(v), now, step) for k, v in values.items()]
-            if len(self._waiting) >= BUFFER or time.monotonic() - self._flushed > FLUSH_S:
-                self._flush()
+    def covered(self, step: int) -> None:
+        """Let MLflow have the points up to this step: a checkpoint holds it, so they are not written again."""
+        if self._box and self._sender:
+            with self._box.lock:
+                self._box.ledger.covered = max(step, self._box.ledger.covered)
+            self._sender.submit(self._box)
 
     def params(self, spec: TrialSpec, swept: Mapping[str, Any]) -> None:
         """Log the key config and the swept keys."""
-        if not self._client:
+        if not self._box:
             return
-        from mlflow.entities import Param
-
         tree = spec.to_dict()
         values = {f"{section}.{k}": tree[section][k] for section, keys in KEY_CONFIG.items() for k in keys}
         values["lora.lora_alpha"] = spec.lora.alpha
         values |= swept
-        entries = [Param(k, str(v)) for k, v in values.items() if v is not None]
-        self._send("log params", lambda c: c.log_batch(self.run_id, params=entries))
+        with self._box.lock:
+            self._box.ledger.params |= {k: redact(str(v)) for k, v in values.items() if v is not None}
+        self._box.save()
 
     def dataset(self, rows: Data, spec: TrialSpec) -> None:
         """Log the data set as an input, with its fingerprint as digest (MLflow takes 36 characters of it)."""
-        if not self._client:
-            return
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
         profile = json.dumps({"rows": {k: len(v) for k, v in rows.splits.items()}, "fingerprint": rows.fingerprint})
-        entry = Dataset(
-            rows.name, rows.fingerprint[:32], spec.data.source, spec.data.path or "builtin", profile=profile
-        )
-        inputs = [DatasetInput(entry, [InputTag("mlflow.data.context", "training")])]
-        self._send("log the data set", lambda c: c.log_inputs(self.run_id, datasets=inputs))
+        if self._box:
+            self._box.ledger.dataset = {
+                "name": redact(rows.name),
+                "digest": rows.fingerprint[:32],
+                "source_type": spec.data.source,
+                "source": redact(spec.data.path or "builtin"),
+                "profile": profile,
+            }
 
     def artifact(self, path: Path, name: str | None = None) -> None:
-        """Log a file, or a folder under `name`."""
-        if path.is_dir():
-            self._send("log a folder", lambda c: c.log_artifacts(self.run_id, str(path), name))
-        else:
-            self._send("log a file", lambda c: c.log_artifact(self.run_id, str(path), name))
+        """Log a file, or what is in a folder under `name`; it is read when it is sent."""
+        inside = path.is_relative_to(self._folder)
+        entry = [str(path.relative_to(self._folder) if inside else path.resolve()), name]
+        if self._box and entry not in self._box.ledger.artifacts:
+            with self._box.lock:
+                self._box.ledger.artifacts.append(entry)
 
     def tag(self, key: str, value: str) -> None:
-        self._send("set a tag", lambda c: c.set_tag(self.run_id, key, value))
+        if self._box:
+            with self._box.lock:
+                self._box.ledger.tags[key] = redact(value)
 
     def close(self, status: str) -> None:
-        """Flush and end the run as FINISHED, FAILED or KILLED."""
-        self._flush()
-        self._send("end a run", lambda c: c.set_terminated(self.run_id, status))
-        if self._file:
-            self._file.close()
+        """End the run as FINISHED, FAILED or KILLED once all is sent; what does not arrive in time is left behind."""
+        self._file.close()
+        if not (self._box and self._sender):
+            return
+        with self._box.lock:
+            self._box.ledger.end(status, ledger.now_ms())
+            self._box.closed = True
+        self._box.save()
+        self._sender.finish(self._box, CLOSE_S)
 
-    def _flush(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        self._flushed = time.monotonic()
-        for start in range(0, len(waiting), 1000):
-            part = waiting[start : start + 1000]
-            self._send("log metrics", partial(_log_metrics, run_id=self.run_id, metrics=part))
-
-    def _send(self, what: str, call: Callable[[Any], Any]) -> None:
-        if self._client:
-            client = self._client
-            _best_effort(what, lambda: call(client))
+    def leave(self) -> None:
+        """Stop without an end: another process has the trial now, and its run."""
+        self._file.close()
+        if self._box and self._sender:
+            self._sender.leave(self._box)
 
 
-def _log_metrics(client: Any, run_id: str | None, metrics: list[Any]) -> None:
-    client.log_batch(run_id, metrics=metrics)
+def _sender(uri: str) -> Sender:
+    if uri not in _senders:
+        if not _senders:
+            atexit.register(flush)
+        _senders[uri] = Sender(uri)
+    return _senders[uri]
 
 
-def _client(uri: str) -> Any:
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    from mlflow.tracking import MlflowClient
+def flush(seconds: float = EXIT_S) -> int:
+    """Wait until MLflow has what is covered, for some seconds at most; return how many runs still wait for that.
 
-    return MlflowClient(uri)
+    A process that may end without Python's exit handlers calls it at its end.
+    """
+    return sum(sender.drain(seconds) for sender in _senders.values())
 
 
-def _best_effort(what: str, call: Callable[[], Any]) -> Any:
-    from mlflow.exceptions import MlflowException
+# --- what MLflow missed ----------------------------------------------------------------------------------------------
 
+
+@dataclass
+class SyncCounts:
+    """What a sync did, in runs, and points sent."""
+
+    runs: int = 0
+    """Runs that the study's folders know of, the study's own among them."""
+    sent: int = 0
+    """Runs brought up to their folder."""
+    points: int = 0
+    open: int = 0
+    """Trials that have not ended: MLflow has what is covered."""
+    busy: int = 0
+    """Folders that another process is sending."""
+    failed: int = 0
+    """Runs that MLflow refused, or did not answer for."""
+    problem: str = ""
+
+    def __str__(self) -> str:
+        rest = {"not ended": self.open, "busy in another process": self.busy, "failed": self.failed}
+        told = "".join(f", {n} {what}" for what, n in rest.items() if n)
+        line = f"{self.sent} of {self.runs} runs were behind and are sent now, with {self.points} points{told}"
+        return f"{line}: {self.problem}" if self.problem else line
+
+
+def sync(folder: Path, where: TrialSpec | str, seconds: float = float("inf")) -> SyncCounts:
+    """Send what MLflow lacks of a study and its trials; doing it again changes nothing.
+
+    `where` is a spec or a URI; another store than before is given everything. A trial that was killed after its
+    result.json was written is ended with it; one that has not ended keeps its status. Stops after some seconds.
+    """
+    uri = where if isinstance(where, str) else where.tracking.uri or default_uri(str(folder.parent))
+    counts = SyncCounts()
+    deadline = time.monotonic() + seconds
+    mirror: Mirror | None = None
+    for path in [folder, *sorted(p.parent for p in folder.glob(f"*/{ledger.NAME}"))]:
+        note = ledger.load(path)
+        if note is None:
+            continue
+        counts.runs += 1
+        if not _behind(note, uri) or time.monotonic() > deadline:
+            continue
+        try:
+            mirror = mirror or Mirror(uri)
+            _catch_up(mirror, path, counts)
+        except (MlflowRefused, OSError) as error:
+            counts.failed, counts.problem = counts.failed + 1, str(error)
+        except MlflowDown as error:
+            counts.failed, counts.problem = counts.failed + 1, str(error)
+            break
+    return counts
+
+
+def _behind(note: Ledger, uri: str) -> bool:
+    return note.behind or note.uri != redact(uri).rstrip("/")
+
+
+def _catch_up(mirror: Mirror, folder: Path, counts: SyncCounts) -> None:
+    """Push one folder, unless another process is sending it or has just done so."""
+    taken = ledger.take(folder)
+    note = ledger.load(folder)
+    if taken is None or note is None:
+        counts.busy += 1
+        return
+    box = Outbox(folder, note, live=False, taken=taken)
     try:
-        return call()
-    except (MlflowException, OSError) as error:
-        log.warning("MLflow could not %s (%s); the trial's folder has it", what, str(error).splitlines()[0])
-        return None
+        over = ledger.ended(folder, note)
+        counts.points += mirror.push(box)
+        counts.sent += over
+        counts.open += not over
+    finally:
+        box.release()

@@ -1,32 +1,40 @@
-"""One process: claims trials, feeds the engine, writes what happens to the folder, MLflow and the study."""
+"""One process: claims trials, feeds the engine, writes what happens to the folder, MLflow and the study.
 
-import json
+An ended trial's result.json is written first, then its MLflow run ends, then the study is told; a worker killed in
+between leaves a trial that the next owner only has to tell.
+"""
+
+import errno
 import logging
 import math
-import resource
-import sys
+import os
+import shutil
 import time
 import traceback
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Generator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lorasweep import adapter, compose, engine, group, model, provenance
+from lorasweep import adapter, compose, engine, group, interrupt, model, outcome, provenance, search
 from lorasweep.display import Display
-from lorasweep.engine import Engine, EvalEvent, StepEvent, TrialBegan, TrialEnded
+from lorasweep.engine import Engine, EvalEvent, Job, StepEvent, TrialBegan, TrialEnded
+from lorasweep.errors import ConfigError, DiskFull, LostLease
+from lorasweep.lease import Beat
 from lorasweep.spec import TrialSpec
 from lorasweep.study import Claimed, Study
-from lorasweep.tasks import maximize
 from lorasweep.tracking import TrialRun, start_trial
 
-SHOWN_EXAMPLES = 8
-"""Rows of the eval split that a trial leaves with the model's answers, for a person to read."""
+POLL_S = 1.0
+"""Seconds between looks at what was asked to stop."""
 
-RELOAD_TOLERANCE = 1e-4
-"""Largest relative difference of the eval loss between the trial and its adapter loaded again."""
+CHECKPOINT = "checkpoint.pt"
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+LITTLE = 2**20
+"""Bytes left on a disk that is as good as full."""
 
 
 @dataclass
@@ -36,13 +44,17 @@ class Running:
     claimed: Claimed
     spec: TrialSpec
     folder: Path
-    run: TrialRun
     log: logging.Logger
     name: str
     began: float = field(default_factory=time.perf_counter)
+    run: TrialRun | None = None
     counts: adapter.Counts | None = None
     tokens: int = 0
+    step: int = 0
+    total_steps: int = 0
+    loss: float = math.nan
     last: EvalEvent | None = None
+    saved: float = field(default_factory=time.monotonic)
 
     @property
     def number(self) -> int:
@@ -54,79 +66,150 @@ class Worker:
 
     def __init__(self, study: Study, loaded: Mapping[str, group.Workload] | None = None) -> None:
         self.study = study
-        self.display = Display()
+        self.display = Display(alone=study.search.workers == 1)
         self._loaded = dict(loaded or {})
         self._running: dict[int, Running] = {}
         self._held: Running | None = None
+        self._stops: dict[str, str] = {}
+        self._interrupts = interrupt.Interrupts()
+        self._said = 0.0
 
     def run(self) -> None:
-        """Claim and run trials until none is waiting."""
+        """Claim and run trials until none is waiting or a stop is asked for."""
+        self._listen()
+        with interrupt.heard() as self._interrupts, Beat(self._listen, POLL_S):
+            try:
+                while not self._stopping():
+                    self._held = self._held or self._take()
+                    if self._held is None:
+                        return
+                    self._run_group(self._held.spec)
+            finally:
+                self._let_go()
+                self.display.close()
+
+    def _stopping(self) -> bool:
+        return self._interrupts.count > 0 or "all" in self._stops
+
+    def _listen(self) -> None:
+        """Read what was asked to stop, and give a sign of life now and then."""
         try:
-            while True:
-                self._held = self._held or self._take()
-                if self._held is None:
-                    return
-                self._run_group(self._held.spec)
-        finally:
-            self.display.close()
+            self._stops = self.study.stops()
+            if time.monotonic() - self._said > self.study.search.lease_s / 6 or not self._said:
+                self._said = time.monotonic()
+                running = list(self._running.values())
+                self.study.beat({r.number: {"step": r.step, "of": r.total_steps, "loss": r.loss} for r in running})
+        except OSError as error:
+            logging.getLogger("lorasweep.worker").warning("no sign of life could be written: %s", error)
+
+    # --- claiming ----------------------------------------------------------------------------------------------------
 
     def _take(self) -> Running | None:
-        """Claim a trial and write its folder, or return None when nothing waits."""
-        claimed = self.study.claim()
-        if claimed is None:
+        """Claim a trial and open its folder, or return None when nothing waits."""
+        while True:
+            settle(self.study)
+            claimed = self.study.claim(self._configured)
+            if claimed is None:
+                return None
+            folder = self.study.trial_folder(claimed.number)
+            folder.mkdir(parents=True, exist_ok=True)
+            running = self._open(claimed, folder)
+            if running is not None:
+                return running
+
+    def _open(self, claimed: Claimed, folder: Path) -> Running | None:
+        """Return the trial ready to run; None where it turned out to be over already, or cannot be."""
+        name = " ".join(f"{k}={v}" for k, v in claimed.swept.items()) or "default"
+        before = outcome.read(folder)
+        try:
+            spec = compose.compose_trial(claimed.overrides)
+        except ConfigError as error:
+            result = {"number": claimed.number, "overrides": claimed.overrides, "params_swept": claimed.swept}
+            result |= {"state": "FAIL", "reason": " ".join(error.problems)}
+            outcome.write(folder, result)
+            self.study.tell(claimed.number, "FAIL", None, {"reason": result["reason"]})
+            self.display.say(f"trial={claimed.number} {name} state=FAIL reason={result['reason']!r}")
             return None
-        spec = compose.compose_trial(claimed.overrides)
-        folder = self.study.trial_folder(claimed.number)
-        folder.mkdir(parents=True, exist_ok=True)
-        facts = provenance.write(folder, spec)
-        name = " ".join(f"{k}={v}" for k, v in claimed.params.items()) or "default"
-        tags = {
-            "study": self.study.meta.name,
-            "trial": str(claimed.number),
-            "kind": "trial",
-            "state": "RUNNING",
-            "commit": str(facts["commit"]),
-        }
-        run = start_trial(folder, spec, self.study.meta.mlflow_parent, f"{claimed.number} {name}", tags)
-        log = logging.getLogger(f"lorasweep.trial.{self.study.meta.name}.{claimed.number}")
-        log.setLevel(logging.INFO)
-        log.propagate = False
-        handler = logging.FileHandler(folder / "log.txt", encoding="utf8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        log.addHandler(handler)
+        running = Running(claimed, spec, folder, _trial_log(self.study.meta.name, claimed.number, folder), name)
         self.display.begin(claimed.number, name)
-        return Running(claimed, spec, folder, run, log, name)
+        if before is not None:
+            self._finish(running, before)
+            return None
+        provenance.write(folder, spec)
+        return running
+
+    def _configured(self, key: str) -> Any:
+        """Return the value that a key has in the study's fixed configuration."""
+        section, _, name = key.partition(".")
+        return getattr(getattr(compose.compose_trial(self.study.space.fixed), section), name)
+
+    def _let_go(self) -> None:
+        """Give back a trial that was claimed for another group and never began."""
+        if self._held is not None:
+            held, self._held = self._held, None
+            with suppress(OSError):  # a full disk: it goes back when this process is gone
+                self.study.give_back(held.number)
+            _close(held.log)
+
+    # --- running -----------------------------------------------------------------------------------------------------
 
     def _run_group(self, spec: TrialSpec) -> None:
         """Run the held trial and all that follow it in the queue and share its group."""
         wanted = group.key(spec)
         trainer: Engine | None = None
 
-        def source() -> tuple[int, TrialSpec] | None:
-            running, self._held = self._held or self._take(), None
+        def source() -> Job | None:
+            running, self._held = self._held or (None if self._stopping() else self._take()), None
             if running is None:
                 return None
             if group.key(running.spec) != wanted:
                 self._held = running
                 return None
             self._running[running.number] = running
-            return running.number, running.spec
+            return self._job(running)
 
         while True:
             try:
-                if trainer is None:
-                    trainer = self._engine(spec)
-                for event in trainer.run(source):
-                    self._handle(event, trainer)
+                trainer = trainer or self._engine(spec)
+                self._follow(trainer, trainer.run(source))
                 return
-            except Exception:
-                error = traceback.format_exc()
-                held = [self._held] if self._held is not None else []
-                for running in list(self._running.values()) or held:
-                    self._fail(running, error)
-                if self._held is None or trainer is None:
-                    self._held = None
+            except LostLease as lost:
+                self._drop(str(lost))
+            except Exception as error:
+                if _no_space(error, self.study.folder):
+                    raise DiskFull(f"{self.study.folder}: cannot write ({error}); free space or choose outputs=") from error
+                self._fail_all(traceback.format_exc())
+                if trainer is None:
                     return
+            if self._stopping():
+                return
+
+    def _follow(self, trainer: Engine, events: Generator[engine.Event, None, None]) -> None:
+        """Handle the engine's events; after a stop, save and give back what runs."""
+        try:
+            for event in events:
+                self._handle(event, trainer)
+                if self._stopping():
+                    for running in list(self._running.values()):
+                        self._suspend(running, trainer)
+                    return
+                for number in self._running:
+                    if str(number) in self._stops:
+                        trainer.prune(number, f"stopped by hand: {self._stops[str(number)]}")
+        finally:
+            events.close()
+
+    def _job(self, running: Running) -> Job:
+        work = self._workload(running.spec)
+        _, total = engine.step_counts(running.spec.train, len(work.examples["train"]))
+        origin = running.claimed.start_from
+        return Job(
+            running.number,
+            running.spec,
+            eval_steps=search.rungs(self.study.search, total),
+            checkpoint=running.folder / CHECKPOINT,
+            start_from=None if origin is None else self.study.trial_folder(origin) / "adapter",
+        )
 
     def _engine(self, spec: TrialSpec) -> Engine:
         work = self._workload(spec)
@@ -145,25 +228,35 @@ class Worker:
         running = self._running[event.number]
         match event:
             case TrialBegan():
-                self._begin(running, event)
+                self._begin(running, event, trainer)
             case StepEvent():
-                self._step(running, event)
+                self._step(running, event, trainer)
             case EvalEvent():
-                self._evaluated(running, event)
+                self._evaluated(running, event, trainer)
             case TrialEnded():
                 self._end(running, event, trainer)
 
-    def _begin(self, running: Running, event: TrialBegan) -> None:
+    def _begin(self, running: Running, event: TrialBegan, trainer: Engine) -> None:
         running.counts = adapter.counts(event.attached)
+        running.step, running.total_steps, running.last = event.step, event.total_steps, event.last
+        running.tokens = event.carried.get("tokens", 0)
+        running.began -= event.carried.get("wall_s", 0.0)
         work = self._workload(running.spec)
-        running.run.params(running.spec, running.claimed.params)
-        running.run.dataset(work.data, running.spec)
+        run = self._track(running, event.step)
+        if not event.step:
+            run.params(running.spec, running.claimed.swept)
+            run.dataset(work.data, running.spec)
         running.log.info("%d steps, %s, data %s", event.total_steps, running.counts, work.data.fingerprint[:12])
-        for note in (*work.data.notes, *work.task.notes):
+        for note in (*work.data.notes, *work.task.notes, *event.notes):
             running.log.info("%s", note)
+        if event.step:
+            running.log.info("goes on from step %d", event.step)
+        if event.last is not None:
+            self._judge(running, event.last, trainer)
 
-    def _step(self, running: Running, event: StepEvent) -> None:
+    def _step(self, running: Running, event: StepEvent, trainer: Engine) -> None:
         running.tokens += event.tokens
+        running.step, running.loss = event.step, event.loss
         if event.step % running.spec.tracking.log_every == 0 or event.step == event.total_steps:
             values = {
                 "train_loss": event.loss,
@@ -171,113 +264,150 @@ class Worker:
                 "grad_norm": event.grad_norm,
                 "tokens_per_s": running.tokens / event.train_s,
             }
-            running.run.metrics(event.step, values)
+            self._track(running).metrics(event.step, values)
         self.display.step(event.number, event.step, event.total_steps, event.loss)
+        if time.monotonic() - running.saved > self.study.search.checkpoint_s:
+            self._checkpoint(running, trainer)
 
-    def _evaluated(self, running: Running, event: EvalEvent) -> None:
+    def _evaluated(self, running: Running, event: EvalEvent, trainer: Engine) -> None:
         running.last = event
         primary = self.study.meta.metric
-        running.run.metrics(event.step, {"epoch": event.epoch} | {f"eval_{k}": v for k, v in event.metrics.items()})
-        self.study.report(event.number, event.step, event.metrics[primary])
+        values = {"epoch": event.epoch} | {f"eval_{k}": v for k, v in event.metrics.items()}
+        self._track(running).metrics(event.step, values)
         running.log.info("step %d: %s", event.step, event.metrics)
         first = {primary: event.metrics[primary]}
         self.display.evaluated(event.number, event.step, first | event.metrics)
+        self._judge(running, event, trainer)
+
+    def _judge(self, running: Running, event: EvalEvent, trainer: Engine) -> None:
+        """Report the primary metric, and end the trial where the pruner says so."""
+        name = self.study.meta.metric
+        value = event.metrics[name]
+        if not math.isfinite(value):
+            trainer.prune(running.number, f"{name} is {value} at step {event.step}")
+            return
+        self.study.report(running.number, event.step, value)
+        if event.step < running.total_steps and self.study.should_prune(running.number, running.total_steps):
+            trainer.prune(running.number, f"{self.study.search.pruner}: {name} {value:.4f} at step {event.step}")
+
+    def _checkpoint(self, running: Running, trainer: Engine) -> None:
+        """Save what the trial needs to go on; MLflow may then hold the points up to here."""
+        carried = {"tokens": running.tokens, "wall_s": time.perf_counter() - running.began}
+        step = trainer.checkpoint(running.number, running.folder / CHECKPOINT, carried)
+        self.study.checkpointed(running.number, step)
+        self._track(running).covered(step)
+        running.saved = time.monotonic()
 
     def _end(self, running: Running, event: TrialEnded, trainer: Engine) -> None:
         """Save the adapter, load it again, write result.json and tell the study."""
-        result: dict[str, Any] = {"state": event.state, "reason": event.reason, "steps": event.step}
-        primary = self.study.meta.metric
-        if running.last is not None:
-            work = self._workload(running.spec)
-            result["metric"] = {"name": primary, "value": running.last.metrics[primary], "maximize": maximize(primary)}
-            result["metrics"] = running.last.metrics
-            result["baseline"] = work.task.baseline(work.data, "eval")
-            self._write_examples(running, work)
+        assert running.counts is not None
+        work, primary = self._workload(running.spec), self.study.meta.metric
+        result = outcome.measured(event, running.last, work, primary)
         folder = running.folder / "adapter"
         result["adapter_mb"] = adapter.save(event.attached, folder)
-        if running.spec.tracking.reload_check and event.state == "COMPLETE":
-            result["reload"] = self._reload(running, folder, trainer)
-        assert running.counts is not None
-        counts = running.counts
-        result["params"] = asdict(counts) | {"trainable": counts.trainable}
-        result["params"]["trainable_pct"] = 100 * counts.trainable / counts.total
-        result |= {
-            "train_s": event.train_s,
-            "eval_s": event.eval_s,
-            "tokens_per_s": running.tokens / event.train_s if event.train_s else 0.0,
-            "peak_gib": peak_gib(trainer.device),
-            "data_fingerprint": self._workload(running.spec).data.fingerprint,
-        }
-        self._finish(running, result)
+        if running.last is not None:
+            outcome.write_examples(running.folder / "examples.txt", running.last, work)
+            if running.spec.tracking.reload_check and event.state == "COMPLETE":
+                result["reload"] = outcome.reload(folder, running.spec, running.last, work, trainer, primary)
+                self._warn_of_reload(running, result["reload"])
+        result["params"] = outcome.sizes(running.counts)
+        result["tokens_per_s"] = running.tokens / event.train_s if event.train_s else 0.0
+        result["peak_gib"] = outcome.peak_gib(trainer.device)
+        self._finish(running, self._described(running, result))
 
-    def _write_examples(self, running: Running, work: group.Workload) -> None:
-        """Write a few rows of the eval split and what the model answers into examples.txt."""
-        assert running.last is not None
-        records = work.data.splits["eval"]
-        first = {p["row"]: p for p in reversed(running.last.predictions)}
-        lines = []
-        for row in sorted(first)[:SHOWN_EXAMPLES]:
-            record = "\n".join(f"{k}: {str(v)[:500]}" for k, v in records[row].items())
-            lines.append(f"{record}\nanswer: {work.task.readable(records[row], first[row])}\n")
-        (running.folder / "examples.txt").write_text("\n".join(lines), encoding="utf8")
+    def _warn_of_reload(self, running: Running, found: Mapping[str, Any]) -> None:
+        if not found["same"]:
+            running.log.error("the saved adapter is not the trained one: %s", found)
+            self.display.say(f"trial={running.number} WARNING: the saved adapter scores differently when loaded: {found}")
 
-    def _reload(self, running: Running, folder: Path, trainer: Engine) -> dict[str, Any]:
-        """Evaluate the saved adapter with plain peft on a base loaded afresh, and compare."""
-        assert running.last is not None
-        began = time.perf_counter()
-        spec, task = running.spec, trainer.task
-        fresh = model.load(spec.model, spec.train, task, self._workload(spec).tokenizer)
-        reloaded = adapter.reload(folder, fresh, spec.lora, spec.task_type).base_model.model
-        predictions = engine.predict(reloaded, task, trainer.prepared.eval, spec.train, trainer.prepared.pad_id)
-        metrics = task.metrics(predictions)
-        primary = self.study.meta.metric
-        before = running.last.metrics
-        gap = abs(metrics["loss"] - before["loss"]) / max(1e-12, abs(before["loss"]))
-        outcome = {
-            "metric": metrics[primary],
-            "difference": metrics[primary] - before[primary],
-            "loss_relative_difference": gap,
-            "same": gap <= RELOAD_TOLERANCE,
-            "seconds": time.perf_counter() - began,
-        }
-        if not outcome["same"]:
-            running.log.error("the saved adapter is not the trained one: %s", outcome)
-            self.display.say(
-                f"trial={running.number} WARNING: the saved adapter scores differently when loaded: {outcome}"
-            )
-        return outcome
+    # --- endings -----------------------------------------------------------------------------------------------------
 
-    def _fail(self, running: Running, error: str) -> None:
-        running.log.error("%s", error)
-        last = error.strip().splitlines()[-1]
-        self._finish(running, {"state": "FAIL", "reason": last, "traceback": error})
-
-    def _finish(self, running: Running, result: dict[str, Any]) -> None:
-        """Write result.json, end the MLflow run, tell the study; in this order, so that what is told is there."""
-        result = {
+    def _described(self, running: Running, result: Mapping[str, Any]) -> dict[str, Any]:
+        return {
             "number": running.number,
             "overrides": list(running.spec.overrides),
             "rerun": provenance.rerun_line(running.spec),
-            "params_swept": running.claimed.params,
+            "params_swept": running.claimed.swept,
             **result,
             "wall_s": time.perf_counter() - running.began,
         }
-        (running.folder / "result.json").write_text(json.dumps(result, indent=1), encoding="utf8")
+
+    def _finish(self, running: Running, result: dict[str, Any]) -> None:
+        """Write result.json, end the MLflow run, tell the study; in this order, so that what is told is there."""
+        outcome.write(running.folder, result)
         self._track_end(running, result)
-        value = result["metric"]["value"] if "metric" in result and result["state"] == "COMPLETE" else None
-        state = result["state"] if value is None or math.isfinite(value) else "PRUNED"
-        self.study.tell(running.number, state, value if state == "COMPLETE" else None, {"reason": result["reason"]})
+        state, values = self._told(result)
+        summary = {k: result[k] for k in ("reason", "steps", "train_s", "eval_s", "adapter_mb", "peak_gib") if k in result}
+        summary["device_s"] = result.get("train_s", 0.0) + result.get("eval_s", 0.0)
+        summary["trainable"] = result.get("params", {}).get("trainable")
+        self.study.tell(running.number, state, values, summary)
         shown = f"{result['metric']['name']}={result['metric']['value']:.4f} " if "metric" in result else ""
         detail = f"{shown}train_s={result.get('train_s', 0.0):.1f}"
         self.display.end(running.number, state, f"{detail} reason={result['reason']!r}" if result["reason"] else detail)
         running.log.info("%s %s", state, result["reason"])
-        for handler in list(running.log.handlers):
-            handler.close()
-            running.log.removeHandler(handler)
+        (running.folder / CHECKPOINT).unlink(missing_ok=True)
+        self._forget(running)
+
+    def _told(self, result: Mapping[str, Any]) -> tuple[str, list[float] | None]:
+        """Return the state and the values that the study is told; a pruned trial keeps its last primary metric."""
+        value = result["metric"]["value"] if "metric" in result else math.nan
+        more = self.study.search.objectives or []
+        if result["state"] == "FAIL":
+            return "FAIL", None
+        if not math.isfinite(value):
+            return "PRUNED", None
+        if result["state"] == "PRUNED" and more:
+            return "PRUNED", None
+        return result["state"], [value, *(outcome.objective(result, name) for name in more)]
+
+    def _fail_all(self, error: str) -> None:
+        """Fail the trials that an exception ended: those that run, or else the one that was to begin."""
+        held, self._held = self._held, None
+        running = list(self._running.values())
+        if held is not None and running:
+            self._held, held = held, None
+        for trial in running or ([held] if held is not None else []):
+            trial.log.error("%s", error)
+            last = error.strip().splitlines()[-1]
+            self._finish(trial, self._described(trial, {"state": "FAIL", "reason": last, "traceback": error}))
+
+    def _suspend(self, running: Running, trainer: Engine) -> None:
+        """Save a trial that is to go on later and put it back into the queue."""
+        self._checkpoint(running, trainer)
+        self._track(running).close("KILLED")
+        self.study.give_back(running.number)
+        self.display.end(running.number, "WAITING", f"saved at step {running.step}/{running.total_steps}")
+        running.log.info("saved at step %d, put back", running.step)
+        self._forget(running)
+
+    def _drop(self, why: str) -> None:
+        """Forget the trials that another worker has now."""
+        for running in list(self._running.values()):
+            self.display.end(running.number, "LOST", why)
+            self._forget(running)
+
+    def _forget(self, running: Running) -> None:
+        _close(running.log)
         self._running.pop(running.number, None)
 
+    # --- MLflow ------------------------------------------------------------------------------------------------------
+
+    def _track(self, running: Running, step: int = 0) -> TrialRun:
+        """Return the trial's log; the first call opens it, to go on after `step`."""
+        if running.run is None:
+            tags = {
+                "study": self.study.meta.name,
+                "trial": str(running.number),
+                "kind": "trial",
+                "state": "RUNNING",
+                "commit": str(provenance.commit()),
+            }
+            parent, title = self.study.meta.mlflow_parent, f"{running.number} {running.name}"
+            running.run = start_trial(running.folder, running.spec, parent, title, tags, from_step=step)
+        return running.run
+
     def _track_end(self, running: Running, result: Mapping[str, Any]) -> None:
-        run = running.run
+        run = self._track(running, result.get("steps", 0))
         run.tag("state", result["state"])
         if result["reason"]:
             run.tag("reason", result["reason"][:500])
@@ -291,27 +421,67 @@ class Worker:
         run.close("FAILED" if result["state"] == "FAIL" else "FINISHED")
 
 
-def score_winner(study: Study, loaded: Mapping[str, group.Workload]) -> dict[str, float]:
-    """Return the best trial's metrics on the test split, which is read here and nowhere else; {} without a winner."""
-    best = study.best()
-    if best is None:
-        return {}
-    spec = compose.compose_trial(best.user_attrs["overrides"])
-    work = loaded.get(group.key(spec)) or group.workload(spec)
-    base = model.load(spec.model, spec.train, work.task, work.tokenizer)
-    folder = study.trial_folder(best.number)
-    adapted = adapter.reload(folder / "adapter", base, spec.lora, spec.task_type).base_model.model
-    found = engine.predict(adapted, work.task, work.examples["test"], spec.train, work.tokenizer.pad_token_id)
-    scores = work.task.metrics(found) | work.task.baseline(work.data, "test")
-    path = folder / "result.json"
-    result = json.loads(path.read_text(encoding="utf8"))
-    path.write_text(json.dumps(result | {"test": scores}, indent=1), encoding="utf8")
-    return scores
+# --- a worker as a launcher starts it --------------------------------------------------------------------------------
+
+def settle(study: Study) -> None:
+    """Put back what dead workers had; leave a result for a trial whose workers died too often."""
+    for number in study.reclaim():
+        trial, folder = study.trial(number), study.trial_folder(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        known = {"overrides": trial.user_attrs.get("overrides"), "params_swept": trial.user_attrs.get("swept", {})}
+        outcome.write(folder, {"number": number, **known, "state": "FAIL", "reason": trial.user_attrs["reason"]})
 
 
-def peak_gib(device: torch.device) -> float:
-    """Return the highest memory use so far in GiB: of the device, or of this process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+def is_fatal(error: Exception | None) -> bool:
+    """Return whether launching again would end the same way."""
+    return isinstance(error, DiskFull | ConfigError)
+
+
+_prepared: dict[str, dict[str, group.Workload]] = {}
+"""Data that this process has read already, by study folder."""
+
+
+def prepare(study: Study, loaded: Mapping[str, group.Workload]) -> None:
+    """Keep data for the workers that run in this process."""
+    _prepared[str(study.folder)] = dict(loaded)
+
+
+def run_worker(folder: str, index: int = 0) -> None:
+    """Run the study's trials in this process; the entry point that launchers call by name."""
+    study = Study.open(Path(folder))
+    _share_machine(study.search.workers, index)
+    Worker(study, _prepared.get(folder)).run()
+
+
+def _share_machine(workers: int, index: int) -> None:
+    """Pin the worker to a GPU of its own, or to its part of the CPU's threads, unless a scheduler has done so."""
+    if workers == 1 or "SLURM_JOB_ID" in os.environ:
+        return
+    if torch.cuda.is_available():
+        if "CUDA_VISIBLE_DEVICES" not in os.environ:
+            torch.cuda.set_device(index % torch.cuda.device_count())
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
+
+
+def _trial_log(study: str, number: int, folder: Path) -> logging.Logger:
+    log = logging.getLogger(f"lorasweep.trial.{study}.{number}")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    handler = logging.FileHandler(folder / "log.txt", encoding="utf8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    return log
+
+
+def _close(log: logging.Logger) -> None:
+    for handler in list(log.handlers):
+        handler.close()
+        log.removeHandler(handler)
+
+
+def _no_space(error: Exception, folder: Path) -> bool:
+    """Return whether an error is the disk's; torch tells a full disk as a RuntimeError of its own."""
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return True
+    return isinstance(error, OSError | RuntimeError) and shutil.disk_usage(folder).free < LITTLE

@@ -98,7 +98,7 @@ def test_experts_train_and_survive_a_reload(moe, family, targets, tmp_path):
     assert adapter.problems(spec.lora, spec.task_type, load()) == []
     base = load()
     start = {n: w.clone() for n, w in base.model.state_dict().items()}
-    todo = [(0, spec)]
+    todo = [engine.Job(0, spec)]
     for event in engine.Engine(base, work.task, work.prepared()).run(lambda: todo.pop() if todo else None):
         if isinstance(event, engine.TrialBegan):
             found = adapter.counts(event.attached)

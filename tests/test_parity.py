@@ -31,7 +31,7 @@ class Recorder(transformers.Trainer):
 
 def ours(spec, work: group.Workload) -> list[float]:
     base = model.load(spec.model, spec.train, work.task, work.tokenizer)
-    todo = [(0, spec)]
+    todo = [engine.Job(0, spec)]
     events = engine.Engine(base, work.task, work.prepared()).run(lambda: todo.pop() if todo else None)
     return [e.loss for e in events if isinstance(e, engine.StepEvent)]
 

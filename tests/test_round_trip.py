@@ -127,7 +127,7 @@ def check_round_trip(task: str, folder: Path, target: Path, *more: str) -> None:
     base = load()
     model.renew_missing(base, spec.train.seed)
     untrained = outputs(base.model, work)
-    todo = [(0, spec)]
+    todo = [engine.Job(0, spec)]
     for event in engine.Engine(base, work.task, work.prepared()).run(lambda: todo.pop() if todo else None):
         if isinstance(event, engine.TrialBegan) and spec.lora.init_lora_weights not in (False, "loftq"):
             for fresh, before in zip(outputs(event.attached.peft_model.base_model.model, work), untrained, strict=True):
@@ -178,7 +178,7 @@ def test_new_cross_attention_is_trained_and_saved(tiny_bert, tmp_path):
     work = group.workload(spec)
     base = model.load(spec.model, spec.train, work.task, work.tokenizer)
     assert any("crossattention" in name for name in base.missing)
-    todo = [(0, spec)]
+    todo = [engine.Job(0, spec)]
     for event in engine.Engine(base, work.task, work.prepared()).run(lambda: todo.pop() if todo else None):
         if isinstance(event, engine.TrialEnded):
             trained = engine.predict(

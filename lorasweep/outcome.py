@@ -1,0 +1,127 @@
+"""What an ended trial leaves: its numbers, its answers, its adapter loaded again; and the winner's test score."""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorasweep import adapter, compose, engine, group, model
+from lorasweep.engine import Engine, EvalEvent, TrialEnded
+from lorasweep.spec import TrialSpec
+from lorasweep.study import Study
+from lorasweep.tasks import maximize
+
+SHOWN_EXAMPLES = 8
+"""Rows of the eval split that a trial leaves with the model's answers, for a person to read."""
+
+RELOAD_TOLERANCE = 1e-4
+"""Largest relative difference of the eval loss between the trial and its adapter loaded again."""
+
+OBJECTIVES = ("trainable", "adapter_mb", "train_s", "peak_gib")
+"""What a study may make small besides its primary metric."""
+
+
+def measured(event: TrialEnded, last: EvalEvent | None, work: group.Workload, primary: str) -> dict[str, Any]:
+    """Return an ended trial's metrics and costs."""
+    out: dict[str, Any] = {"state": event.state, "reason": event.reason, "steps": event.step}
+    if last is not None:
+        out["metric"] = {"name": primary, "value": last.metrics[primary], "maximize": maximize(primary)}
+        out["metrics"] = last.metrics
+        out["baseline"] = work.task.baseline(work.data, "eval")
+    return out | {
+        "train_s": event.train_s,
+        "eval_s": event.eval_s,
+        "data_fingerprint": work.data.fingerprint,
+    }
+
+
+def sizes(counts: adapter.Counts) -> dict[str, float]:
+    """Return the numbers of parameters, and the share that trains in percent."""
+    found = asdict(counts) | {"trainable": counts.trainable}
+    return found | {"trainable_pct": 100 * counts.trainable / counts.total}
+
+
+def objective(result: Mapping[str, Any], name: str) -> float:
+    """Return what a result has to say about one of OBJECTIVES."""
+    return float(result["params"]["trainable"] if name == "trainable" else result[name])
+
+
+def write_examples(path: Path, last: EvalEvent, work: group.Workload) -> None:
+    """Write a few rows of the eval split and what the model answers."""
+    records = work.data.splits["eval"]
+    first = {p["row"]: p for p in reversed(last.predictions)}
+    lines = []
+    for row in sorted(first)[:SHOWN_EXAMPLES]:
+        record = "\n".join(f"{k}: {str(v)[:500]}" for k, v in records[row].items())
+        lines.append(f"{record}\nanswer: {work.task.readable(records[row], first[row])}\n")
+    path.write_text("\n".join(lines), encoding="utf8")
+
+
+def reload(
+    folder: Path, spec: TrialSpec, last: EvalEvent, work: group.Workload, trainer: Engine, primary: str
+) -> dict[str, Any]:
+    """Evaluate the adapter saved in `folder` with plain peft on a base loaded afresh, and compare."""
+    began = time.perf_counter()
+    fresh = model.load(spec.model, spec.train, trainer.task, work.tokenizer)
+    reloaded = adapter.reload(folder, fresh, spec.lora, spec.task_type).base_model.model
+    predictions = engine.predict(
+        reloaded, trainer.task, trainer.prepared.eval, spec.train, trainer.prepared.pad_id
+    )
+    metrics = trainer.task.metrics(predictions)
+    gap = abs(metrics["loss"] - last.metrics["loss"]) / max(1e-12, abs(last.metrics["loss"]))
+    return {
+        "metric": metrics[primary],
+        "difference": metrics[primary] - last.metrics[primary],
+        "loss_relative_difference": gap,
+        "same": gap <= RELOAD_TOLERANCE,
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def write(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write result.json whole or not at all."""
+    temporary = folder / "result.json.part"
+    temporary.write_text(json.dumps(result, indent=1), encoding="utf8")
+    os.replace(temporary, folder / "result.json")
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """Return what result.json holds, None where there is none."""
+    try:
+        return json.loads((folder / "result.json").read_text(encoding="utf8"))
+    except FileNotFoundError:
+        return None
+
+
+def score_winner(study: Study, loaded: Mapping[str, group.Workload]) -> dict[str, float]:
+    """Return the best trial's metrics on the test split, which is read here and nowhere else; {} without a winner."""
+    best = study.best()
+    folder = study.trial_folder(best.number) if best is not None else None
+    if best is None or folder is None or not (folder / "adapter").is_dir():  # it ran on a machine without our disk
+        return {}
+    result = read(folder) or {}
+    if "test" in result:
+        return result["test"]
+    spec = compose.compose_trial(best.user_attrs["overrides"])
+    work = loaded.get(group.key(spec)) or group.workload(spec)
+    base = model.load(spec.model, spec.train, work.task, work.tokenizer)
+    adapted = adapter.reload(folder / "adapter", base, spec.lora, spec.task_type).base_model.model
+    found = engine.predict(adapted, work.task, work.examples["test"], spec.train, work.tokenizer.pad_token_id)
+    scores = work.task.metrics(found) | work.task.baseline(work.data, "test")
+    write(folder, result | {"test": scores})
+    return scores
+
+
+def peak_gib(device: torch.device) -> float:
+    """Return the highest memory use so far in GiB: of the device, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

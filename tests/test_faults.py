@@ -1,0 +1,137 @@
+"""Workers are killed at random moments; nothing is lost, nothing is done twice, the numbers are those of a calm run."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from lorasweep.study import Study
+
+TRIALS = 24
+LOWEST = 0.02
+"""Accuracy below which the threshold pruner ends a trial; some of the trials fall below it."""
+
+SETTING = [
+    "lora.r=1,2,3,4,5,6",
+    "train.learning_rate=0.0003,0.003",
+    "lora.lora_dropout=0.0,0.2",
+    "train.max_steps=10",
+    "train.eval_every=3",
+    "train.batch_size=8",
+    "data.max_train_samples=64",
+    "data.max_eval_samples=32",
+    "train.device=cpu",
+    "search.checkpoint_s=0",
+    "search.max_retries=1000",
+    "search.pruner=threshold",
+    f"search.lower={LOWEST}",
+    "tracking.reload_check=false",
+]
+
+MAKE = """
+import sys
+from lorasweep import sweeper, tracking
+from lorasweep.study import Study
+plan = sweeper.plan(sys.argv[1:])
+study = Study.create(plan.folder, plan.meta, plan.queue)
+study.set_parent(tracking.open_study(plan.first, plan.meta.name, "faults"))
+"""
+
+
+def python(*arguments: str) -> str:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False, timeout=1500
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def run(model: Path, outputs: Path, name: str, seed: int, kills: int, workers: int, *more: str) -> int:
+    """Make a study and run it under fire; return how many workers died."""
+    own = [f"model.pretrained={model}", "model.sha256=null", f"outputs={outputs}", f"study={name}", *more]
+    python("-c", MAKE, *SETTING, *own)
+    said = python(str(Path(__file__).with_name("faults.py")), str(outputs / name), str(seed), str(kills), str(workers))
+    print(said)
+    found = re.search(r"killed=(\d+)", said)
+    assert found
+    return int(found.group(1))
+
+
+def points(folder: Path) -> list[tuple]:
+    """Return what a trial logged at each step, times left out; each point must stand there once."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found = [
+        (line["step"], key, value)
+        for line in lines
+        for key, value in line.items()
+        if key.startswith(("train_loss", "eval_accuracy", "eval_loss", "grad_norm", "learning_rate"))
+    ]
+    assert len({f[:2] for f in found}) == len(found)
+    return sorted(found)
+
+
+def same_as_calm(calm: Study, stormy: Study) -> None:
+    """Every trial has ended once, in the same way and with the same numbers."""
+    assert [t.state.name for t in stormy.trials()] == [t.state.name for t in calm.trials()]
+    assert len(stormy.trials()) == TRIALS
+    assert {t.state.name for t in calm.trials()} == {"COMPLETE", "PRUNED"}
+    for a, b in zip(calm.trials(), stormy.trials(), strict=True):
+        assert a.user_attrs["swept"] == b.user_attrs["swept"]
+        assert a.values == b.values
+        assert points(calm.trial_folder(a.number)) == points(stormy.trial_folder(b.number))
+
+
+def mlflow_agrees(study: Study, outputs: Path) -> None:
+    """MLflow holds one run a trial, with its state and each of its points once."""
+    python("-m", "lorasweep", "sync", str(study.folder))
+    client = mlflow.MlflowClient(f"sqlite:///{outputs}/mlflow.db")
+    experiment = client.get_experiment_by_name("lorasweep")
+    runs = client.search_runs([experiment.experiment_id], f"tags.study = '{study.meta.name}'", max_results=1000)
+    children = {r.data.tags["trial"]: r for r in runs if r.data.tags["kind"] == "trial"}
+    assert len(children) == len(runs) - 1 == TRIALS
+    for trial in study.trials():
+        run = children[str(trial.number)]
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["state"] == trial.state.name
+        for key in ("train_loss", "eval_accuracy"):
+            history = client.get_metric_history(run.info.run_id, key)
+            mine = [(s, v) for s, k, v in points(study.trial_folder(trial.number)) if k == key]
+            assert sorted((m.step, m.value) for m in history) == mine
+        assert run.data.metrics["eval_accuracy"] == pytest.approx(trial.values[0])
+
+
+@pytest.fixture(scope="module")
+def calm(tiny_bert, tmp_path_factory) -> tuple[Study, Path]:
+    outputs = tmp_path_factory.mktemp("calm")
+    assert run(tiny_bert, outputs, "calm", 0, 0, 1) == 0
+    return Study.open(outputs / "calm"), outputs
+
+
+def under_fire(tiny_bert, calm, outputs: Path, seed: int, kills: int, *more: str) -> None:
+    died = run(tiny_bert, outputs, f"storm{seed}", seed, kills, 4, *more)
+    assert died >= kills
+    study = Study.open(outputs / f"storm{seed}")
+    same_as_calm(calm[0], study)
+    mlflow_agrees(study, outputs)
+
+
+def test_killed_workers_lose_nothing(tiny_bert, calm, tmp_path):
+    under_fire(tiny_bert, calm, tmp_path, 1, 30)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [2, 3, 4, 5])
+def test_killed_workers_lose_nothing_whatever_the_moments(tiny_bert, calm, tmp_path, seed):
+    under_fire(tiny_bert, calm, tmp_path, seed, 30)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3, 4, 5])
+def test_killed_workers_lose_nothing_on_postgres(tiny_bert, calm, tmp_path, seed, postgres):
+    under_fire(tiny_bert, calm, tmp_path, seed, 30, f"search.storage={postgres}", f"study=pg{seed}")

@@ -1,0 +1,275 @@
+"""The queue: who gets a trial, what a death leads to, what survives a torn journal; the same over every storage."""
+
+import errno
+import json
+import multiprocessing
+import os
+import time
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from lorasweep import lease, space, storage
+from lorasweep.errors import ConfigError, LostLease
+from lorasweep.spec import SearchSpec
+from lorasweep.study import Entry, Study, StudyMeta, read_meta
+
+SPACE, _ = space.read(["lora.r=2,4,8", "train.learning_rate=tag(log,interval(1e-4,1e-2))", "train.epochs=1"])
+
+
+def meta(name: str, **search) -> StudyMeta:
+    url = search.pop("storage", None)
+    return StudyMeta(
+        name=name,
+        swept=SPACE.keys,
+        overrides=[],
+        metric="accuracy",
+        maximize=True,
+        created="",
+        space=SPACE.describe(),
+        search=asdict(SearchSpec(**{"sampler": "random"} | search)),
+        storage=url,
+    )
+
+
+@pytest.fixture(params=["journal", pytest.param("postgres", marks=pytest.mark.slow)])
+def make(request, tmp_path):
+    """Return a function that makes a study of blanks in one of the storages."""
+    url = request.getfixturevalue("postgres") if request.param == "postgres" else None
+
+    def made(trials: int = 3, **search) -> Study:
+        name = f"s{time.monotonic_ns()}"
+        return Study.create(tmp_path / name, meta(name, storage=url, **search), [Entry()] * trials)
+
+    return made
+
+
+def other(study: Study) -> Study:
+    return Study.open(study.folder)
+
+
+def nothing(key: str) -> None:
+    raise AssertionError(key)
+
+
+def bury(study: Study, number: int) -> None:
+    """Let the owner of a trial be a process that is no more."""
+    dead = lease.me().to_dict() | {"pid": 2**22 - 1}
+    study._store.optuna.set_trial_user_attr(study._ids[number], "owner", dead)
+
+
+def test_each_trial_is_claimed_once_and_drawn_in_the_space(make):
+    study = make(4)
+    claimed = [worker.claim(nothing) for worker in (study, other(study), study, other(study), study)]
+    assert [c.number if c else None for c in claimed] == [0, 1, 2, 3, None]
+    for trial in study.trials():
+        assert set(trial.params) == {"lora.r", "train.learning_rate"}
+        assert trial.user_attrs["overrides"][0] == "train.epochs=1"
+        assert f"lora.r={trial.params['lora.r']}" in trial.user_attrs["overrides"]
+    assert len({t.params["train.learning_rate"] for t in study.trials()}) == 4
+
+
+def _claim_all(folder: Path, answer) -> None:
+    study, mine = Study.open(folder), []
+    while (claimed := study.claim(nothing)) is not None:
+        mine.append(claimed.number)
+        study.tell(claimed.number, "COMPLETE", [0.5], {})
+    answer.put(mine)
+
+
+def test_four_processes_claim_no_trial_twice(make):
+    study = make(60)
+    spawn = multiprocessing.get_context("spawn")
+    answer = spawn.Queue()
+    processes = [spawn.Process(target=_claim_all, args=(study.folder, answer)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    claimed = [number for _ in processes for number in answer.get(timeout=120)]
+    for process in processes:
+        process.join()
+    assert Counter(claimed) == Counter(range(60))
+
+
+def test_trial_of_a_dead_owner_goes_back_and_keeps_its_point(make):
+    study, heir = make(1), None
+    first = study.claim(nothing)
+    heir = other(study)
+    assert heir.reclaim() == [] and heir.claim(nothing) is None  # the owner lives
+    bury(study, 0)
+    assert heir.reclaim() == []
+    again = heir.claim(nothing)
+    assert again is not None and (again.number, again.overrides) == (0, first.overrides)
+
+
+def test_owner_thought_dead_may_neither_save_nor_tell(make):
+    study = make(1)
+    study.claim(nothing)
+    bury(study, 0)
+    heir = other(study)
+    heir.reclaim()
+    heir.claim(nothing)
+    with pytest.raises(LostLease):
+        study.checkpointed(0, 5)
+    with pytest.raises(LostLease):
+        study.tell(0, "COMPLETE", [0.9], {})
+    heir.tell(0, "COMPLETE", [0.5], {})
+    assert study.trial(0).values == [0.5]
+
+
+def test_only_deaths_without_a_new_checkpoint_count(make):
+    study = make(1, max_retries=1)
+    for step in (5, 10, 15):
+        assert study.claim(nothing) is not None
+        study.checkpointed(0, step)
+        bury(study, 0)
+        assert study.reclaim() == []
+    assert study.trial(0).user_attrs["deaths"] == 1
+    study.claim(nothing)
+    bury(study, 0)
+    assert study.reclaim() == [0]
+    assert study.trial(0).state.name == "FAIL"
+    assert "died 2 times without reaching a checkpoint after step 15" in study.trial(0).user_attrs["reason"]
+
+
+def test_owner_on_another_machine_dies_when_its_beat_stands_still():
+    watch = lease.Watch(0.2)
+    far = lease.me().to_dict() | {"host": "elsewhere"}
+    assert not watch.dead(far, 1)
+    time.sleep(0.15)
+    assert not watch.dead(far, 2)
+    time.sleep(0.15)
+    assert not watch.dead(far, 2)
+    time.sleep(0.15)
+    assert watch.dead(far, 2)
+
+
+def test_pid_that_came_back_is_another_process():
+    mine = lease.me().to_dict()
+    assert not lease.Watch(1).dead(mine, 0)
+    assert lease.Watch(1).dead(mine | {"born": mine["born"] - 100}, 0)
+
+
+def test_added_trial_goes_first(make):
+    study = make(3)
+    study.enqueue([Entry(["train.epochs=1", "lora.r=64"], {"lora.r": 64}, added=True)])
+    claimed = study.claim(nothing)
+    assert claimed is not None and claimed.number == 3
+    assert claimed.swept == {"lora.r": 64}
+    assert study.trial(3).params == {}  # 64 lies outside: the sampler is not told
+
+
+def test_recipe_keeps_its_values_and_the_sampler_gives_the_rest(make):
+    study = make(0)
+    study.enqueue([Entry(given={"lora.r": 8}, extra=["lora.lora_dropout=0.3"])])
+    claimed = study.claim(nothing)
+    assert claimed is not None and claimed.swept["lora.r"] == 8
+    assert claimed.overrides[-1] == "lora.lora_dropout=0.3"
+    assert 1e-4 <= claimed.swept["train.learning_rate"] <= 1e-2
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [({"target": 0.5}, "target=0.5"), ({"device_hours": 1.0}, "device_hours=1"), ({"wall_hours": 0.001}, "wall_hours")],
+)
+def test_no_trial_begins_once_a_budget_is_used_up(make, budget, words):
+    study = make(2, **budget)
+    study.begin()
+    study.claim(nothing)
+    study.tell(0, "COMPLETE", [0.7], {"device_s": 3700.0})
+    study._optuna.set_user_attr("began", time.time() - 3700)
+    assert study.claim(nothing) is None
+    assert words in study.spent()
+    assert study.waiting() == 1
+
+
+def test_stops_are_told_and_forgotten_at_the_next_start(make):
+    study = make(2)
+    study.stop(1, "slow")
+    study.stop(None, "Ctrl-C")
+    assert other(study).stops() == {"1": "slow", "all": "Ctrl-C"}
+    study.begin()
+    assert study.stops() == {"1": "slow"}
+    assert study.end_waiting(1, "not needed")
+    assert study.trial(1).state.name == "PRUNED"
+    study.claim(nothing)
+    assert not study.end_waiting(0, "too late")
+
+
+def test_ended_trials_of_another_study_count_where_they_lie_in_the_space(make):
+    old = make(2)
+    for value in (0.1, 0.2):
+        claimed = old.claim(nothing)
+        old.tell(claimed.number, "COMPLETE", [value], {})
+    outside = old.enqueue([Entry(["lora.r=64"], {"lora.r": 64})])[0]
+    old.claim(nothing)
+    old.tell(outside, "COMPLETE", [0.9], {})
+    new = make(1)
+    assert len(new.take_in(old.trials(), origin="old")) == 2
+    assert len(new.trials()) == 1 and new.best() is None
+    assert len(new._optuna.get_trials()) == 3
+
+
+def test_study_of_that_name_is_refused(make):
+    study = make(1)
+    with pytest.raises(ConfigError, match=r"is there already.*resume"):
+        Study.create(study.folder, study.meta, [])
+
+
+def test_second_machine_joins_by_url(make, tmp_path):
+    study = make(2)
+    if study.meta.storage is None:
+        pytest.skip("a journal has no URL")
+    joined = Study.join(study.meta.storage, study.meta.name, tmp_path / "elsewhere")
+    assert joined.claim(nothing).number == 0
+    assert read_meta(joined.folder).space == study.meta.space
+    with pytest.raises(ConfigError, match="has no study 'nix'"):
+        Study.join(study.meta.storage, "nix", tmp_path / "elsewhere")
+
+
+# --- the journal file ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def journal(tmp_path) -> Study:
+    return Study.create(tmp_path / "s", meta("s"), [Entry()] * 3)
+
+
+def test_torn_last_line_is_no_line(journal):
+    journal.claim(nothing)
+    with open(journal.folder / "journal.log", "ab") as file:
+        file.write(b'{"op_code": 5, "trial_id": 1, "sta')
+    again = Study.open(journal.folder)
+    assert [t.state.name for t in again.trials()] == ["RUNNING", "WAITING", "WAITING"]
+    assert again.claim(nothing).number == 1
+    assert len(Study.open(journal.folder).trials()) == 3
+    for line in (journal.folder / "journal.log").read_text().splitlines():
+        json.loads(line)
+
+
+def test_full_disk_leaves_the_journal_as_it_was(journal, monkeypatch):
+    before = (journal.folder / "journal.log").read_bytes()
+
+    def full(file, data):
+        file.write(data[:7])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(storage, "_write_all", full)
+    with pytest.raises(OSError, match="No space"):
+        journal.claim(nothing)
+    monkeypatch.undo()
+    assert (journal.folder / "journal.log").read_bytes() == before
+    assert Study.open(journal.folder).claim(nothing).number == 0
+
+
+def test_study_whose_making_was_cut_short_is_told(tmp_path):
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "journal.log").write_text("")
+    with pytest.raises(ConfigError, match="cut short: delete the folder"):
+        Study.open(tmp_path / "half")
+
+
+def test_password_stays_out_of_what_is_written():
+    assert storage.without_password("postgresql://me:se:cret@host:5/db") == "postgresql://me@host:5/db"
+    assert storage.without_password("postgresql://me@host/db") == "postgresql://me@host/db"
