@@ -380,6 +380,7 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore",
-            message=".*(changes the base weights|with eva init|Could not find a config|is_gradient_checkpointing).*",
+            message=".*(changes the base weights|with eva init|Could not find a config|is_gradient_checkpointing"
+            r"|LoRA tensor\(s\) have invalid shape).*",  # a bias of B has one dimension
         )
         yield

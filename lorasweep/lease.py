@@ -39,7 +39,7 @@ def _here() -> str:
     parts = [socket.gethostname()]
     for path, read in (("/proc/sys/kernel/random/boot_id", Path.read_text), ("/proc/self/ns/pid", os.readlink)):
         try:
-            parts.append(read(Path(path)).strip()[:20])  # type: ignore[operator]
+            parts.append(read(Path(path)).strip()[:20])
         except OSError:
             continue
     return " ".join(parts)

@@ -28,6 +28,9 @@ ARTIFACTS = (("adapter", "adapter"), ("config.yaml", None), (RESULT, None), ("lo
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/'\"]*@")
 _PASSWORD = re.compile(r"(?i)((?:password|passwd|pwd|token|secret)=)[^&\s'\"]+")
 
+SUMMARY = "wall_s"
+"""Key of the line that sums an ended trial up: one that goes on after all will write it again."""
+
 Point = tuple[str, float, int, int]
 """Metric key, value, time in ms, step."""
 
@@ -137,7 +140,9 @@ def drop_after(path: Path, step: int | None) -> None:
 
 
 def _stays(values: Mapping[str, Any] | None, step: int | None) -> bool:
-    return values is not None and (step is None or (step > 0 and values["step"] <= step))
+    if values is None or step is None:
+        return values is not None
+    return step > 0 and values["step"] <= step and SUMMARY not in values
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

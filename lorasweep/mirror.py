@@ -52,6 +52,8 @@ class Mirror:
         self._client = _guard(lambda: _client(uri))
         self._experiments: dict[str, str] = {}
         self._parents: dict[Path, str | None] = {}
+        self.answered = time.monotonic()
+        """When the store last did what it was asked, on the monotonic clock."""
         self._file = _sqlite_file(uri)
         self._gate = self._file.with_name(f".{self._file.name}.lock") if self._file else None
 
@@ -220,16 +222,18 @@ class Mirror:
         Raises MlflowDown or MlflowRefused.
         """
         call = partial(getattr(self._client, name), *arguments, **named)
-        for _ in range(LOCK_TRIES - 1):
+        for left in reversed(range(LOCK_TRIES)):
             try:
                 with self._turn():
-                    return _guard(call)
+                    answer = _guard(call)
             except (MlflowDown, MlflowRefused) as error:
-                if "database is locked" not in str(error):
+                if not left or "database is locked" not in str(error):
                     raise
-            time.sleep(random.uniform(0.05, 0.5))
-        with self._turn():
-            return _guard(call)
+                time.sleep(random.uniform(0.05, 0.5))
+            else:
+                self.answered = time.monotonic()
+                return answer
+        raise AssertionError("the last try returns or raises")
 
     def _turn(self) -> AbstractContextManager[None]:
         """Queue up for a SQLite file: its own lock is polled, which starves a writer for seconds."""

@@ -14,6 +14,7 @@ import torch
 
 from lorasweep import adapter, compose, engine, group, model
 from lorasweep.engine import Engine, EvalEvent, TrialEnded
+from lorasweep.ledger import redact
 from lorasweep.spec import TrialSpec
 from lorasweep.study import Study
 from lorasweep.tasks import maximize
@@ -71,9 +72,7 @@ def reload(
     began = time.perf_counter()
     fresh = model.load(spec.model, spec.train, trainer.task, work.tokenizer)
     reloaded = adapter.reload(folder, fresh, spec.lora, spec.task_type).base_model.model
-    predictions = engine.predict(
-        reloaded, trainer.task, trainer.prepared.eval, spec.train, trainer.prepared.pad_id
-    )
+    predictions = engine.predict(reloaded, trainer.task, trainer.prepared.eval, spec.train, trainer.prepared.pad_id)
     metrics = trainer.task.metrics(predictions)
     gap = abs(metrics["loss"] - last.metrics["loss"]) / max(1e-12, abs(last.metrics["loss"]))
     return {
@@ -88,7 +87,7 @@ def reload(
 def write(folder: Path, result: Mapping[str, Any]) -> None:
     """Write result.json whole or not at all."""
     temporary = folder / "result.json.part"
-    temporary.write_text(json.dumps(result, indent=1), encoding="utf8")
+    temporary.write_text(redact(json.dumps(result, indent=1)), encoding="utf8")
     os.replace(temporary, folder / "result.json")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from lorasweep.ledger import redact
 from lorasweep.spec import TrialSpec
 
 PACKAGES = ("lorasweep", "torch", "transformers", "peft", "datasets", "hydra-core", "optuna", "mlflow", "torchmetrics")
@@ -29,8 +30,8 @@ def write(folder: Path, spec: TrialSpec) -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}",
         "began": now(),
     }
-    (folder / "config.yaml").write_text(yaml.safe_dump(spec.to_dict(), sort_keys=False), encoding="utf8")
-    (folder / "run.json").write_text(json.dumps(facts, indent=1), encoding="utf8")
+    (folder / "config.yaml").write_text(redact(yaml.safe_dump(spec.to_dict(), sort_keys=False)), encoding="utf8")
+    (folder / "run.json").write_text(redact(json.dumps(facts, indent=1)), encoding="utf8")
     return facts
 
 

@@ -5,14 +5,13 @@ does not answer, a breaker keeps the thread from asking more than once in RETRY_
 """
 
 import logging
-import math
 import threading
 import time
 from contextlib import suppress
 
 from lorasweep.errors import MlflowDown, MlflowRefused
 from lorasweep.ledger import Outbox, redact
-from lorasweep.mirror import Mirror, load
+from lorasweep.mirror import Mirror
 
 log = logging.getLogger("lorasweep.tracking")
 
@@ -24,7 +23,9 @@ RETRY_S = 10.0
 """How long the breaker keeps off a store that failed twice in a row; after a first failure FIRST_RETRY_S."""
 FIRST_RETRY_S = 0.2
 STALL_S = 5.0
-"""A push that takes longer is not waited for any more."""
+"""A store that answers nothing for longer, in the middle of a push, is not waited for any more."""
+START_S = 30.0
+"""Longest time that importing MLflow and opening the store may take, once a process, without counting as a stall."""
 BUSY_S = 1.0
 """Wait for a folder that another process is sending."""
 
@@ -37,7 +38,8 @@ class Sender:
         self._wake = threading.Condition()
         self._due: dict[Outbox, float] = {}
         self._flying: Outbox | None = None
-        self._flying_since = math.inf
+        self._flying_since = 0.0
+        self._mirror: Mirror | None = None
         self._complained = False
         self._failures = 0
         self._retry_at = 0.0
@@ -67,7 +69,7 @@ class Sender:
         with self._wake:
             while self._holds(box) and not self._hopeless(stall_s) and time.monotonic() < deadline:
                 self._wake.wait(0.1)
-                if self._flying and self._flying_since == math.inf:
+                if self._flying and self._flying_since > time.monotonic():
                     deadline = time.monotonic() + seconds
             late = self._holds(box)
             if late and self.down:
@@ -100,7 +102,8 @@ class Sender:
         if not self._thread.is_alive():
             return True
         if self._flying is not None:
-            return now - self._flying_since > stall_s
+            answered = self._mirror.answered if self._mirror else 0.0
+            return now - max(self._flying_since, answered) > stall_s
         return self.down and now < self._retry_at
 
     def _give_up(self, box: Outbox) -> None:
@@ -117,14 +120,11 @@ class Sender:
     # --- the thread --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        mirror: Mirror | None = None
         while True:
-            box = self._next()
+            box = self._next(0.0 if self._mirror else START_S)
             try:
-                if mirror is None:
-                    load()  # seconds that tell nothing about the store: the flight begins after them
+                self._mirror = mirror = self._mirror or Mirror(self._uri)
                 self._flying_since = time.monotonic()
-                mirror = mirror or Mirror(self._uri)
                 if box.take():
                     mirror.push(box)
                     self._sent(box)
@@ -135,8 +135,8 @@ class Sender:
             except MlflowRefused as error:
                 self._refused(box, str(error))
 
-    def _next(self) -> Outbox:
-        """Wait until an outbox is due and the breaker lets it pass."""
+    def _next(self, grace_s: float) -> Outbox:
+        """Wait until an outbox is due and the breaker lets it pass; its flight is timed from `grace_s` later."""
         with self._wake:
             while True:
                 now = time.monotonic()
@@ -144,7 +144,7 @@ class Sender:
                 wait = max(self._due[box], self._retry_at) - now if box else None
                 if box and wait is not None and wait <= 0:
                     del self._due[box]
-                    self._flying, self._flying_since = box, math.inf
+                    self._flying, self._flying_since = box, now + grace_s
                     return box
                 self._wake.wait(wait)
 

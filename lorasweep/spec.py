@@ -346,7 +346,8 @@ class SearchSpec:
     """Which trials end early, judged by the primary metric at evaluations. asha is asynchronous successive halving
     (arXiv:1810.05934)."""
     min_steps: int | None = ranged(None, 1)
-    """Optimiser steps before a trial may be pruned; null: a sixteenth of the trial for asha and hyperband, else none."""
+    """Optimiser steps before a trial may be pruned; null: total / reduction_factor^2 for asha and hyperband, else
+    none."""
     reduction_factor: int = ranged(4, 2, 64)
     """asha, hyperband: about one in so many trials goes on at each rung."""
     pruner_startup_trials: int = ranged(5, 1)
@@ -387,8 +388,8 @@ class SearchSpec:
             out.append(f"search.objectives: must be among {', '.join(known)}, got '{wrong[0]}'")
         if (self.storage or "").startswith("sqlite"):
             out.append(
-                "search.storage: SQLite hands one trial to two workers (it ignores SELECT ... FOR UPDATE); leave it null "
-                "for a journal file, or give postgresql://USER@HOST/DATABASE"
+                "search.storage: SQLite hands one trial to two workers (it ignores SELECT ... FOR UPDATE); leave it "
+                "null for a journal file, or give postgresql://USER@HOST/DATABASE"
             )
         elif self.storage and not self.storage.startswith("postgresql://"):
             out.append(f"search.storage: must be null or postgresql://USER@HOST/DATABASE, got '{self.storage}'")
@@ -423,7 +424,7 @@ class TrialSpec:
     """The strings this trial was made from: pasting them after `python -m lorasweep` runs it again."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain nested data for YAML or JSON: what the trial is, without its overrides and its study's search."""
+        """Return plain nested data for YAML or JSON: the trial, without its overrides and without `search`."""
         out = asdict(self)
         del out["overrides"], out["search"]
         return out

@@ -31,7 +31,7 @@ def find(words: Sequence[str]) -> tuple[Study, list[str]]:
         name = next((w.split("=", 1)[1] for w in rest if w.startswith("study=")), "")
         rest = [w for w in rest if w.split("=")[0] not in ("study", "outputs")]
         return Study.join(storage.keep_password(first), name, Path(outputs)), rest
-    folder = Path(first) if Path(first).is_dir() else Path(outputs) / first
+    folder = (Path(first) if Path(first).is_dir() else Path(outputs) / first).resolve()
     if not folder.is_dir():
         there = sorted(p.parent.name for p in Path(outputs).glob("*/study.json"))
         raise ConfigError([f"{first}: no such study; in {outputs} there are {', '.join(there[-8:]) or 'none'}"])
@@ -211,15 +211,16 @@ def _refuse_other_space(study: Study, overrides: Sequence[str]) -> None:
     if problems:
         raise ConfigError(problems)
     keys = {o.split("=")[0] for o in overrides}
-    old = replace(
-        study.space, dimensions=tuple(d for d in study.space.dimensions if d.key in keys)
-    )
+    old = replace(study.space, dimensions=tuple(d for d in study.space.dimensions if d.key in keys))
     found = space.differences(old, new)
     if found:
         raise StudyMismatch(
             "\n  ".join(
-                [f"{study.folder} asks something else:", *found, "copy its trials into a new study with: "
-                 f"python -m lorasweep extend {study.folder} study=NAME ..."]
+                [
+                    f"{study.folder} asks something else:",
+                    *found,
+                    f"copy its trials into a new study with: python -m lorasweep extend {study.folder} study=NAME ...",
+                ]
             )
         )
 
@@ -242,7 +243,7 @@ def work(study: Study) -> int:
     """Run trials of a study in this process until none is waiting."""
     print(f"study {study.meta.name}: {study.waiting()} trials wait", flush=True)
     worker.run_worker(str(study.folder))
-    if "all" in study.stops() or study.waiting() and not study.spent():
+    if "all" in study.stops() or (study.waiting() and not study.spent()):
         print(f"stopped; {study.waiting()} trials wait", flush=True)
     return 0
 
@@ -266,7 +267,7 @@ def _has_key(overrides: Sequence[str], key: str) -> bool:
     return any(o.split("=")[0] == key for o in overrides)
 
 
-def take_over(old: Study, planned: sweeper.Plan) -> sweeper.Plan:
+def take_over(old: Study, planned: sweeper.Plan) -> Study:
     """Make the new study with the old one's ended trials, folders too, and queue what they leave open."""
     study = Study.create(planned.folder, planned.meta, [])
     ended = [t for t in old.trials() if t.state in ENDED and t.state.name != "FAIL"]

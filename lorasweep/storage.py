@@ -1,5 +1,4 @@
-"""Where a study's queue is kept: a journal file in its folder, or PostgreSQL; and the lock under which trials go from hand
-to hand."""
+"""Where a study's queue is kept: a journal file in its folder, or PostgreSQL; and a lock over several calls."""
 
 import fcntl
 import json
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages.journal import JournalFileBackend
@@ -129,6 +129,17 @@ def keep_password(url: str) -> str:
     return without_password(url)
 
 
+class _Cached(_CachedStorage):
+    """Optuna's cache, which only takes parameters of trials it has listed; a claimed one it may not have seen yet."""
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        known = trial_id in self._trial_id_to_study_id_and_number
+        to: BaseStorage = super() if known else self._backend  # type: ignore[assignment]
+        to.set_trial_param(trial_id, param_name, param_value_internal, distribution)
+
+
 def _postgres(url: str) -> Store:
     try:
         import psycopg  # noqa: F401
@@ -156,4 +167,4 @@ def _postgres(url: str) -> Store:
             query = text("SELECT trial_id FROM trials WHERE study_id = :study AND state = :state ORDER BY number")
             return list(connection.execute(query, {"study": study_id, "state": state.name}).scalars())
 
-    return Store(_CachedStorage(backend), exclusive, ids)
+    return Store(_Cached(backend), exclusive, ids)

@@ -103,8 +103,10 @@ class Study:
             folder.mkdir(parents=True)
         except FileExistsError:
             raise ConfigError(
-                [f"study: {folder} is there already; go on with `python -m lorasweep resume {folder}`, or choose "
-                 "another name with study=NAME"]
+                [
+                    f"study: {folder} is there already; go on with `python -m lorasweep resume {folder}`, or choose "
+                    "another name with study=NAME"
+                ]
             ) from None
         except OSError as error:
             raise ConfigError([f"outputs: cannot make {folder} ({error.strerror}); set outputs=FOLDER"]) from error
@@ -208,7 +210,9 @@ class Study:
         if "overrides" not in trial.user_attrs:
             trial = self._draw(trial, lookup)
         attributes = trial.user_attrs
-        return Claimed(trial.number, list(attributes["overrides"]), dict(attributes["swept"]), attributes.get("start_from"))
+        return Claimed(
+            trial.number, list(attributes["overrides"]), dict(attributes["swept"]), attributes.get("start_from")
+        )
 
     def _draw(self, trial: FrozenTrial, lookup: Callable[[str], Any]) -> FrozenTrial:
         """Let the sampler choose a point, and store the trial's overrides."""
@@ -398,6 +402,12 @@ class Study:
     def waiting(self) -> int:
         return len(self._store.ids(self._id, TrialState.WAITING))
 
+    def alive(self) -> int:
+        """Return how many workers hold a trial and live."""
+        ids = [i for i in self._store.ids(self._id, TrialState.RUNNING) if not self._orphaned(i)]
+        owners = [self._store.optuna.get_trial(i).user_attrs.get("owner") or {} for i in ids]
+        return len({owner.get("name") for owner in owners})
+
     def running(self) -> int:
         return len(self._store.ids(self._id, TrialState.RUNNING))
 
@@ -431,12 +441,13 @@ def search_spec(values: Mapping[str, Any]) -> SearchSpec:
 
 
 def _optuna_study(meta: StudyMeta, store: storage.Store, more_objectives: int, create: bool) -> optuna.Study:
-    first = "maximize" if meta.maximize else "minimize"
+    kind = optuna.study.StudyDirection
+    first = kind.MAXIMIZE if meta.maximize else kind.MINIMIZE
     if not create:
         return optuna.load_study(study_name=meta.name, storage=store.optuna)
     try:
         return optuna.create_study(
-            study_name=meta.name, storage=store.optuna, directions=[first] + ["minimize"] * more_objectives
+            study_name=meta.name, storage=store.optuna, directions=[first] + [kind.MINIMIZE] * more_objectives
         )
     except DuplicatedStudyError:
         raise ConfigError([f"study: the database has a study '{meta.name}' already; choose another name"]) from None

@@ -64,15 +64,40 @@ def here(work: Callable[[Any], None], count: int) -> None:
     work(None)
 
 
+SUBMITIT = (
+    "hydra.launcher.timeout_min=10080",
+    "hydra.launcher.submitit_folder=.submitit/%j",
+    "+hydra.launcher.setup=[\"trap '' INT\"]",
+)
+"""A week, not Hydra's hour. A worker begins deaf to SIGINT and then listens itself: submitit passes each one on twice."""
+
+LAUNCHER_NEEDS = {
+    "joblib": ("hydra.launcher.n_jobs={workers}",),
+    "submitit_local": SUBMITIT,
+    "submitit_slurm": SUBMITIT[:2],
+}
+"""What a launcher has to be told, unless the user says otherwise."""
+
+RAY_HERE = ("+hydra.launcher.ray.init.num_cpus={workers}",)
+RAY_CLUSTER = (
+    "+hydra.launcher.ray.init.object_store_memory=null",
+    "+hydra.launcher.ray.remote.scheduling_strategy=SPREAD",
+)
+"""Ray refuses a size for a store that is there already; workers go to all nodes."""
+
+
 def launcher_overrides(own: Sequence[str], workers: int) -> list[str]:
-    """Return Hydra's overrides for so many workers: joblib's processes, unless a launcher is chosen; [] for one here."""
+    """Return Hydra's overrides for so many workers: joblib unless a launcher is chosen; [] for one worker here."""
     chosen = next((o.split("=")[1] for o in own if o.startswith("hydra/launcher=")), None)
     if chosen is None and workers == 1:
         return list(own)
-    out = list(own) if chosen else [*own, "hydra/launcher=joblib"]
-    if chosen in (None, "joblib") and not any(o.startswith("hydra.launcher.n_jobs=") for o in own):
-        out.append(f"hydra.launcher.n_jobs={workers}")
-    return out
+    launcher = chosen or "joblib"
+    given = {o.split("=")[0].lstrip("+") for o in own}
+    needed = LAUNCHER_NEEDS.get(launcher, ())
+    if launcher == "ray":
+        needed = RAY_CLUSTER if "hydra.launcher.ray.init.address" in given else RAY_HERE
+    extra = [o.format(workers=workers) for o in needed if o.split("=")[0].lstrip("+") not in given]
+    return [*own, *([] if chosen else ["hydra/launcher=joblib"]), *extra]
 
 
 # --- making a study --------------------------------------------------------------------------------------------------
@@ -122,7 +147,7 @@ def plan(overrides: Sequence[str], space: Mapping[str, Any] | None = None, quest
         launcher=own,
         storage=search["storage"],
     )
-    return Plan(Path(first.outputs) / name, meta, entries, loaded, first)
+    return Plan(Path(first.outputs).resolve() / name, meta, entries, loaded, first)
 
 
 def _points(found: Any, problems: list[str]) -> tuple[list[list[str]], list[Any]]:
@@ -202,7 +227,9 @@ def _warm_start(study: Any) -> None:
     for folder in study.search.warm_start or []:
         other = Study.open(Path(folder))
         if (other.meta.metric, other.meta.maximize) != (study.meta.metric, study.meta.maximize):
-            raise ConfigError([f"search.warm_start: {folder} is ranked by {other.meta.metric}, not {study.meta.metric}"])
+            raise ConfigError(
+                [f"search.warm_start: {folder} is ranked by {other.meta.metric}, not {study.meta.metric}"]
+            )
         taken = study.take_in([t for t in other.trials() if t.state in ENDED and t.values], origin=folder)
         print(f"warm start: {len(taken)} of {len(other.trials())} trials of {folder} lie in this space", flush=True)
 
@@ -233,7 +260,7 @@ def _run_workers(study: Any, launch: Launch, interrupts: Any) -> None:
         before = _state(study)
         failure: Exception | None = None
         try:
-            launch(work, study.search.workers)
+            launch(work, max(1, study.search.workers - study.alive()))
         except ConfigError:
             raise
         except Exception as error:  # a launcher's own error, or a worker's: what it had goes back
@@ -273,7 +300,7 @@ def finish(study: Any, loaded: Mapping[str, Any]) -> int:
     if best is not None:
         scores |= {f"best_eval_{study.meta.metric}": best.values[0], "best_trial": best.number}
     spec = compose.compose_trial([*study.space.fixed])
-    tracking.close_study(spec, study.meta.mlflow_parent, scores, ok=not failed)
+    tracking.close_study(spec, study.meta.mlflow_parent, scores, ok=not failed, folder=study.folder)
     report.show(study, test, study.meta.outputs)
     if study.waiting():
         print(f"{study.waiting()} trials were not begun: {study.spent()}")

@@ -16,6 +16,9 @@ from lorasweep.errors import ConfigError
 NAMED = 4
 """A note names so many of the tensors that were left out."""
 
+UNTRAINED = ".original_module."
+"""Part of a name that peft saves with biases, and nobody reads."""
+
 NEGLIGIBLE = 1e-6
 """Singular values below this share of the largest one are taken for zero."""
 
@@ -29,7 +32,7 @@ def take_over(attached: adapter.Attached, folder: Path) -> str:
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
         raise ConfigError([f"start_from: there is no saved adapter in {folder}; choose a trial that has one"])
-    saved = {_known(n): w for n, w in load_file(file).items()}
+    saved = {_known(n): w for n, w in load_file(file).items() if UNTRAINED not in n}
     here = {_known(n): w for n, w in adapter.tensors(attached).items()}
     scale = adapter.saved_scale(folder)
     taken: set[str] = set()

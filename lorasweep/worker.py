@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from lorasweep import adapter, compose, engine, group, interrupt, model, outcome, provenance, search
+from lorasweep import adapter, compose, engine, group, interrupt, model, outcome, provenance, search, tracking
 from lorasweep.display import Display
 from lorasweep.engine import Engine, EvalEvent, Job, StepEvent, TrialBegan, TrialEnded
 from lorasweep.errors import ConfigError, DiskFull, LostLease
@@ -30,6 +30,9 @@ from lorasweep.tracking import TrialRun, start_trial
 
 POLL_S = 1.0
 """Seconds between looks at what was asked to stop."""
+
+SUMMARY = ("reason", "steps", "train_s", "eval_s", "adapter_mb", "peak_gib")
+"""Of a result, what the study's storage holds too."""
 
 CHECKPOINT = "checkpoint.pt"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -133,7 +136,7 @@ class Worker:
         running = Running(claimed, spec, folder, _trial_log(self.study.meta.name, claimed.number, folder), name)
         self.display.begin(claimed.number, name)
         if before is not None:
-            self._finish(running, before)
+            self._tell(running, before)
             return None
         provenance.write(folder, spec)
         return running
@@ -177,7 +180,9 @@ class Worker:
                 self._drop(str(lost))
             except Exception as error:
                 if _no_space(error, self.study.folder):
-                    raise DiskFull(f"{self.study.folder}: cannot write ({error}); free space or choose outputs=") from error
+                    raise DiskFull(
+                        f"{self.study.folder}: cannot write ({error}); free space or choose outputs="
+                    ) from error
                 self._fail_all(traceback.format_exc())
                 if trainer is None:
                     return
@@ -318,7 +323,9 @@ class Worker:
     def _warn_of_reload(self, running: Running, found: Mapping[str, Any]) -> None:
         if not found["same"]:
             running.log.error("the saved adapter is not the trained one: %s", found)
-            self.display.say(f"trial={running.number} WARNING: the saved adapter scores differently when loaded: {found}")
+            self.display.say(
+                f"trial={running.number} WARNING: the saved adapter scores differently when loaded: {found}"
+            )
 
     # --- endings -----------------------------------------------------------------------------------------------------
 
@@ -334,10 +341,18 @@ class Worker:
 
     def _finish(self, running: Running, result: dict[str, Any]) -> None:
         """Write result.json, end the MLflow run, tell the study; in this order, so that what is told is there."""
+        if "params" in result:
+            values = {f"params_{k}": v for k, v in result["params"].items()}
+            values |= {k: result[k] for k in ("adapter_mb", "train_s", "eval_s", "peak_gib", "wall_s")}
+            self._track(running, 0).metrics(result["steps"], values | result.get("baseline", {}))
         outcome.write(running.folder, result)
+        self._tell(running, result)
+
+    def _tell(self, running: Running, result: Mapping[str, Any]) -> None:
+        """End the MLflow run and tell the study what stands in result.json."""
         self._track_end(running, result)
         state, values = self._told(result)
-        summary = {k: result[k] for k in ("reason", "steps", "train_s", "eval_s", "adapter_mb", "peak_gib") if k in result}
+        summary = {k: result[k] for k in SUMMARY if k in result}
         summary["device_s"] = result.get("train_s", 0.0) + result.get("eval_s", 0.0)
         summary["trainable"] = result.get("params", {}).get("trainable")
         self.study.tell(running.number, state, values, summary)
@@ -384,6 +399,8 @@ class Worker:
         """Forget the trials that another worker has now."""
         for running in list(self._running.values()):
             self.display.end(running.number, "LOST", why)
+            if running.run is not None:
+                running.run.leave()
             self._forget(running)
 
     def _forget(self, running: Running) -> None:
@@ -392,8 +409,8 @@ class Worker:
 
     # --- MLflow ------------------------------------------------------------------------------------------------------
 
-    def _track(self, running: Running, step: int = 0) -> TrialRun:
-        """Return the trial's log; the first call opens it, to go on after `step`."""
+    def _track(self, running: Running, step: int | None = 0) -> TrialRun:
+        """Return the trial's log; the first call opens it, to go on after `step`, None after all that is there."""
         if running.run is None:
             tags = {
                 "study": self.study.meta.name,
@@ -407,14 +424,11 @@ class Worker:
         return running.run
 
     def _track_end(self, running: Running, result: Mapping[str, Any]) -> None:
-        run = self._track(running, result.get("steps", 0))
+        run = self._track(running, None)
         run.tag("state", result["state"])
         if result["reason"]:
             run.tag("reason", result["reason"][:500])
         if "params" in result:
-            values = {f"params_{k}": v for k, v in result["params"].items()}
-            values |= {k: result[k] for k in ("adapter_mb", "train_s", "eval_s", "peak_gib", "wall_s")}
-            run.metrics(result["steps"], values | result.get("baseline", {}))
             run.artifact(running.folder / "adapter", "adapter")
         for name in ("config.yaml", "result.json", "log.txt"):
             run.artifact(running.folder / name)
@@ -422,6 +436,7 @@ class Worker:
 
 
 # --- a worker as a launcher starts it --------------------------------------------------------------------------------
+
 
 def settle(study: Study) -> None:
     """Put back what dead workers had; leave a result for a trial whose workers died too often."""
@@ -451,6 +466,7 @@ def run_worker(folder: str, index: int = 0) -> None:
     study = Study.open(Path(folder))
     _share_machine(study.search.workers, index)
     Worker(study, _prepared.get(folder)).run()
+    tracking.flush()
 
 
 def _share_machine(workers: int, index: int) -> None:

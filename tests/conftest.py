@@ -2,6 +2,9 @@
 
 import importlib.util
 import os
+import socket
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -60,3 +63,21 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """Yield the URL of an empty database on a PostgreSQL 16 server of this test run."""
+    pgserver = pytest.importorskip("pgserver", reason="pgserver has no wheel for this Python")
+    # Not under pytest's folder: as root the server runs as another user, and pytest shuts that folder to others.
+    folder = Path(tempfile.mkdtemp(prefix="postgres"))
+    server = pgserver.get_server(folder, cleanup_mode="delete")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = f"-h 127.0.0.1 -p {port} -k {folder} -c fsync=off"
+    restart = ["-w", "-m", "fast", "-l", str(folder / "log"), "-o", options, "restart"]
+    pgserver.pg_ctl(restart, pgdata=folder, user=server.system_user, timeout=30)
+    server.ensure_postgres_running()  # finds the restarted process, for cleanup to stop
+    yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
+    server.cleanup()

@@ -23,6 +23,8 @@ from lorasweep import adapter, outcome, worker
 from lorasweep.engine import Engine
 from lorasweep.study import Study
 
+MOMENTS = ((adapter, "save"), (outcome, "write"), (Study, "tell"), (Engine, "checkpoint"), (Study, "claim"))
+
 SELF_KILL = 0.04
 """Chance that a worker dies at one of the moments it is most vulnerable at."""
 
@@ -45,7 +47,7 @@ def fragile(owner: Any, name: str, dice: random.Random, kill: bool) -> None:
 
 def live(folder: str, seed: int, fragile_too: bool) -> None:
     dice = random.Random(seed)
-    for owner, name in ((adapter, "save"), (outcome, "write"), (Study, "tell"), (Engine, "checkpoint"), (Study, "claim")):
+    for owner, name in MOMENTS:
         fragile(owner, name, dice, fragile_too)
     worker.run_worker(folder)
 

@@ -1,4 +1,4 @@
-"""A trial that goes on from its checkpoint ends as if it had never stopped: every loss, metric and weight, bit for bit."""
+"""A trial that goes on from its checkpoint ends as if it had never stopped: equal losses, metrics and weights."""
 
 import itertools
 import logging
@@ -151,16 +151,13 @@ def test_resumed_trial_equals_the_uninterrupted_one(tiny_bert, tmp_path, option)
     assert after.began.step == 4 and after.began.last.step == 3
 
 
-@pytest.mark.parametrize("option", ["plain", "base_dropout", "pissa_niter"])
-@pytest.mark.parametrize(
-    "task", ["causal_lm", "token_cls", "question_ans", "feature_extraction", "feature_extraction_scored"]
-)
-def test_every_task_resumes_with_its_predictions(tiny_bert, tiny_llama, tmp_path, task, option):
-    if task == "feature_extraction_scored":
-        pytest.skip("needs a data set with scores")
+@pytest.mark.parametrize("task", ["causal_lm", "seq_2_seq_lm", "token_cls", "question_ans", "feature_extraction"])
+def test_every_task_resumes_with_its_predictions(tiny_bert, tiny_llama, tmp_path, task):
     folder = tiny_llama if task == "causal_lm" else tiny_bert
-    more = ["task_type.generate=true"] if task == "causal_lm" else []
-    after = check_resume(task, folder, tmp_path / "c.pt", after_eval(3), *OPTIONS[option], *more)
+    more = ["lora.bias=none"] if task == "causal_lm" else ["lora.bias=all"]
+    if task == "seq_2_seq_lm":  # with new cross-attention, trained in full
+        more.append(f"model.decoder={tiny_bert}")
+    after = check_resume(task, folder, tmp_path / "c.pt", after_eval(3), *OPTIONS["base_dropout"], *more)
     assert after.began.last.predictions
 
 
@@ -179,7 +176,11 @@ CUTS = {
 @pytest.mark.parametrize("cut", CUTS)
 def test_checkpoint_fits_between_any_two_events(tiny_bert, tmp_path, cut):
     stop, step, evals = CUTS[cut]
-    spec, work, path = spec_of("seq_cls", tiny_bert), workload("seq_cls", tiny_bert), tmp_path / "c.pt"
+    spec, work, path = (
+        spec_of("seq_cls", tiny_bert, *OPTIONS["lora_dropout"]),
+        workload("seq_cls", tiny_bert),
+        tmp_path / "c.pt",
+    )
     whole = run(trainer(spec, work), engine.Job(3, spec))
     before = run(trainer(spec, work), engine.Job(3, spec), stop, path)
     after = run(trainer(spec, work), engine.Job(3, spec, checkpoint=path))
@@ -321,7 +322,7 @@ def test_only_plain_data_is_carried(tiny_bert, tmp_path):
     numpy = pytest.importorskip("numpy")
     found = checkpoint.plain({"a": numpy.float64(1.5), "b": (True, None, "c"), 3: [torch.ones(2)]})
     assert type(found["a"]) is float and found["b"] == (True, None, "c") and same(found[3], [torch.ones(2)])
-    with pytest.raises(TypeError, match="got PosixPath|got WindowsPath"):
+    with pytest.raises(TypeError, match="and tensors, got "):
         checkpoint.plain({"path": tmp_path})
 
 

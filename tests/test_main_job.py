@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +52,7 @@ def test_sweep_ends_well_and_prints_a_parseable_table(swept):
         assert float(row[2]) == pytest.approx(result["metric"]["value"], abs=1e-4)
         assert int(row[3].replace(",", "")) == result["params"]["trainable"]
     assert "majority accuracy" in done.stdout
-    assert "run it again: python -m lorasweep lora.r=" in done.stdout
+    assert re.search(r"run it again: python -m lorasweep .*lora\.r=", done.stdout)
     assert "lorasweep ui outputs=" in done.stdout
 
 

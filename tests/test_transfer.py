@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_adapter import logits, move, prepared
 
-from lorasweep import adapter, engine, model, transfer
+from lorasweep import adapter, engine, transfer
 from lorasweep.errors import ConfigError
 
 
@@ -41,7 +41,7 @@ SAME = {
         ["lora.init_lora_weights=olora", "lora.use_rslora=true"],
         ["lora.init_lora_weights=olora", "lora.use_rslora=true"],
     ),
-    "plain to pissa": ([], ["lora.init_lora_weights=pissa", "lora.r=16"]),
+    "plain to all of pissa": ([], ["lora.init_lora_weights=pissa", "lora.r=32"]),
     "more modules": (["lora.target_modules=qv", "lora.bias=all"], ["lora.target_modules=all", "lora.bias=all"]),
 }
 
@@ -50,11 +50,8 @@ SAME = {
 def test_update_stays_the_same_where_there_is_room(tiny_bert, tmp_path, case):
     old, new = SAME[case]
     expected = left_by(tiny_bert, tmp_path, "lora.r=4", *old)
-    found, note, attached = taken_over(tiny_bert, tmp_path, "lora.r=4", *new)
-    if case == "plain to pissa":  # its base lacks a part of rank 16: only the nearest of rank 16 fits in
-        assert (found - expected).abs().max() < 0.9 * expected.abs().max()
-    else:
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    found, note, _ = taken_over(tiny_bert, tmp_path, "lora.r=4", *new)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert "left out" not in note
     assert f"from {tmp_path}" in note
 
@@ -84,7 +81,7 @@ def test_smaller_rank_takes_the_nearest_update(tiny_bert, tmp_path):
 
 def test_what_does_not_fit_is_left_out_and_named(tiny_bert, tmp_path):
     left_by(tiny_bert, tmp_path, "lora.r=4", "lora.target_modules=qkvo", "lora.bias=all")
-    _, note, attached = taken_over(tiny_bert, tmp_path, "lora.r=4", "lora.target_modules=qv")
+    _, note, _ = taken_over(tiny_bert, tmp_path, "lora.r=4", "lora.target_modules=qv")
     counted = note.split(" tensors")[0]
     assert counted.startswith("took ") and int(counted.split()[1]) < int(counted.split()[3])
     assert "left out: base_model.model." in note and note.endswith("...")
@@ -113,4 +110,3 @@ def test_trial_begins_with_the_loss_that_the_other_ended_with(tiny_bert, tmp_pat
     assert notes[0] == () and notes[1][0].startswith("took ")
     assert evals[1] == pytest.approx(evals[0], rel=1e-5)
     assert not any("lora" in n for n, _ in made.base.model.named_modules())
-    assert model.Base is type(made.base)
