@@ -18,11 +18,11 @@ from peft import (
     initialize_lora_eva_weights,
 )
 from peft.tuners.lora.layer import LoraLayer
-from peft.utils import ModulesToSaveWrapper
 from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lorasweep import swap
 from lorasweep.model import EXPERTS, LINEAR, Base, has_fused_experts, preset_names, renew_missing, target_problems
 from lorasweep.spec import TARGET_PRESETS, LoraSpec, TaskSpec
 
@@ -49,7 +49,7 @@ class Counts:
 
 @dataclass
 class Attached:
-    """An adapter that lives on the base."""
+    """An adapter of the base: on it, or beside it while others are."""
 
     peft_model: Any
     base: Base
@@ -57,12 +57,23 @@ class Attached:
     """Base weights that training or the initialisation changes, by name, as they were."""
     initial: dict[str, Tensor]
     """A and B as they began, for the conversion of PiSSA and OLoRA; empty for all others."""
+    swap: swap.Swap
+    named: dict[str, nn.Parameter]
+    """What trains, by its name in the peft model."""
 
-    def parameters(self) -> list[torch.nn.Parameter]:
-        return list(self.trained().values())
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.named.values())
 
-    def trained(self) -> dict[str, torch.nn.Parameter]:
-        return {n: p for n, p in self.peft_model.named_parameters() if p.requires_grad}
+    def trained(self) -> dict[str, nn.Parameter]:
+        return dict(self.named)
+
+    def put_on(self) -> None:
+        """Let the base compute with this adapter."""
+        self.swap.put_on()
+
+    def take_off(self) -> None:
+        """Leave the base as it was, bit for bit; the adapter can be put on again."""
+        self.swap.take_off()
 
 
 def config(lora: LoraSpec, task: TaskSpec, base: Base) -> LoraConfig:
@@ -141,19 +152,40 @@ def attach(base: Base, lora: LoraSpec, task: TaskSpec, seed: int, batches: Batch
     """
     renew_missing(base, seed)
     before = dict(base.model.named_parameters())
-    changed = _will_change(lora, before)
-    originals = {n: before[n].detach().clone() for n in changed}
+    children = swap.children(base.model)
+    values = {n: before[n].detach().clone() for n in _will_change(lora, before)}
+    try:
+        peft_model = _wrapped(base, lora, task, batches)
+        changed = [n for n, w in values.items() if n.endswith("bias") or not torch.equal(w, before[n])]
+        state = get_peft_model_state_dict(peft_model) if lora.changes_base else {}
+        own = swap.own_weights(children, {before[n]: values[n] for n in changed})
+    except BaseException:
+        swap.restore(children)
+        for name, weight in values.items():
+            before[name].data = weight
+        base.model.requires_grad_(False)
+        raise
+    finally:
+        base.model.__dict__.pop("peft_config", None)  # peft's mark on a model that it wrapped
+    return Attached(
+        peft_model,
+        base,
+        originals={n: before[n].detach() for n in changed},
+        initial={n: w.clone() for n, w in state.items() if ".lora_A." in n or ".lora_B." in n},
+        swap=swap.Swap(swap.places(children), own),
+        named={n: p for n, p in peft_model.named_parameters() if p.requires_grad},
+    )
+
+
+def _wrapped(base: Base, lora: LoraSpec, task: TaskSpec, batches: Batches) -> Any:
+    """Return the peft model with its initialisation done."""
     with _quiet():
         peft_model = get_peft_model(base.model, config(lora, task, base))
     if lora.init_lora_weights == "eva":
         _init_eva(peft_model, batches())
     if lora.init_lora_weights == "loftq":
         init_loftq(peft_model, lora)
-    originals = {n: w for n, w in originals.items() if n.endswith("bias") or not torch.equal(w, before[n])}
-    state = get_peft_model_state_dict(peft_model) if lora.changes_base else {}
-    return Attached(
-        peft_model, base, originals, {n: w.clone() for n, w in state.items() if ".lora_A." in n or ".lora_B." in n}
-    )
+    return peft_model
 
 
 def _will_change(lora: LoraSpec, parameters: Mapping[str, Tensor]) -> list[str]:
@@ -251,20 +283,10 @@ def quantised_bits(attached: Attached) -> int:
 
 
 def detach(attached: Attached) -> None:
-    """Take the adapter off; the base is as it was before, bit for bit."""
-    base = attached.base
-    wrapped = attached.peft_model.base_model.model.named_modules()
-    whole = {n: m.original_module for n, m in wrapped if isinstance(m, ModulesToSaveWrapper)}
-    with _quiet():
-        base.model = attached.peft_model.unload()  # leaves the trained copies of modules_to_save in place
-    for name, module in whole.items():
-        base.model.set_submodule(name, module)
-    parameters = dict(base.model.named_parameters())
-    with torch.no_grad():
-        for name, weight in attached.originals.items():
-            parameters[name].copy_(weight)
-    base.model.requires_grad_(False)
-    base.model.eval()
+    """Take the adapter off for good; the base is as it was before, bit for bit."""
+    attached.take_off()
+    attached.base.model.requires_grad_(False)
+    attached.base.model.eval()
 
 
 def counts(attached: Attached) -> Counts:

@@ -29,6 +29,7 @@ ORDER = [
     "tasks",
     "fetch",
     "model",
+    "swap",
     "adapter",
     "transfer",
     "pack",
