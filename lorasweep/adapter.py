@@ -18,6 +18,7 @@ from peft import (
     initialize_lora_eva_weights,
 )
 from peft.tuners.lora.layer import LoraLayer
+from peft.utils import ModulesToSaveWrapper
 from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -389,6 +390,12 @@ def _inside(name: str) -> str:
     """Return where a base parameter lies while its module is wrapped."""
     module, _, parameter = name.rpartition(".")
     return f"{module}.base_layer.{parameter}"
+
+
+def saved_modules(peft_model: Any) -> list[str]:
+    """Return the names, in the base, of the modules that train in full."""
+    inner = peft_model.base_model.model
+    return [n for n, m in inner.named_modules() if isinstance(m, ModulesToSaveWrapper)]
 
 
 def lora_layers(peft_model: Any) -> Iterator[Any]:

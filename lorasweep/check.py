@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lorasweep import adapter, display, group, model
-from lorasweep.engine import step_counts
+from lorasweep.schedule import step_counts
 from lorasweep.spec import TrialSpec
 from lorasweep.tasks import Example
 
@@ -53,7 +53,7 @@ def plan(spec: TrialSpec, work: group.Workload) -> Plan:
     attached = adapter.attach(base, plain, spec.task_type, spec.train.seed)
     inner = attached.peft_model.base_model.model
     adapted = [n for n, m in inner.named_modules() if isinstance(m, adapter.LoraLayer)]
-    whole = [n for n, m in inner.named_modules() if isinstance(m, adapter.ModulesToSaveWrapper)]
+    whole = adapter.saved_modules(attached.peft_model)
     counts = adapter.counts(attached)
     saved = counts.trainable + (counts.lora if spec.lora.changes_base else 0)
     per_epoch, steps = step_counts(spec.train, len(work.examples["train"]))

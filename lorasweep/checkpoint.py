@@ -22,6 +22,9 @@ VERSION = 1
 SECTIONS = ("model", "task_type", "lora", "data", "train")
 """Parts of a spec that a checkpoint depends on."""
 
+FREE = ("train.slots",)
+"""Keys that change no number."""
+
 UNREADABLE = (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, AssertionError)
 """What zipfile and torch raise on a file that was cut short or holds something else."""
 
@@ -32,6 +35,7 @@ def identity(number: int, spec: TrialSpec, examples: int) -> dict[str, Any]:
     """Return what has to be the same for a checkpoint to fit, by name: the spec, key by key, and the data's size."""
     sections = {name: asdict(getattr(spec, name)) for name in SECTIONS}
     keys = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+    keys = {key: value for key, value in keys.items() if key not in FREE}
     return json.loads(json.dumps({"number": number, "training examples": examples} | keys))
 
 

@@ -1,113 +1,39 @@
-"""The training loop: trials in slots on one frozen base, one optimiser step of each at a time; yields what happens.
+"""The training loop: trials in slots on one frozen base, in one forward and backward pass; yields what happens.
 
 It knows neither Optuna nor MLflow. Whoever iterates decides what an event leads to; a slot is freed when the iteration
-goes on after its TrialEnded. Between two events a trial can be saved, to go on later as if nothing had happened.
+goes on after its TrialEnded, and the next trial takes it while the others go on. Between two events a trial can be
+saved, to go on later as if nothing had happened.
 """
 
+import contextlib
 import functools
 import inspect
 import itertools
 import logging
 import math
-import statistics
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lorasweep import adapter, checkpoint, pack, transfer
-from lorasweep.errors import Unstable
+from lorasweep import adapter, checkpoint, pace, packed, transfer
+from lorasweep.errors import Unpackable, Unstable
+from lorasweep.events import EvalEvent, Event, Job, StepEvent, TrialBegan, TrialEnded
 from lorasweep.model import Base
-from lorasweep.schedule import epochs, learning_rate, step_counts
-from lorasweep.spec import TrainSpec, TrialSpec
+from lorasweep.schedule import epochs, learning_rate
+from lorasweep.slots import Slot, fits, new_slot
+from lorasweep.spec import TrainSpec
 from lorasweep.tasks import Example, Prediction, Task
 
 LOOK_AT = 32
 """Training batches that a data-driven initialisation sees."""
 
-START_STEPS = 5
-"""A trial's start loss is the mean over so many steps."""
-
-LEAST_START = 0.01
-"""What a start loss counts for at least: a trial that begins near zero may rise."""
-
-PATIENCE = 20
-"""A trial ends when its loss was over the limit for so many steps in a row."""
+MOST_SLOTS = 64
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A trial to run."""
-
-    number: int
-    spec: TrialSpec
-    eval_steps: frozenset[int] = frozenset()
-    """Optimiser steps to evaluate after, besides train.eval_every, the ends of epochs and the last step."""
-    checkpoint: Path | None = None
-    """What `Engine.checkpoint` wrote, to go on from; a missing or damaged file starts afresh."""
-    start_from: Path | None = None
-    """Folder of another trial's saved adapter, whose tensors a fresh trial takes over where shapes allow."""
-
-
-@dataclass(frozen=True)
-class TrialBegan:
-    number: int
-    total_steps: int
-    attached: adapter.Attached
-    step: int = 0
-    """Where it goes on; 0 for a fresh trial."""
-    carried: dict[str, Any] = field(default_factory=dict)
-    """What the caller gave with the checkpoint."""
-    last: "EvalEvent | None" = None
-    """The last evaluation before the checkpoint."""
-    notes: tuple[str, ...] = ()
-    """What a person may want to know of the start."""
-
-
-@dataclass(frozen=True)
-class StepEvent:
-    number: int
-    step: int
-    total_steps: int
-    loss: float
-    """Mean over the step's supervised items, nats, before the update."""
-    learning_rate: float
-    grad_norm: float
-    """Before clipping."""
-    tokens: int
-    train_s: float
-    """Seconds of training since the trial began, evaluation left out."""
-
-
-@dataclass(frozen=True)
-class EvalEvent:
-    number: int
-    step: int
-    epoch: float
-    metrics: dict[str, float]
-    predictions: list[Prediction]
-    eval_s: float
-
-
-@dataclass(frozen=True)
-class TrialEnded:
-    number: int
-    step: int
-    state: str
-    """COMPLETE, or PRUNED where the loss went out of bounds or the caller asked for it."""
-    reason: str
-    train_s: float
-    eval_s: float
-    attached: adapter.Attached
-    """Still on the base until the iteration goes on."""
-
-
-Event = TrialBegan | StepEvent | EvalEvent | TrialEnded
 
 
 @dataclass
@@ -120,60 +46,25 @@ class Prepared:
 
 
 @dataclass
-class LossLimit:
-    """Tells when a trial's loss stays far over its start."""
+class Step:
+    """A step that a slot is about to take."""
 
-    first: list[float] = field(default_factory=list)
-    over: int = 0
-    """Steps in a row, up to now."""
-
-    def reason(self, loss: float, ratio: float | None) -> str:
-        """Take in a step's loss; return why the trial is to end, or nothing."""
-        if len(self.first) < START_STEPS:
-            self.first.append(loss)
-            return ""
-        start = statistics.fmean(self.first)
-        self.over = self.over + 1 if ratio is not None and loss > ratio * max(start, LEAST_START) else 0
-        if self.over < PATIENCE:
-            return ""
-        return f"the loss stayed over {ratio:g} times its start ({start:.2g}) for {PATIENCE} steps; last {loss:.3g}"
-
-
-@dataclass
-class Slot:
-    """A place for one trial on the shared base."""
-
-    job: Job
-    attached: adapter.Attached
-    optimizer: torch.optim.Optimizer
-    parameters: list[torch.nn.Parameter]
-    batches: Iterator[list[Example]]
-    steps_per_epoch: int
-    total_steps: int
-    stream: pack.DropoutStream
-    base_bits: int
-    """Of a base that LoftQ quantised."""
-    step: int = 0
-    train_s: float = 0.0
-    eval_s: float = 0.0
-    last: EvalEvent | None = None
-    limit: LossLimit = field(default_factory=LossLimit)
-    pruned: str = ""
-    """Why the trial is to end, if it is."""
+    slot: Slot
+    examples: list[Example]
+    losses: list[torch.Tensor] = field(default_factory=list)
+    """A micro batch each; their sum is the mean over the step's supervised items."""
+    tokens: int = 0
+    seconds: float = 0.0
+    """This trial's share."""
 
     @property
-    def number(self) -> int:
-        return self.job.number
+    def length(self) -> int:
+        return max(map(len, self.examples))
 
-    @property
-    def spec(self) -> TrialSpec:
-        return self.job.spec
-
-    def is_due(self) -> bool:
-        """Tell whether to evaluate now: after this step, and not done yet."""
-        every = self.spec.train.eval_every or self.steps_per_epoch
-        wanted = self.step % every == 0 or self.step == self.total_steps or self.step in self.job.eval_steps
-        return wanted and self.step > (self.last.step if self.last else 0)
+    def parts(self) -> list[list[Example]]:
+        """Return the micro batches."""
+        micro = self.slot.spec.train.micro_batch_size or self.slot.spec.train.batch_size
+        return [self.examples[i : i + micro] for i in range(0, len(self.examples), micro)]
 
 
 class Engine:
@@ -185,24 +76,41 @@ class Engine:
         self.prepared = prepared
         self.device = next(base.model.parameters()).device
         self.slots: list[Slot] = []
+        self.width: int | None = None
+        """Slots in all; None until the first trial is there."""
+        self.overhead: float = math.inf
+        """What a pass costs by itself, in tokens; infinite: all trials always share one."""
+        self.most = MOST_SLOTS
+        """Trials that a pass can hold."""
+        self._free = True
+        """Whether a slot was freed since `source` had nothing."""
 
     def run(self, source: Callable[[], Job | None]) -> Generator[Event, None, None]:
-        """Train trials from `source` until it gives None, and yield their events.
+        """Train trials from `source`, as many at once as there are slots, and yield their events.
 
-        Raises ConfigError for a checkpoint of another trial, and for a start_from without an adapter.
+        `source` is asked whenever a slot is free; after a None, when the next trial has ended. Where a trial cannot
+        begin, the exception comes out with the others still in their slots: another `run` goes on with them. Raises
+        ConfigError for a checkpoint of another trial, and for a start_from without an adapter.
         """
-        while (job := source()) is not None:
-            saved = checkpoint.read(job.checkpoint, self._identity(job)) if job.checkpoint else None
-            spec = job.spec
-            inputs = functools.partial(self._first_inputs, spec.train)
-            attached = adapter.attach(self.base, spec.lora, spec.task_type, spec.train.seed, inputs)
-            try:
-                yield self._admit(job, attached, saved)
-                yield from self._train(self.slots[-1])
-            finally:
-                self.slots = [s for s in self.slots if s.attached is not attached]
-                pack.uninstall(attached.peft_model)
-                adapter.detach(attached)
+        admitting = False
+        try:
+            self._free = True
+            while True:
+                admitting = True
+                yield from self._fill(source)
+                admitting = False
+                if not self.slots:
+                    return
+                ended = yield from self._look()
+                if not ended:
+                    yield from self._steps()
+        except Exception:
+            if not admitting:
+                self.clear()
+            raise
+        except BaseException:
+            self.clear()
+            raise
 
     def prune(self, number: int, reason: str) -> None:
         """End a running trial after its current step."""
@@ -210,70 +118,101 @@ class Engine:
             if slot.number == number:
                 slot.pruned = reason
 
+    def drop(self, number: int) -> None:
+        """Forget a running trial, without an event."""
+        for slot in [s for s in self.slots if s.number == number]:
+            self._remove(slot)
+
+    def clear(self) -> None:
+        """Forget all running trials."""
+        for slot in list(self.slots):
+            self.drop(slot.number)
+
     def checkpoint(self, number: int, path: Path, carried: Mapping[str, Any]) -> int:
         """Write all that a running trial needs to go on, and `carried`, plain data of the caller's; return its step.
 
         To be called between two events. A failed write leaves the file as it was.
         """
         (slot,) = [s for s in self.slots if s.number == number]
-        state = {
-            "identity": self._identity(slot.job),
-            "carried": checkpoint.plain(carried),
-            "step": slot.step,
-            "train_s": slot.train_s,
-            "eval_s": slot.eval_s,
-            "pruned": slot.pruned,
-            "limit": asdict(slot.limit),
-            "last": checkpoint.plain(vars(slot.last)) if slot.last else None,
-            "tensors": checkpoint.copied(slot.attached.trained()),
-            "initial": checkpoint.copied(slot.attached.initial),
-            "base_bits": slot.base_bits,
-            "optimizer": slot.optimizer.state_dict(),
-            "random": checkpoint.random_state(self.device) if slot.spec.model.base_dropout else {},
-        }
-        checkpoint.write(path, state)
+        state = {"identity": self._identity(slot.job), "carried": checkpoint.plain(carried)}
+        checkpoint.write(path, state | slot.state(self.device))
         return slot.step
 
     def _identity(self, job: Job) -> dict[str, Any]:
         return checkpoint.identity(job.number, job.spec, len(self.prepared.train))
 
-    def _admit(self, job: Job, attached: adapter.Attached, saved: Mapping[str, Any] | None) -> TrialBegan:
+    # --- beginning and ending ----------------------------------------------------------------------------------------
+
+    def _fill(self, source: Callable[[], Job | None]) -> Iterator[Event]:
+        """Give the free slots to new trials. One that has to run alone lets none in beside it."""
+        while self._free and len(self.slots) < (self.width or 1) and not any(s.alone for s in self.slots):
+            job = source()
+            if job is None:
+                self._free = False
+                return
+            yield self._admit(job)
+            if self.width is None and self.slots:
+                self._measure(self.slots[0])
+
+    def _admit(self, job: Job) -> TrialBegan:
         """Give the trial a slot: afresh, from another's adapter, or from where it was."""
-        saved = saved if saved is not None and _fits(saved, attached) else None
-        notes = (transfer.take_over(attached, job.start_from),) if job.start_from and saved is None else ()
-        stream = pack.DropoutStream(self.device)
-        pack.install(attached.peft_model, stream)
-        train, done = job.spec.train, saved["step"] if saved else 0
-        per_epoch, total = step_counts(train, len(self.prepared.train))
-        slot = Slot(
-            job=job,
-            attached=attached,
-            optimizer=_optimizer(attached.peft_model, job.spec),
-            parameters=attached.parameters(),
-            batches=epochs(self.prepared.train, train.batch_size, train.seed, done),
-            steps_per_epoch=per_epoch,
-            total_steps=total,
-            stream=stream,
-            base_bits=adapter.quantised_bits(attached),
-        )
-        _training(slot, False)
-        if saved:
-            self._restore(slot, saved)
+        saved = checkpoint.read(job.checkpoint, self._identity(job)) if job.checkpoint else None
+        spec = job.spec
+        self._seat(None)
+        inputs = functools.partial(self._first_inputs, spec.train)
+        attached = adapter.attach(self.base, spec.lora, spec.task_type, spec.train.seed, inputs)
+        try:
+            saved = saved if saved is not None and fits(saved, attached) else None
+            notes = (transfer.take_over(attached, job.start_from),) if job.start_from and saved is None else ()
+            slot = new_slot(job, attached, self.prepared.train, saved["step"] if saved else 0, self.device)
+            if saved:
+                slot.restore(saved, self.device)
+        except BaseException:
+            adapter.detach(attached)
+            raise
         self.slots.append(slot)
         carried = saved["carried"] if saved else {}
-        return TrialBegan(slot.number, total, attached, slot.step, carried, slot.last, notes)
+        return TrialBegan(slot.number, slot.total_steps, attached, slot.step, carried, slot.last, notes)
 
-    def _restore(self, slot: Slot, saved: Mapping[str, Any]) -> None:
-        adapter.begin_from(slot.attached, saved["initial"])
-        with torch.no_grad():
-            for name, parameter in slot.attached.trained().items():
-                parameter.copy_(saved["tensors"][name])
-        slot.optimizer.load_state_dict(saved["optimizer"])
-        slot.step, slot.pruned = saved["step"], saved["pruned"]
-        slot.train_s, slot.eval_s = saved["train_s"], saved["eval_s"]
-        slot.limit = LossLimit(**saved["limit"])
-        slot.last = EvalEvent(**saved["last"]) if saved["last"] else None
-        checkpoint.set_random_state(saved["random"], self.device)
+    def _seat(self, slot: Slot | None) -> None:
+        """Let the base compute with this trial's adapter; with None, with nobody's."""
+        for other in self.slots:
+            if other is not slot:
+                other.attached.take_off()
+        if slot is not None:
+            slot.attached.put_on()
+
+    def _remove(self, slot: Slot) -> None:
+        self.slots.remove(slot)
+        adapter.detach(slot.attached)
+        self._free = True
+
+    def _look(self) -> Generator[Event, None, bool]:
+        """Evaluate and end what is due; return whether a trial ended."""
+        before = list(self.slots)
+        for slot in before:
+            if slot in self.slots and slot.is_due():
+                yield self._evaluate(slot)
+            if slot in self.slots and (slot.pruned or slot.step == slot.total_steps):
+                self._seat(slot)
+                state = "PRUNED" if slot.pruned else "COMPLETE"
+                yield TrialEnded(slot.number, slot.step, state, slot.pruned, slot.train_s, slot.eval_s, slot.attached)
+                if slot in self.slots:
+                    self._remove(slot)
+        return self.slots != before
+
+    def _measure(self, slot: Slot) -> None:
+        """Learn what a pass costs by itself, and from that how many trials are to share one."""
+        wanted = slot.spec.train.slots
+        if wanted == 1 or slot.alone:
+            self.width = 1 if wanted == 1 else wanted
+            return
+        self._seat(slot)
+        self.overhead = pace.overhead(
+            self.base.model, self.task, self.prepared.train, self.prepared.pad_id, self.device
+        )
+        slot.optimizer.zero_grad(set_to_none=True)
+        self.width = wanted or pace.width(self.overhead, slot.spec.train, self.prepared.train)
 
     def _first_inputs(self, train: TrainSpec) -> list[dict[str, torch.Tensor]]:
         """Return the model inputs of the trial's first batches, for initialisations that look at data."""
@@ -288,61 +227,91 @@ class Engine:
             for b in made
         ]
 
-    def _train(self, slot: Slot) -> Iterator[Event]:
-        while True:
-            if slot.is_due():
-                yield self._evaluate(slot)
-            if slot.pruned or slot.step == slot.total_steps:
-                break
-            try:
-                event = self._step(slot)
-            except Unstable as error:
-                slot.pruned = str(error)
-                break
-            yield event
-        state = "PRUNED" if slot.pruned else "COMPLETE"
-        yield TrialEnded(slot.number, slot.step, state, slot.pruned, slot.train_s, slot.eval_s, slot.attached)
+    # --- steps -------------------------------------------------------------------------------------------------------
 
-    def _step(self, slot: Slot) -> StepEvent:
-        began = time.perf_counter()
+    def _steps(self) -> Iterator[StepEvent]:
+        """Take one step of each trial; of one that has to run alone, before all others."""
+        slots = [s for s in self.slots if s.alone][:1] or self.slots
+        for group in self._passes([Step(s, next(s.batches)) for s in slots]):
+            self._gradients(group)
+            for step in group:
+                if step.slot not in self.slots:
+                    continue
+                try:
+                    event = self._take(step)
+                except Unstable as error:
+                    step.slot.pruned = str(error)
+                    continue
+                yield event
+
+    def _passes(self, todo: list[Step]) -> list[list[Step]]:
+        """Return which steps share a pass; within one, those with equally many rows and about equal ranks in a row."""
+        groups = pace.passes([(len(s.examples), s.length) for s in todo], self.overhead, self.most)
+        return [
+            sorted((todo[i] for i in group), key=lambda s: (len(s.examples), s.slot.spec.lora.r)) for group in groups
+        ]
+
+    def _gradients(self, group: list[Step]) -> None:
+        """Leave each trial's gradient with its parameters."""
+        if len(group) == 1:
+            self._seat(group[0].slot)
+            self._backward(group, lambda *_: contextlib.nullcontext())
+            return
+        self._seat(None)
+        try:
+            self._backward(group, lambda active, batch: packed.Pass(packed.parts(active, batch)).on())
+        except (Unpackable, torch.OutOfMemoryError) as error:
+            self.most = len(group) // 2 if isinstance(error, torch.OutOfMemoryError) else 1
+            log.warning("at most %d trials share a pass from now on: %s", self.most, error)
+            for step in group:
+                step.slot.optimizer.zero_grad(set_to_none=True)
+                step.losses, step.tokens, step.seconds = [], 0, 0.0
+                self._gradients([step])
+
+    def _backward(self, group: list[Step], together: Callable[..., Any]) -> None:
+        parts = [s.parts() for s in group]
+        for step in group:
+            step.slot.begin_step()
+        for i in range(max(map(len, parts))):
+            began = time.perf_counter()
+            active = [(s, p[i]) for s, p in zip(group, parts, strict=True) if i < len(p)]
+            batch = self.task.collate([p for _, p in active], self.prepared.pad_id, self.device)
+            with together([s.slot.layers for s, _ in active], batch):
+                rows_B = self.task.row_losses(self.base.model, batch)
+            losses = [
+                rows_B[rows].sum() / sum(e.supervised for e in s.examples)
+                for (s, _), rows in zip(active, batch.groups, strict=True)
+            ]
+            sum(losses[1:], losses[0]).backward()
+            took = time.perf_counter() - began
+            for (step, part), loss, tokens in zip(active, losses, batch.tokens, strict=True):
+                step.losses.append(loss.detach())
+                step.tokens += tokens
+                step.seconds += took * len(part) / len(batch.rows)
+        for step in group:
+            step.slot.train(False)
+
+    def _take(self, step: Step) -> StepEvent:
+        """Take the step whose gradient is there. Raises Unstable where that is not finite."""
+        began, slot = time.perf_counter(), step.slot
         train = slot.spec.train
-        examples = next(slot.batches)
-        supervised = sum(e.supervised for e in examples)
-        micro = train.micro_batch_size or train.batch_size
-        model = slot.attached.peft_model.base_model.model
-        _training(slot, True)
-        slot.stream.at(train.seed, slot.step)
-        loss, tokens = 0.0, 0
-        for start in range(0, len(examples), micro):
-            batch = self.task.collate([examples[start : start + micro]], self.prepared.pad_id, self.device)
-            part = self.task.row_losses(model, batch).sum() / supervised
-            part.backward()
-            loss += part.item()
-            tokens += batch.tokens
-        _training(slot, False)
+        loss = sum(part.item() for part in step.losses)
         rate = learning_rate(train, slot.step, slot.total_steps)
         norm = self._update(slot, rate)
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise Unstable(f"the loss is {loss} and the gradient's norm {norm} at step {slot.step}")
         slot.step += 1
         slot.pruned = slot.pruned or slot.limit.reason(loss, train.max_loss_ratio)
-        slot.train_s += time.perf_counter() - began
-        return StepEvent(slot.number, slot.step, slot.total_steps, loss, rate, norm, tokens, slot.train_s)
+        slot.train_s += step.seconds + time.perf_counter() - began
+        return StepEvent(slot.number, slot.step, slot.total_steps, loss, rate, norm, step.tokens, slot.train_s)
 
     def _update(self, slot: Slot, rate: float) -> float:
-        """Clip, step and clear; return the gradient's norm before clipping."""
-        limit = slot.spec.train.max_grad_norm or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(slot.parameters, limit))
-        for group in slot.optimizer.param_groups:
-            group["lr"] = rate * group["lr_ratio"]
-        slot.optimizer.step()
-        slot.optimizer.zero_grad(set_to_none=True)
-        return norm
+        return slot.update(rate)
 
     def _evaluate(self, slot: Slot) -> EvalEvent:
         began = time.perf_counter()
-        model = slot.attached.peft_model.base_model.model
-        predictions = predict(model, self.task, self.prepared.eval, slot.spec.train, self.prepared.pad_id)
+        self._seat(slot)
+        predictions = predict(self.base.model, self.task, self.prepared.eval, slot.spec.train, self.prepared.pad_id)
         metrics = self.task.metrics(predictions)
         took = time.perf_counter() - began
         slot.eval_s += took
@@ -363,40 +332,3 @@ def predict(
     for start in range(0, len(order), size):
         out += task.predict(model, task.collate([order[start : start + size]], pad_id, device))
     return sorted(out, key=lambda p: p["row"])
-
-
-def _fits(saved: Mapping[str, Any], attached: adapter.Attached) -> bool:
-    """Tell whether an adapter made here is the one of the checkpoint; data-driven ranks and LoftQ may differ."""
-    shapes = {n: p.shape for n, p in attached.trained().items()}
-    same = shapes == {n: t.shape for n, t in saved["tensors"].items()}
-    if not same or saved["base_bits"] != adapter.quantised_bits(attached):
-        log.warning("the adapter's start came out otherwise than before (another machine?); the trial starts afresh")
-        return False
-    return True
-
-
-def _training(slot: Slot, on: bool) -> None:
-    """Switch dropout: of the adapters alone, or of the base too where the trial asks for it."""
-    if slot.spec.model.base_dropout:
-        slot.attached.peft_model.train(on)
-    else:
-        pack.train(slot.attached.peft_model, on)
-
-
-def _optimizer(peft_model: torch.nn.Module, spec: TrialSpec) -> torch.optim.Optimizer:
-    """Return AdamW over what trains: vectors without weight decay, and B faster than A with LoRA+."""
-    train, faster = spec.train, spec.lora.loraplus_lr_ratio
-    sorted_out: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-    for name, parameter in peft_model.named_parameters():
-        if parameter.requires_grad:
-            decay = train.weight_decay if parameter.dim() > 1 else 0.0
-            ratio = faster if ".lora_B." in name or ".lora_embedding_B." in name else 1.0
-            sorted_out.setdefault((decay, ratio), []).append(parameter)
-    groups = [{"params": p, "weight_decay": d, "lr_ratio": r} for (d, r), p in sorted_out.items()]
-    return torch.optim.AdamW(
-        groups,
-        lr=train.learning_rate,
-        betas=(train.adam_beta1, train.adam_beta2),
-        eps=train.adam_epsilon,
-        fused=True,
-    )

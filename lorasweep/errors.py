@@ -45,6 +45,10 @@ class Unstable(LorasweepError):
     """The loss became NaN or infinite."""
 
 
+class Unpackable(LorasweepError):
+    """A layer cannot compute for several trials at once; they have to run one after another."""
+
+
 class MlflowDown(LorasweepError):
     """MLflow did not answer, or answered with a failure of its own: worth another try later."""
 

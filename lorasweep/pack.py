@@ -1,18 +1,22 @@
 """The forward pass of LoRA layers, made for training: one fused product a layer, dropout from its own random stream.
 
 peft stays the definition: its layers keep their parameters, and what `LoraForward` computes is what peft's own forward
-computes, without the copies. Shapes: N rows times tokens, I inputs, O outputs, R rank.
+computes, without the copies. `PackedForward` does it for the rows of several trials at once. Shapes: N rows times
+tokens, I inputs, O outputs, R rank, K trials.
 """
 
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
+
+from lorasweep.errors import Unpackable
 
 LEVELS = 2**16
 """Dropout probabilities are rounded to this many levels."""
@@ -29,6 +33,8 @@ class DropoutStream:
 
     device: torch.device
     generator: torch.Generator = field(init=False)
+    _rows: int = 0
+    _lengths: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator(self.device)
@@ -37,8 +43,33 @@ class DropoutStream:
         """Begin the stream of one optimiser step."""
         self.generator.manual_seed(mixed(seed, step))
 
+    @contextmanager
+    def padded(self, rows: int, lengths: Mapping[int, int]) -> Iterator[None]:
+        """Draw as without padding; `lengths` maps a padded length to that of the trial's rows by themselves."""
+        self._rows, self._lengths = rows, lengths
+        try:
+            yield
+        finally:
+            self._rows, self._lengths = 0, {}
+
     def keep(self, like: Tensor, p: float) -> Tensor:
-        """Return a boolean mask of `like`'s shape that is true with probability 1 - p.
+        """Return a boolean mask of `like`'s shape that is true with probability 1 - p, and true on padding."""
+        if not any(own < padded for padded, own in self._lengths.items()) or (
+            len(like) == self._rows and like.dim() < 3
+        ):
+            return self._drawn(like, p)
+        each = like.shape[1] if like.dim() > 2 else len(like) // self._rows
+        if each not in self._lengths or self._lengths[each] == each:
+            if each not in (1, *self._lengths):
+                raise Unpackable(f"dropout sees {each} positions, the texts have {sorted(self._lengths)}")
+            return self._drawn(like, p)
+        block = like.reshape(self._rows, each, *like.shape[2 if like.dim() > 2 else 1 :])
+        mask = torch.ones(block.shape, dtype=torch.bool, device=like.device)
+        mask[:, : self._lengths[each]] = self._drawn(block[:, : self._lengths[each]], p)
+        return mask.view(like.shape)
+
+    def _drawn(self, like: Tensor, p: float) -> Tensor:
+        """Draw a mask.
 
         Four 16-bit draws come from one 64-bit number: a third of the time of one draw an element.
         """
@@ -96,37 +127,106 @@ class LoraForward(torch.autograd.Function):
         return grad_x, None, None, grad_A, grad_B, None, None
 
 
-def install(peft_model: Any, stream: DropoutStream) -> None:
-    """Give the model's plain LoRA layers the fused forward and all of its adapters' dropout the stream."""
+@dataclass(frozen=True)
+class Run:
+    """Neighbours in a batch whose updates are done in one stacked product."""
+
+    at: slice
+    """Their rows times tokens; as many for each."""
+    scales: tuple[float, ...]
+    keep: Tensor | None
+    """Which inputs stay: of the shape of their part of x."""
+
+
+class PackedForward(torch.autograd.Function):
+    """`x W^T + b` for all rows, and each trial's `s (x * keep) A^T B^T` on its own rows; W and b frozen.
+
+    `factors` holds the As and then the Bs of each run. Ranks within a run are padded with zeros.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W_OI: Tensor, b_O: Tensor | None, runs: Sequence[Run], *factors: Tensor) -> Tensor:
+        x_NI = x.reshape(-1, x.shape[-1])
+        y_NO = nn.functional.linear(x_NI, W_OI, b_O)
+        saved: list[Tensor | None] = []
+        ctx.runs, ctx.ranks, first = runs, [f.shape[0] for f in factors], 0
+        for run in runs:
+            K = len(run.scales)
+            x_KNI = x_NI[run.at].view(K, -1, x_NI.shape[1])
+            keep = None if run.keep is None else run.keep.view(x_KNI.shape)
+            kept_KNI = x_KNI if keep is None else x_KNI * keep
+            A_KRI = _stacked(factors[first : first + K], 0)
+            B_KOR = _stacked(factors[first + K : first + 2 * K], 1)
+            B_KOR = B_KOR * B_KOR.new_tensor(run.scales)[:, None, None]
+            low_KNR = torch.bmm(kept_KNI, A_KRI.transpose(1, 2))
+            y_NO[run.at].view(K, -1, y_NO.shape[1]).baddbmm_(low_KNR, B_KOR.transpose(1, 2))
+            saved += [kept_KNI, low_KNR, A_KRI, B_KOR, keep]
+            first += 2 * K
+        ctx.save_for_backward(W_OI, *saved)
+        return y_NO.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        W_OI, *saved = ctx.saved_tensors
+        slope_NO = slope.reshape(-1, slope.shape[-1])
+        grad_NI = slope_NO @ W_OI if ctx.needs_input_grad[0] else None
+        grads: list[Tensor] = []
+        for i, run in enumerate(ctx.runs):
+            kept_KNI, low_KNR, A_KRI, B_KOR, keep = saved[5 * i : 5 * i + 5]
+            K = len(run.scales)
+            ranks = ctx.ranks[len(grads) : len(grads) + K]
+            slope_KNO = slope_NO[run.at].view(K, -1, slope_NO.shape[1])
+            low_slope_KNR = torch.bmm(slope_KNO, B_KOR)
+            grad_A_KRI = torch.bmm(low_slope_KNR.transpose(1, 2), kept_KNI)
+            grad_B_KOR = torch.bmm(slope_KNO.transpose(1, 2), low_KNR)
+            grads += [g[:r] for g, r in zip(grad_A_KRI, ranks, strict=True)]
+            grads += [g[:, :r] * s for g, r, s in zip(grad_B_KOR, ranks, run.scales, strict=True)]
+            if grad_NI is not None:
+                grad_KNI = grad_NI[run.at].view(K, -1, grad_NI.shape[1])
+                if keep is None:
+                    grad_KNI.baddbmm_(low_slope_KNR, A_KRI)
+                else:
+                    grad_KNI.addcmul_(torch.bmm(low_slope_KNR, A_KRI), keep)
+        grad_x = None if grad_NI is None else grad_NI.view(*slope.shape[:-1], -1)
+        return grad_x, None, None, None, *grads
+
+
+def _stacked(matrices: Sequence[Tensor], rank_dim: int) -> Tensor:
+    """Return the matrices as one tensor, zeros where a rank is smaller than the largest."""
+    ranks = [m.shape[rank_dim] for m in matrices]
+    if min(ranks) == max(ranks):
+        return torch.stack(list(matrices))
+    shape = list(matrices[0].shape)
+    shape[rank_dim] = max(ranks)
+    out = matrices[0].new_zeros(len(matrices), *shape)
+    for place, matrix in zip(out, matrices, strict=True):
+        place.narrow(rank_dim, 0, matrix.shape[rank_dim]).copy_(matrix)
+    return out
+
+
+def install(peft_model: Any, stream: DropoutStream) -> list[nn.Module]:
+    """Give the model's plain LoRA layers the fused forward and all of its adapters' dropout the stream; return the
+    dropouts. They are off until they are switched on; the frozen base stays in evaluation mode.
+    """
+    dropouts = []
     for layer in _lora_layers(peft_model):
         for name, dropout in layer.lora_dropout.items():
             if isinstance(dropout, nn.Dropout):
                 layer.lora_dropout[name] = StreamDropout(dropout.p, stream)
-        if _is_plain(layer):
+        if is_plain(layer) and not any(p.requires_grad for p in layer.base_layer.parameters()):
             layer.forward = functools.partial(_forward, layer)
-
-
-def uninstall(peft_model: Any) -> None:
-    """Give the layers peft's forward back."""
-    for layer in _lora_layers(peft_model):
-        layer.__dict__.pop("forward", None)
-
-
-def train(peft_model: Any, on: bool) -> None:
-    """Switch the adapters' dropout; the frozen base stays in evaluation mode."""
-    for layer in _lora_layers(peft_model):
-        layer.lora_dropout.train(on)
+        dropouts.append(layer.lora_dropout)
+    return dropouts
 
 
 def _lora_layers(peft_model: Any) -> Iterator[Any]:
     return (m for m in peft_model.modules() if hasattr(m, "lora_dropout") and hasattr(m, "base_layer"))
 
 
-def _is_plain(layer: Any) -> bool:
-    base = layer.base_layer
-    frozen = isinstance(base, nn.Linear) and not any(p.requires_grad for p in base.parameters())
-    one = type(layer) is LoraLinear and len(layer.lora_A) == 1
-    return frozen and one and type(base) is nn.Linear and not layer.lora_variant and not any(layer.lora_bias.values())
+def is_plain(layer: Any) -> bool:
+    """Tell whether a layer adds s B A x to a linear layer's output, and does nothing else."""
+    one = type(layer) is LoraLinear and len(layer.lora_A) == 1 and type(layer.base_layer) is nn.Linear
+    return one and not layer.lora_variant and not any(layer.lora_bias.values())
 
 
 def _forward(layer: Any, x: Tensor) -> Tensor:

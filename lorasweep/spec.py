@@ -286,6 +286,9 @@ class TrainSpec:
     """Examples an optimiser step."""
     micro_batch_size: int | None = ranged(None, 1)
     """Examples a forward pass; null takes batch_size."""
+    slots: int | None = ranged(None, 1, 64)
+    """Trials of a worker that train at once in one forward and backward pass; null measures what pays here. It changes
+    speed and memory, not results."""
     eval_batch_size: int = ranged(32, 1)
     """Examples a forward pass of evaluation."""
     eval_every: int | None = ranged(None, 1)

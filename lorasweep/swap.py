@@ -84,7 +84,7 @@ def places(before: Children) -> list[Place]:
 def own_weights(before: Children, changed: Mapping[nn.Parameter, Tensor]) -> list[Weight]:
     """Give each changed parameter a twin that holds its present values, and itself the values that it had.
 
-    `changed` maps a parameter to its values of before. Wherever the base's modules have it, the twin stands from now on.
+    `changed` maps a parameter to its values of before. Where the base's modules had it, they have its twin now.
     """
     twins = {}
     for base, values in changed.items():

@@ -11,15 +11,15 @@ import os
 import shutil
 import time
 import traceback
-from collections.abc import Generator, Mapping
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lorasweep import adapter, compose, engine, group, interrupt, model, outcome, provenance, search, tracking
+from lorasweep import adapter, compose, engine, group, interrupt, model, outcome, provenance, schedule, search, tracking
 from lorasweep.display import Display
 from lorasweep.engine import Engine, EvalEvent, Job, StepEvent, TrialBegan, TrialEnded
 from lorasweep.errors import ConfigError, DiskFull, LostLease
@@ -162,7 +162,7 @@ class Worker:
         trainer: Engine | None = None
 
         def source() -> Job | None:
-            running, self._held = self._held or (None if self._stopping() else self._take()), None
+            running, self._held = self._held or self._next(), None
             if running is None:
                 return None
             if group.key(running.spec) != wanted:
@@ -176,27 +176,32 @@ class Worker:
                 trainer = trainer or self._engine(spec)
                 self._follow(trainer, trainer.run(source))
                 return
-            except LostLease as lost:
-                self._drop(str(lost))
             except Exception as error:
-                if _no_space(error, self.study.folder):
-                    raise DiskFull(
-                        f"{self.study.folder}: cannot write ({error}); free space or choose outputs="
-                    ) from error
-                self._fail_all(traceback.format_exc())
+                self._fail_some(error)
                 if trainer is None:
                     return
             if self._stopping():
+                self._suspend_all(trainer)
                 return
+
+    def _next(self) -> Running | None:
+        """Claim a trial to run beside those that run, unless it is another worker's turn."""
+        if self._stopping():
+            return None
+        if self._running and self.study.search.workers > 1:
+            left = self.study.waiting() + self.study.running()
+            if len(self._running) >= math.ceil(left / self.study.search.workers):
+                return None
+        return self._take()
 
     def _follow(self, trainer: Engine, events: Generator[engine.Event, None, None]) -> None:
         """Handle the engine's events; after a stop, save and give back what runs."""
         try:
             for event in events:
-                self._handle(event, trainer)
+                with self._by_itself(self._running[event.number], trainer):
+                    self._handle(event, trainer)
                 if self._stopping():
-                    for running in list(self._running.values()):
-                        self._suspend(running, trainer)
+                    self._suspend_all(trainer)
                     return
                 for number in self._running:
                     if str(number) in self._stops:
@@ -204,9 +209,28 @@ class Worker:
         finally:
             events.close()
 
+    @contextmanager
+    def _by_itself(self, running: Running, trainer: Engine) -> Iterator[None]:
+        """End a trial, and no other, where its folder, its log or the study does not take what it has to say."""
+        try:
+            yield
+        except LostLease as lost:
+            trainer.drop(running.number)
+            self._drop(running, str(lost))
+        except Exception as error:
+            if _no_space(error, self.study.folder):
+                raise
+            trainer.drop(running.number)
+            self._fail(running, traceback.format_exc())
+
+    def _suspend_all(self, trainer: Engine) -> None:
+        for running in list(self._running.values()):
+            with self._by_itself(running, trainer):
+                self._suspend(running, trainer)
+
     def _job(self, running: Running) -> Job:
         work = self._workload(running.spec)
-        _, total = engine.step_counts(running.spec.train, len(work.examples["train"]))
+        _, total = schedule.step_counts(running.spec.train, len(work.examples["train"]))
         origin = running.claimed.start_from
         return Job(
             running.number,
@@ -375,16 +399,24 @@ class Worker:
             return "PRUNED", None
         return result["state"], [value, *(outcome.objective(result, name) for name in more)]
 
-    def _fail_all(self, error: str) -> None:
-        """Fail the trials that an exception ended: those that run, or else the one that was to begin."""
-        held, self._held = self._held, None
+    def _fail_some(self, error: Exception) -> None:
+        """Fail the trials that an exception of the engine ended: one that could not begin, or else all that run.
+
+        Raises DiskFull where that was the reason: nothing is wrong with the trials.
+        """
+        if _no_space(error, self.study.folder):
+            raise DiskFull(f"{self.study.folder}: cannot write ({error}); free space or choose outputs=") from error
         running = list(self._running.values())
-        if held is not None and running:
-            self._held, held = held, None
-        for trial in running or ([held] if held is not None else []):
-            trial.log.error("%s", error)
-            last = error.strip().splitlines()[-1]
-            self._finish(trial, self._described(trial, {"state": "FAIL", "reason": last, "traceback": error}))
+        failed = [r for r in running if r.counts is None] or running
+        if not running and self._held is not None:
+            failed, self._held = [self._held], None
+        for trial in failed:
+            self._fail(trial, traceback.format_exc())
+
+    def _fail(self, running: Running, error: str) -> None:
+        running.log.error("%s", error)
+        last = error.strip().splitlines()[-1]
+        self._finish(running, self._described(running, {"state": "FAIL", "reason": last, "traceback": error}))
 
     def _suspend(self, running: Running, trainer: Engine) -> None:
         """Save a trial that is to go on later and put it back into the queue."""
@@ -395,13 +427,12 @@ class Worker:
         running.log.info("saved at step %d, put back", running.step)
         self._forget(running)
 
-    def _drop(self, why: str) -> None:
-        """Forget the trials that another worker has now."""
-        for running in list(self._running.values()):
-            self.display.end(running.number, "LOST", why)
-            if running.run is not None:
-                running.run.leave()
-            self._forget(running)
+    def _drop(self, running: Running, why: str) -> None:
+        """Forget a trial that another worker has now."""
+        self.display.end(running.number, "LOST", why)
+        if running.run is not None:
+            running.run.leave()
+        self._forget(running)
 
     def _forget(self, running: Running) -> None:
         _close(running.log)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from lorasweep import adapter, checkpoint, compose, engine, group, model, schedule
+from lorasweep import adapter, checkpoint, compose, engine, group, model, schedule, slots
 from lorasweep.errors import ConfigError
 
 SMALL = ["model.sha256=null", "model.decoder=null", "data.max_train_samples=40", "data.max_eval_samples=6"]
@@ -397,7 +397,7 @@ def test_prune_at_the_beginning_takes_no_step(tiny_bert):
 
 
 def reasons(losses: list[float], ratio: float | None = 10.0) -> list[str]:
-    limit = engine.LossLimit()
+    limit = slots.LossLimit()
     return [limit.reason(loss, ratio) for loss in losses]
 
 

@@ -125,7 +125,7 @@ class CausalLM(Task):
         targets_N = targets_BT[keep_BT]
         head = model.get_output_embeddings()
         changed = any(getattr(model.config, k, None) for k in CHANGED_LOGITS)
-        if changed or type(head) is not nn.Linear or any(p.requires_grad for p in head.parameters()):
+        if changed or not is_frozen(head):
             logits_NV = model(**batch.inputs, use_cache=False).logits[:, :-1][keep_BT].float()
             losses = nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
             return losses, where, logits_NV.argmax(-1) == targets_N
@@ -133,6 +133,13 @@ class CausalLM(Task):
         hidden_BTD = decoder(**batch.inputs, use_cache=False).last_hidden_state
         losses, hits = HeadLoss.apply(hidden_BTD[:, :-1][keep_BT], head.weight, head.bias, targets_N)
         return losses, where, hits
+
+
+def is_frozen(head: Any) -> bool:
+    """Tell whether a head is a plain linear layer that no trial changes; a packed one has a forward of its own."""
+    return (
+        type(head) is nn.Linear and "forward" not in vars(head) and not any(p.requires_grad for p in head.parameters())
+    )
 
 
 def row_sums(batch: Batch, losses_N: Tensor, where: Tensor) -> Tensor:

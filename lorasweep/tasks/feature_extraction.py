@@ -6,7 +6,7 @@ a positive (and a negative): the anchor finds its positive among the slot's othe
 Shapes: B rows, T tokens, D hidden, C candidates, N rows of a split.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -98,15 +98,23 @@ class FeatureExtraction(Task):
     def labels(self, examples: Sequence[Example], length: int) -> Tensor:
         return torch.tensor([e.target[1] for e in examples], dtype=torch.float32)
 
-    def collate(self, groups: Sequence[Sequence[Example]], pad_id: int, device: torch.device | str = "cpu") -> Batch:
+    def collate(
+        self,
+        groups: Sequence[Sequence[Example]],
+        pad_id: int,
+        device: torch.device | str = "cpu",
+        taken: Collection[int] = (),
+    ) -> Batch:
         """Return the batch of the first texts, with the inputs of the second (and third) in `others`."""
-        batch = super().collate(groups, pad_id, device)
-        others = []
+        batch = super().collate(groups, pad_id, device, taken)
+        lengths = dict(batch.lengths)
+        made: list[Batch] = []
         for k in range(len(groups[0][0].target[0])):
             parts = [[replace(e, inputs={"input_ids": e.target[0][k]}) for e in group] for group in groups]
-            others.append(super().collate(parts, pad_id, device))
-        tokens = batch.tokens + sum(o.tokens for o in others)
-        return replace(batch, others=tuple(o.inputs for o in others), tokens=tokens)
+            made.append(super().collate(parts, pad_id, device, lengths if len(groups) > 1 else ()))
+            lengths |= made[-1].lengths
+        tokens = tuple(map(sum, zip(batch.tokens, *(o.tokens for o in made), strict=True)))
+        return replace(batch, others=tuple(o.inputs for o in made), tokens=tokens, lengths=lengths)
 
     def row_losses(self, model: Any, batch: Batch) -> Tensor:
         return self._losses(embeddings(model, batch), batch)

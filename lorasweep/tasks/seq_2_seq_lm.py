@@ -3,7 +3,7 @@
 Shapes: B rows, T target tokens, N supervised positions, D hidden, V words.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,12 +17,13 @@ from lorasweep.tasks import generation
 from lorasweep.tasks.causal_lm import (
     CHANGED_LOGITS,
     HeadLoss,
+    is_frozen,
     readable_tokens,
     row_sums,
     token_metrics,
     token_predictions,
 )
-from lorasweep.tasks.task import IGNORE, Batch, Example, Prediction, Task
+from lorasweep.tasks.task import IGNORE, Batch, Example, Prediction, Task, free_length
 
 
 class Seq2SeqLM(Task):
@@ -100,13 +101,25 @@ class Seq2SeqLM(Task):
             table[i, : len(e.target)] = torch.tensor(e.target)
         return table
 
-    def collate(self, groups: Sequence[Sequence[Example]], pad_id: int, device: torch.device | str = "cpu") -> Batch:
+    def collate(
+        self,
+        groups: Sequence[Sequence[Example]],
+        pad_id: int,
+        device: torch.device | str = "cpu",
+        taken: Collection[int] = (),
+    ) -> Batch:
         """Return the batch of the sources; the decoder reads the targets shifted right behind its start token."""
         assert self.start_id is not None, "trim has not seen the model"
-        batch = super().collate(groups, pad_id, device)
-        shifted_BT = batch.labels.roll(1, 1).masked_fill(batch.labels.roll(1, 1) == IGNORE, pad_id)
+        batch = super().collate(groups, pad_id, device, taken)
+        labels_BT = batch.labels
+        width = labels_BT.shape[1]
+        more = free_length(width, batch.lengths) - width if len(groups) > 1 else 0
+        labels_BT = nn.functional.pad(labels_BT, (0, more), value=IGNORE)
+        shifted_BT = labels_BT.roll(1, 1).masked_fill(labels_BT.roll(1, 1) == IGNORE, pad_id)
         shifted_BT[:, 0] = self.start_id
-        return replace(batch, inputs={**batch.inputs, "decoder_input_ids": shifted_BT})
+        own = tuple(max(len(e.target) for e in group) for group in groups)
+        inputs = {**batch.inputs, "decoder_input_ids": shifted_BT}
+        return replace(batch, inputs=inputs, labels=labels_BT, lengths={**batch.lengths, width + more: own})
 
     def row_losses(self, model: Any, batch: Batch) -> Tensor:
         return row_sums(batch, *self._token_losses(model, batch)[:2])
@@ -140,7 +153,7 @@ class Seq2SeqLM(Task):
         targets_N = batch.labels[keep_BT]
         inputs = {**batch.inputs, "use_cache": False}
         head = model.get_output_embeddings()
-        if not self.full_logits and type(head) is nn.Linear and not any(p.requires_grad for p in head.parameters()):
+        if not self.full_logits and is_frozen(head):
             hidden_BTD, plain = _before_head(model, head, inputs)
             self.full_logits = not plain
             if plain:

@@ -4,7 +4,7 @@ A batch may hold rows of several trials (its groups); losses come back a row at 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -42,13 +42,15 @@ class Batch:
     """[B, T] each."""
     labels: Tensor
     supervised: int
-    tokens: int
-    """Tokens that are not padding."""
+    tokens: tuple[int, ...]
+    """Tokens of each slot that are not padding."""
     groups: tuple[slice, ...] = field(default=())
     """Rows of each slot, in the order of the slots."""
     infos: tuple[Any, ...] = field(default=())
     others: tuple[Mapping[str, Tensor], ...] = field(default=())
     """Inputs of each row's further texts, where a task has any: the model reads them by themselves."""
+    lengths: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    """Padded length of a text -> the length that each slot's rows would be padded to without the others."""
 
 
 Prediction = dict[str, Any]
@@ -120,10 +122,21 @@ class Task(ABC):
         """Return the score of the trivial answer, to be read beside the trial's."""
         return {}
 
-    def collate(self, groups: Sequence[Sequence[Example]], pad_id: int, device: torch.device | str = "cpu") -> Batch:
-        """Return the rows of all groups padded to the longest, with an attention mask."""
+    def collate(
+        self,
+        groups: Sequence[Sequence[Example]],
+        pad_id: int,
+        device: torch.device | str = "cpu",
+        taken: Collection[int] = (),
+    ) -> Batch:
+        """Return the rows of all groups padded to the longest, with an attention mask.
+
+        `taken` are lengths that other texts of several slots' rows are padded to: each text has another, so that a
+        layer can tell from its input which one it sees.
+        """
         examples = [e for group in groups for e in group]
-        length = max(len(e) for e in examples)
+        own = tuple(max(map(len, group)) for group in groups)
+        length = free_length(max(own), taken)
         inputs: dict[str, Tensor] = {}
         for name in examples[0].inputs:
             fill = pad_id if name == "input_ids" else 0
@@ -140,10 +153,16 @@ class Task(ABC):
             inputs=inputs,
             labels=self.labels(examples, length).to(device),
             supervised=sum(e.supervised for e in examples),
-            tokens=int(lengths.sum()),
+            tokens=tuple(sum(map(len, group)) for group in groups),
             groups=tuple(slice(end - len(g), end) for end, g in zip(ends, groups, strict=True)),
             infos=tuple(e.info for e in examples),
+            lengths={length: own},
         )
+
+
+def free_length(length: int, taken: Collection[int]) -> int:
+    """Return the next length from `length` on that is not taken."""
+    return next(n for n in range(length, length + len(taken) + 1) if n not in taken)
 
 
 def mean_loss(predictions: Iterable[Prediction]) -> float:

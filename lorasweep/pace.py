@@ -1,0 +1,89 @@
+"""What a forward and backward pass costs by itself, beside its tokens; and how many trials should share one, for that.
+
+A pass over N tokens (padding included) takes about a + b N seconds. Costs are in tokens here: a / b is the overhead.
+"""
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lorasweep.schedule import epochs
+from lorasweep.spec import TrainSpec
+from lorasweep.tasks import Example, Task
+
+MOST = 8
+"""Slots that are chosen at most."""
+
+ENOUGH = 0.1
+"""Share of a trial's tokens that its part of the overhead may come to; below twice this, nothing is shared."""
+
+LOOK_AT = 50
+"""Batches whose size stands for all."""
+
+TRIES = 3
+LONG_S = 1.0
+"""Seconds after which a size is not timed again."""
+
+
+def overhead(model: Any, task: Task, examples: Sequence[Example], pad_id: int, device: torch.device) -> float:
+    """Return what a pass costs by itself, in tokens, from the times of a small and a large one.
+
+    Leaves gradients behind.
+    """
+    middle = sorted(examples, key=len)[len(examples) // 2 :]
+    length = len(middle[0])
+    large = min(len(middle), max(4, math.ceil((512 if device.type == "cpu" else 8192) / length)))
+    if large < 2:
+        return math.inf
+    (t_1, n_1), (t_2, n_2) = (_timed(model, task, middle[:rows], pad_id, device) for rows in (1, large))
+    return (t_1 * n_2 - t_2 * n_1) / (t_2 - t_1) if t_2 > t_1 else math.inf
+
+
+def _timed(model: Any, task: Task, examples: Sequence[Example], pad_id: int, device: torch.device) -> tuple[float, int]:
+    """Return the seconds of the fastest of a few passes, and its tokens."""
+    batch = task.collate([examples], pad_id, device)
+    times: list[float] = []
+    while len(times) < TRIES + 1 and sum(times) < LONG_S:
+        began = time.perf_counter()
+        task.row_losses(model, batch).sum().backward()
+        if device.type != "cpu":
+            torch.get_device_module(device).synchronize()
+        times.append(time.perf_counter() - began)
+    return min(times), len(examples) * max(map(len, examples))
+
+
+def width(cost: float, train: TrainSpec, examples: Sequence[Example]) -> int:
+    """Return how many trials should share a pass: so many that the overhead of each is a small share of its tokens."""
+    some = itertools.islice(epochs(examples, train.batch_size, train.seed), LOOK_AT)
+    rows = train.micro_batch_size or train.batch_size
+    tokens = statistics.fmean(min(rows, len(batch)) * max(map(len, batch)) for batch in some)
+    if cost < 2 * ENOUGH * tokens:
+        return 1
+    return min(MOST, math.ceil(min(cost, 1e9) / (ENOUGH * tokens)))
+
+
+def passes(steps: Sequence[tuple[int, int]], cost: float, most: int) -> list[list[int]]:
+    """Return which steps, given as (rows, length), share a pass so that the whole costs least: rows are padded to the
+    longest of their pass, and each pass costs `cost` tokens by itself.
+    """
+    order = sorted(range(len(steps)), key=lambda i: steps[i][1])
+    cost = min(max(cost, 0.0), 1e12)
+    best: list[tuple[float, int]] = [(0.0, 0)]
+    for end in range(1, len(order) + 1):
+        length = steps[order[end - 1]][1]
+        rows, options = 0, []
+        for start in range(end - 1, max(-1, end - 1 - most), -1):
+            rows += steps[order[start]][0]
+            options.append((best[start][0] + cost + rows * length, start))
+        best.append(min(options))
+    out, end = [], len(order)
+    while end:
+        start = best[end][1]
+        out.append(order[start:end])
+        end = start
+    return out[::-1]

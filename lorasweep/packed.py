@@ -1,0 +1,268 @@
+"""Several trials in one forward pass: each computes with its own adapter on its own rows of a batch.
+
+The frozen product of a layer is done once for all rows. Low-rank updates of trials with equally many rows are stacked.
+Whatever is no plain linear layer with an adapter (heads, embeddings, DoRA, norms with own biases) runs on each trial's
+rows by itself. Shapes: N rows times tokens, I inputs, O outputs, R rank, K trials.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorasweep import adapter, swap
+from lorasweep.adapter import Attached
+from lorasweep.errors import Unpackable
+from lorasweep.pack import DropoutStream, PackedForward, Run, StreamDropout, is_plain
+from lorasweep.spec import TrialSpec
+from lorasweep.tasks import Batch
+
+WASTE = 0.05
+"""Ranks are padded to stack updates while that adds at most this share to a layer's products."""
+
+
+def alone_reason(spec: TrialSpec) -> str:
+    """Return why a trial cannot share a forward pass, or nothing."""
+    if spec.model.base_dropout:
+        return "model.base_dropout draws from random numbers that all rows share"
+    if spec.lora.init_lora_weights == "loftq":
+        return "loftq quantises the base"
+    if spec.lora.target_parameters:
+        return "lora.target_parameters changes parameters of the base, not the outputs of its layers"
+    return ""
+
+
+@dataclass
+class Layers:
+    """What one trial has for the base's modules; made while it is on the base."""
+
+    stream: DropoutStream
+    dropouts: list[nn.Module]
+    """The adapter's own."""
+    plain: dict[nn.Module, Any] = field(default_factory=dict)
+    """peft's layers of linear modules whose update can be added to the output."""
+    whole: dict[nn.Module, nn.Module] = field(default_factory=dict)
+    """What computes in a module's place."""
+    weights: dict[nn.Module, dict[str, Tensor]] = field(default_factory=dict)
+    """Parameters in the place of the module's own."""
+    start: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """A and s B that PiSSA and OLoRA took out of the base weight: W_res x = W x - s B A x."""
+    reason: str = ""
+    """Why the trial has to run alone."""
+
+    def train(self, on: bool) -> None:
+        """Switch the adapter's dropout; the frozen base stays in evaluation mode."""
+        for dropout in self.dropouts:
+            dropout.train(on)
+
+    @property
+    def modules(self) -> set[nn.Module]:
+        return {*self.plain, *self.whole, *self.weights}
+
+
+def layers(attached: Attached, stream: DropoutStream, dropouts: list[nn.Module]) -> Layers:
+    """Sort out what an adapter does to each module."""
+    out = Layers(stream, dropouts)
+    names = {module: name for name, module in attached.peft_model.named_modules()}
+    for place in attached.swap.places:
+        if hasattr(place.own, "parameter_name"):
+            out.reason = "experts are adapted through the base's parameters"
+        if is_plain(place.own):
+            out.plain[place.base] = place.own
+            a = f"{names[place.own]}.lora_A.weight"
+            if a in attached.initial:
+                s = adapter.scale(attached, names[place.own])
+                out.start[place.base] = attached.initial[a], s * attached.initial[a.replace(".lora_A.", ".lora_B.")]
+        else:
+            out.whole[place.base] = place.own
+    for weight in attached.swap.weights:
+        if weight.key == "bias" or weight.module not in out.start:
+            out.weights.setdefault(weight.module, {})[weight.key] = weight.own
+    return out
+
+
+@dataclass(frozen=True)
+class Part:
+    """A trial's rows of a batch."""
+
+    layers: Layers
+    rows: slice
+    lengths: Mapping[int, int]
+    """Padded length of the batch -> the length that the trial's rows would be padded to by themselves."""
+
+    @property
+    def count(self) -> int:
+        return self.rows.stop - self.rows.start
+
+
+def parts(members: Sequence[Layers], batch: Batch) -> list[Part]:
+    """Return which rows are whose; `members` are in the order of the batch's groups."""
+    return [
+        Part(one, rows, {padded: own[i] for padded, own in batch.lengths.items()})
+        for i, (one, rows) in enumerate(zip(members, batch.groups, strict=True))
+    ]
+
+
+class Pass:
+    """A forward pass of several trials. While it is on, the base's modules compute for each row as its trial would."""
+
+    def __init__(self, trials: Sequence[Part]) -> None:
+        self.trials = list(trials)
+        self.total = sum(p.count for p in trials)
+        self.inside: set[nn.Module] = set()
+        """Modules that are computing for one trial now."""
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Give the modules that any trial changes a forward of ours, and theirs back at the end."""
+        with ExitStack() as undo:
+            for part in self.trials:
+                undo.enter_context(part.layers.stream.padded(part.count, part.lengths))
+            for module in set().union(*(p.layers.modules for p in self.trials)):
+                before = module.__dict__.get("forward")
+                undo.callback(_give_back, module, before)
+                module.__dict__["forward"] = self._forward(module, module.forward)
+            yield
+
+    def _forward(self, module: nn.Module, own: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if module in self.inside:
+                return own(*args, **kwargs)
+            changed = [set(p.layers.weights.get(module, ())) for p in self.trials]
+            simple = type(module) is nn.Linear and set().union(*changed) <= {"bias"}
+            if simple and not any(module in p.layers.whole for p in self.trials):
+                return self._linear(module, args[0] if args else kwargs["input"])
+            return self._one_by_one(module, own, args, kwargs)
+
+        return forward
+
+    # --- trials one by one -------------------------------------------------------------------------------------------
+
+    def _one_by_one(self, module: nn.Module, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        trials, total = self.trials, self.total
+        outputs = []
+        try:
+            for part in trials:
+                given = [_of(a, part.rows, total) for a in args]
+                named = {k: _of(a, part.rows, total) for k, a in kwargs.items()}
+                self.trials, self.total = [replace(part, rows=slice(0, part.count))], part.count
+                outputs.append(self._alone(module, own, part.layers, given, named))
+        finally:
+            self.trials, self.total = trials, total
+        return _joined(outputs, [p.count for p in trials])
+
+    def _alone(self, module: nn.Module, own: Callable[..., Any], one: Layers, args: Any, kwargs: Any) -> Any:
+        if module in one.plain:
+            return self._linear(module, args[0] if args else kwargs["input"])
+        self.inside.add(module)
+        try:
+            with swap.holding(module, one.weights.get(module, {})):
+                return one.whole.get(module, own)(*args, **kwargs)
+        finally:
+            self.inside.discard(module)
+
+    # --- linear layers -----------------------------------------------------------------------------------------------
+
+    def _linear(self, module: Any, x: Tensor) -> Tensor:
+        """Return the layer's output for all rows, the frozen product done once."""
+        if len(x) % self.total or (len(x) != self.total and x.dim() != 2):
+            raise Unpackable(f"{type(module).__name__} sees {list(x.shape)} for {self.total} rows of several trials")
+        each = x.numel() // x.shape[-1] // self.total
+        own_bias = any("bias" in p.layers.weights.get(module, ()) for p in self.trials)
+        bias = module.bias
+        runs, pairs = [], []
+        for members in self._stacks(module):
+            first, last = members[0].rows.start, members[-1].rows.stop
+            own = [p.layers.plain[module] for p in members]
+            factors = [(w.lora_A["default"].weight, w.lora_B["default"].weight) for w in own]
+            scales, keep = _dropped(members, own, x, self.total)
+            runs.append(Run(slice(first * each, last * each), scales, keep))
+            pairs += [a.to(x.dtype) for a, _ in factors] + [b.to(x.dtype) for _, b in factors]
+        y = PackedForward.apply(x, module.weight, None if own_bias else bias, runs, *pairs)
+        if own_bias or any(module in p.layers.start for p in self.trials):
+            y = torch.cat([self._corrected(module, p, x, y, own_bias) for p in self.trials])
+        return y
+
+    def _corrected(self, module: Any, part: Part, x: Tensor, y: Tensor, own_bias: bool) -> Tensor:
+        """Return a trial's rows of y with its own bias, and without the start that is no longer in its base weight."""
+        y = _of(y, part.rows, self.total)
+        if module in part.layers.start:
+            A_RI, B_OR = part.layers.start[module]
+            y = y - _of(x, part.rows, self.total) @ A_RI.to(x.dtype).t() @ B_OR.to(x.dtype).t()
+        if own_bias:
+            bias = part.layers.weights.get(module, {}).get("bias", module.bias)
+            y = y + bias.to(y.dtype)
+        return y
+
+    def _stacks(self, module: Any) -> Iterator[list[Part]]:
+        """Yield neighbours whose updates are done in one product: as many rows each, and ranks about equal."""
+        size = module.weight.numel() / sum(module.weight.shape)
+        stack: list[Part] = []
+        ranks: list[int] = []
+        for part in self.trials:
+            if module not in part.layers.plain:
+                if stack:
+                    yield stack
+                stack, ranks = [], []
+                continue
+            rank = part.layers.plain[module].r["default"]
+            grown = [*ranks, rank]
+            padding = max(grown) * len(grown) - sum(grown)
+            if stack and (stack[0].count != part.count or padding > WASTE * (size * len(grown) + sum(grown))):
+                yield stack
+                stack, grown = [], [rank]
+            stack, ranks = [*stack, part], grown
+        if stack:
+            yield stack
+
+
+def _dropped(
+    members: Sequence[Part], own: Sequence[Any], x: Tensor, total: int
+) -> tuple[tuple[float, ...], Tensor | None]:
+    """Return what each update is multiplied by, and which of its inputs stay: those of all members, or None for all."""
+    scales, kept = [], []
+    for part, layer in zip(members, own, strict=True):
+        dropout, s = layer.lora_dropout["default"], layer.scaling["default"]
+        p = dropout.p if isinstance(dropout, StreamDropout) and dropout.training else 0.0
+        kept.append(part.layers.stream.keep(_of(x, part.rows, total), p) if p else None)
+        scales.append(s / (1 - p))
+    if all(k is None for k in kept):
+        return tuple(scales), None
+    filled = [
+        k if k is not None else torch.ones_like(_of(x, p.rows, total), dtype=torch.bool)
+        for k, p in zip(kept, members, strict=True)
+    ]
+    return tuple(scales), filled[0] if len(filled) == 1 else torch.cat(filled)
+
+
+def _of(value: Any, rows: slice, total: int) -> Any:
+    """Return a trial's share of an argument: its rows, where there are rows of all trials; else the same for all."""
+    if isinstance(value, tuple):
+        return tuple(_of(v, rows, total) for v in value)
+    if not isinstance(value, Tensor) or value.dim() == 0 or len(value) % total or not len(value):
+        return value
+    each = len(value) // total
+    return value[rows.start * each : rows.stop * each] if each == 1 or value.dim() == 2 else value
+
+
+def _joined(outputs: Sequence[Any], counts: Sequence[int]) -> Any:
+    """Return the outputs of all trials one below the other; what is not made of rows has to be repeated first."""
+    first = outputs[0]
+    if first is None:
+        return None
+    if isinstance(first, tuple):
+        return tuple(_joined(column, counts) for column in zip(*outputs, strict=True))
+    if not isinstance(first, Tensor) or not first.dim():
+        raise Unpackable(f"a module gives {type(first).__name__}, which cannot be put together for several trials")
+    filled = [out.expand(n, *out.shape[1:]) if len(out) % n else out for out, n in zip(outputs, counts, strict=True)]
+    return torch.cat(filled)
+
+
+def _give_back(module: nn.Module, forward: Any) -> None:
+    if forward is None:
+        module.__dict__.pop("forward", None)
+    else:
+        module.__dict__["forward"] = forward

@@ -1,0 +1,188 @@
+"""A slot: one trial's adapter, optimiser and place in its data, and when it is to be evaluated or ended."""
+
+import logging
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from lorasweep import adapter, checkpoint, pack, packed
+from lorasweep.events import EvalEvent, Job
+from lorasweep.schedule import epochs, step_counts
+from lorasweep.spec import TrialSpec
+from lorasweep.tasks import Example
+
+START_STEPS = 5
+"""A trial's start loss is the mean over so many steps."""
+
+LEAST_START = 0.01
+"""What a start loss counts for at least: a trial that begins near zero may rise."""
+
+PATIENCE = 20
+"""A trial ends when its loss was over the limit for so many steps in a row."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class LossLimit:
+    """Tells when a trial's loss stays far over its start."""
+
+    first: list[float] = field(default_factory=list)
+    over: int = 0
+    """Steps in a row, up to now."""
+
+    def reason(self, loss: float, ratio: float | None) -> str:
+        """Take in a step's loss; return why the trial is to end, or nothing."""
+        if len(self.first) < START_STEPS:
+            self.first.append(loss)
+            return ""
+        start = statistics.fmean(self.first)
+        self.over = self.over + 1 if ratio is not None and loss > ratio * max(start, LEAST_START) else 0
+        if self.over < PATIENCE:
+            return ""
+        return f"the loss stayed over {ratio:g} times its start ({start:.2g}) for {PATIENCE} steps; last {loss:.3g}"
+
+
+@dataclass
+class Slot:
+    """A place for one trial on the shared base."""
+
+    job: Job
+    attached: adapter.Attached
+    layers: packed.Layers
+    optimizer: torch.optim.Optimizer
+    batches: Iterator[list[Example]]
+    steps_per_epoch: int
+    total_steps: int
+    alone: str
+    """Why no other trial may share its forward passes, if so."""
+    base_bits: int
+    """Of a base that LoftQ quantised."""
+    step: int = 0
+    train_s: float = 0.0
+    eval_s: float = 0.0
+    last: EvalEvent | None = None
+    limit: LossLimit = field(default_factory=LossLimit)
+    pruned: str = ""
+    """Why the trial is to end, if it is."""
+
+    @property
+    def number(self) -> int:
+        return self.job.number
+
+    @property
+    def spec(self) -> TrialSpec:
+        return self.job.spec
+
+    def is_due(self) -> bool:
+        """Tell whether to evaluate now: after this step, and not done yet."""
+        every = self.spec.train.eval_every or self.steps_per_epoch
+        wanted = self.step % every == 0 or self.step == self.total_steps or self.step in self.job.eval_steps
+        return wanted and self.step > (self.last.step if self.last else 0)
+
+    def begin_step(self) -> None:
+        """Begin the step's dropout."""
+        self.layers.stream.at(self.spec.train.seed, self.step)
+        self.train(True)
+
+    def train(self, on: bool) -> None:
+        """Switch dropout: of the adapters alone, or of the base too where the trial asks for it."""
+        if self.spec.model.base_dropout:
+            self.attached.peft_model.train(on)
+        else:
+            self.layers.train(on)
+
+    def update(self, rate: float) -> float:
+        """Clip, step and clear; return the gradient's norm before clipping."""
+        limit = self.spec.train.max_grad_norm or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.attached.parameters(), limit))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["lr_ratio"]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def state(self, device: torch.device) -> dict[str, Any]:
+        """Return all that the trial needs to go on."""
+        return {
+            "step": self.step,
+            "train_s": self.train_s,
+            "eval_s": self.eval_s,
+            "pruned": self.pruned,
+            "limit": asdict(self.limit),
+            "last": checkpoint.plain(vars(self.last)) if self.last else None,
+            "tensors": checkpoint.copied(self.attached.trained()),
+            "initial": checkpoint.copied(self.attached.initial),
+            "base_bits": self.base_bits,
+            "optimizer": self.optimizer.state_dict(),
+            "random": checkpoint.random_state(device) if self.spec.model.base_dropout else {},
+        }
+
+    def restore(self, saved: Mapping[str, Any], device: torch.device) -> None:
+        """Go on from what `state` gave; the adapter is on the base."""
+        adapter.begin_from(self.attached, saved["initial"])
+        with torch.no_grad():
+            for name, parameter in self.attached.trained().items():
+                parameter.copy_(saved["tensors"][name])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.pruned = saved["step"], saved["pruned"]
+        self.train_s, self.eval_s = saved["train_s"], saved["eval_s"]
+        self.limit = LossLimit(**saved["limit"])
+        self.last = EvalEvent(**saved["last"]) if saved["last"] else None
+        checkpoint.set_random_state(saved["random"], device)
+
+
+def new_slot(
+    job: Job, attached: adapter.Attached, examples: Sequence[Example], done: int, device: torch.device
+) -> Slot:
+    """Return the slot of a trial whose adapter was just made, `done` steps of which lie behind it."""
+    stream = pack.DropoutStream(device)
+    layers = packed.layers(attached, stream, pack.install(attached.peft_model, stream))
+    train = job.spec.train
+    per_epoch, total = step_counts(train, len(examples))
+    slot = Slot(
+        job=job,
+        attached=attached,
+        layers=layers,
+        optimizer=_optimizer(attached.peft_model, job.spec),
+        batches=epochs(examples, train.batch_size, train.seed, done),
+        steps_per_epoch=per_epoch,
+        total_steps=total,
+        alone=packed.alone_reason(job.spec) or layers.reason,
+        base_bits=adapter.quantised_bits(attached),
+    )
+    slot.train(False)
+    return slot
+
+
+def fits(saved: Mapping[str, Any], attached: adapter.Attached) -> bool:
+    """Tell whether an adapter made here is the one of the checkpoint; data-driven ranks and LoftQ may differ."""
+    shapes = {n: p.shape for n, p in attached.trained().items()}
+    same = shapes == {n: t.shape for n, t in saved["tensors"].items()}
+    if not same or saved["base_bits"] != adapter.quantised_bits(attached):
+        log.warning("the adapter's start came out otherwise than before (another machine?); the trial starts afresh")
+        return False
+    return True
+
+
+def _optimizer(peft_model: torch.nn.Module, spec: TrialSpec) -> torch.optim.Optimizer:
+    """Return AdamW over what trains: vectors without weight decay, and B faster than A with LoRA+."""
+    train, faster = spec.train, spec.lora.loraplus_lr_ratio
+    sorted_out: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in peft_model.named_parameters():
+        if parameter.requires_grad:
+            decay = train.weight_decay if parameter.dim() > 1 else 0.0
+            ratio = faster if ".lora_B." in name or ".lora_embedding_B." in name else 1.0
+            sorted_out.setdefault((decay, ratio), []).append(parameter)
+    groups = [{"params": p, "weight_decay": d, "lr_ratio": r} for (d, r), p in sorted_out.items()]
+    return torch.optim.AdamW(
+        groups,
+        lr=train.learning_rate,
+        betas=(train.adam_beta1, train.adam_beta2),
+        eps=train.adam_epsilon,
+        fused=True,
+    )
