@@ -149,8 +149,8 @@ def row_sums(batch: Batch, losses_N: Tensor, where: Tensor) -> Tensor:
 
 def token_predictions(batch: Batch, losses_N: Tensor, where: Tensor, correct_N: Tensor) -> list[Prediction]:
     """Return loss, number of supervised tokens and of right ones, a row."""
-    sums = torch.zeros(3, len(batch.rows), device=losses_N.device)
-    sums.index_add_(1, where, torch.stack([losses_N, torch.ones_like(losses_N), correct_N.float()]))
+    sums = losses_N.new_zeros(3, len(batch.rows))
+    sums.index_add_(1, where, torch.stack([losses_N, torch.ones_like(losses_N), correct_N.to(losses_N)]))
     losses, counts, correct = sums.tolist()
     return [
         {"row": r, "loss": loss, "supervised": int(count), "correct": int(right)}

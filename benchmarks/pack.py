@@ -1,0 +1,94 @@
+"""Trials in one pass against the same trials one at a time: optimiser steps a second, taken in turn in one run.
+
+    python -P benchmarks/pack.py --batches 1 2 4 8 16 --lengths 16 64 256 --slots 1 2 4 8 --rounds 5
+
+-P, since queue.py beside it would hide the library's own. MiniLM with a classification head, random tokens, LoRA on all
+linear layers. Prints a row a setting: steps a second of both, the median ratio with its range, what a pass costs by
+itself, and how many trials `train.slots=null` would put in one pass.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator
+from statistics import median
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+
+from lorasweep import compose, engine, model, pace, tasks
+from lorasweep.tasks import Example
+
+
+def examples(length: int, count: int) -> list[Example]:
+    random = torch.Generator().manual_seed(0)
+    ids = torch.randint(1000, 30_000, (count, length), generator=random).tolist()
+    return [Example(row=i, inputs={"input_ids": row}, target=i % 2, supervised=1) for i, row in enumerate(ids)]
+
+
+def steps(made: engine.Engine, spec: object, trials: int, width: int) -> Iterator[None]:
+    """Yield after each optimiser step of any trial."""
+    jobs = [engine.Job(i, spec) for i in range(trials)]
+    made.width = width
+    for event in made.run(lambda: jobs.pop() if jobs else None):
+        if isinstance(event, engine.StepEvent):
+            yield
+
+
+def seconds(events: Iterator[None], count: int) -> float:
+    began = time.perf_counter()
+    for _ in range(count):
+        next(events)
+    return time.perf_counter() - began
+
+
+def setting(batch: int, length: int, slots: int, given: argparse.Namespace) -> str:
+    fixed = ["train.max_steps=1000000", "train.eval_every=1000000", f"train.batch_size={batch}", "train.device=cpu"]
+    spec = compose.compose_trial([*fixed, *given.overrides])
+    task = tasks.make(spec.task_type)
+    task.classes = ["a", "b"]
+    tokenizer = model.load_tokenizer(spec.model)
+    data = examples(length, 256)
+    prepared = engine.Prepared(data, data[:2], tokenizer.pad_token_id)
+    packed, solo = (
+        engine.Engine(model.load(spec.model, spec.train, task, tokenizer), task, prepared) for _ in range(2)
+    )
+    together, one = steps(packed, spec, slots, slots), steps(solo, spec, 1, 1)
+    for events in (together, one):
+        seconds(events, 2 * slots)
+    count = slots * max(2, round(given.tokens / (batch * length * slots)))
+    pairs = [(seconds(together, count), seconds(one, count)) for _ in range(given.rounds)]
+    cost = pace.overhead(solo.base.model, task, data, tokenizer.pad_token_id, solo.device)
+    ratios = [b / a for a, b in pairs]
+    fast, slow = (count / median(p[i] for p in pairs) for i in (0, 1))
+    width = pace.width(cost, spec.train, data)
+    return (
+        f"| {batch} | {length} | {slots} | {fast:.1f} | {slow:.1f} | {median(ratios):.2f} "
+        f"({min(ratios):.2f} to {max(ratios):.2f}) | {cost:.0f} | {width} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[16, 64, 256])
+    parser.add_argument("--slots", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens of a round, about")
+    parser.add_argument("overrides", nargs="*")
+    given = parser.parse_intermixed_args()
+    sys.stdout.write(
+        "| batch | length | slots | packed, steps/s | solo, steps/s | ratio | a pass costs, tokens | auto |\n"
+    )
+    sys.stdout.write("|--:|--:|--:|--:|--:|--:|--:|--:|\n")
+    for batch in given.batches:
+        for length in given.lengths:
+            for slots in given.slots:
+                sys.stdout.write(setting(batch, length, slots, given) + "\n")
+                sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

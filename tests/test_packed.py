@@ -1,0 +1,427 @@
+"""A trial in a pack ends as it would alone: the same losses, gradients, metrics and weights, whoever is beside it."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorasweep import adapter, checkpoint, compose, engine, group, model, pace, packed
+
+SMALL = ["model.sha256=null", "model.decoder=null", "data.max_train_samples=40", "data.max_eval_samples=6"]
+SMALL += ["data.max_tokens=24", "train.max_steps=5", "train.eval_every=3", "train.batch_size=4"]
+SMALL += ["train.learning_rate=1e-2", "lora.r=4"]
+
+EXACT = 1e-9
+"""Relative difference allowed in double precision."""
+
+PLAIN = ("lora.r=8", "lora.lora_alpha=3", "train.seed=5", "train.learning_rate=3e-3")
+DROPPED = ("lora.r=3", "lora.lora_dropout=0.3", "train.seed=2", "train.batch_size=3")
+
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "plain": (),
+    "rslora": ("lora.use_rslora=true", "lora.r=2"),
+    "dropout": ("lora.lora_dropout=0.4", "train.seed=9"),
+    "targets": ("lora.target_modules=[query,dense]",),
+    "attention": ("lora.target_modules=attention", "lora.lora_dropout=0.1"),
+    "embeddings": ("lora.target_modules=[word_embeddings,position_embeddings,value]",),
+    "layers": ("lora.target_modules=[value]", "lora.layers_to_transform=[1]"),
+    "rank_pattern": ("lora.rank_pattern={query:2,output.dense:12}", "lora.alpha_pattern={query:1}"),
+    "bias_all": ("lora.bias=all", "train.weight_decay=0.1"),
+    "bias_lora_only": ("lora.bias=lora_only", "lora.target_modules=[query]", "lora.lora_dropout=0.2"),
+    "lora_bias": ("lora.lora_bias=true", "lora.lora_dropout=0.2"),
+    "modules_to_save": ("lora.target_modules=attention", "lora.modules_to_save=[layer.1.output.dense,LayerNorm]"),
+    "save_a_block": ("lora.target_modules=[query]", "lora.modules_to_save=[layer.1.output]", "lora.bias=all"),
+    "gaussian": ("lora.init_lora_weights=gaussian",),
+    "random_B": ("lora.init_lora_weights=false",),
+    "orthogonal": ("lora.init_lora_weights=orthogonal",),
+    "eva": ("lora.init_lora_weights=eva", "train.batch_size=8", "lora.lora_dropout=0.1"),
+    "pissa": ("lora.init_lora_weights=pissa", "lora.bias=all"),
+    "pissa_dropout": ("lora.init_lora_weights=pissa_niter_2", "lora.lora_dropout=0.3"),
+    "olora": ("lora.init_lora_weights=olora",),
+    "dora": ("lora.use_dora=true", "lora.lora_dropout=0.2"),
+    "dora_olora": ("lora.use_dora=true", "lora.init_lora_weights=olora"),
+    "loraplus": ("lora.loraplus_lr_ratio=16", "train.adam_beta2=0.9"),
+    "micro_batches": ("train.batch_size=8", "train.micro_batch_size=3", "lora.lora_dropout=0.2"),
+    "schedule": ("train.lr_scheduler_type=cosine", "train.warmup_ratio=0.5", "train.max_grad_norm=0.01"),
+    "steps": ("train.max_steps=2", "train.batch_size=16"),
+}
+
+
+@dataclass
+class Seen:
+    """What a trial showed."""
+
+    losses: list[float] = field(default_factory=list)
+    metrics: list[dict[str, float]] = field(default_factory=list)
+    gradients: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    state: str = ""
+    steps: int = 0
+
+
+@pytest.fixture(autouse=True)
+def always_together(monkeypatch):
+    """Let no clock decide who shares a pass."""
+    monkeypatch.setattr(pace, "overhead", lambda *a: float("inf"))
+
+
+@pytest.fixture
+def double(monkeypatch):
+    """Train in double precision. Tasks ask for single precision before the loss, peft for it while it initialises."""
+    single, attach = torch.Tensor.float, adapter.attach
+
+    def attached_in_double(base, *args):
+        base.model.to(torch.float32)
+        attached = attach(base, *args)
+        attached.peft_model.double()
+        for weight in attached.swap.weights:
+            weight.base.data = weight.base.data.double()
+        attached.originals.update({n: w.double() for n, w in attached.originals.items()})
+        attached.initial.update({n: w.double() for n, w in attached.initial.items()})
+        for name in [n for n in attached.initial if ".lora_A." in n]:  # peft rounds it
+            module = name.partition(".lora_")[0]
+            layer = attached.peft_model.get_submodule(module)
+            layer.get_base_layer().weight.data = adapter.residual(attached, module)
+        return attached
+
+    monkeypatch.setattr(adapter, "attach", attached_in_double)
+    monkeypatch.setattr(torch.Tensor, "float", lambda t: t if t.dtype == torch.float64 else single(t))
+
+
+@cache
+def workload(task: str, folder: Path, *more: str) -> group.Workload:
+    return group.workload(compose.compose_trial([f"task_type={task}", f"model.pretrained={folder}", *SMALL, *more]))
+
+
+@cache
+def spec_of(task: str, folder: Path, *more: str):
+    return compose.compose_trial([f"task_type={task}", f"model.pretrained={folder}", *SMALL, *more])
+
+
+def trainer(spec, work: group.Workload) -> engine.Engine:
+    return engine.Engine(model.load(spec.model, spec.train, work.task, work.tokenizer), work.task, work.prepared())
+
+
+def run(
+    made: engine.Engine, jobs: Sequence[engine.Job], width: int, act: Callable[[engine.Event], None] = lambda e: None
+) -> dict[int, Seen]:
+    """Run trials in `width` slots; `act` sees each event."""
+    made.width = width
+    todo, seen = list(jobs), {job.number: Seen() for job in jobs}
+    update = made._update
+
+    def watched(slot, rate):
+        seen[slot.number].gradients.append(
+            {n: p.grad.clone() for n, p in slot.attached.trained().items() if p.grad is not None}
+        )
+        return update(slot, rate)
+
+    made._update = watched
+    for event in made.run(lambda: todo.pop(0) if todo else None):
+        one = seen[event.number]
+        match event:
+            case engine.StepEvent():
+                one.losses.append(event.loss)
+            case engine.EvalEvent():
+                one.metrics.append(event.metrics)
+            case engine.TrialEnded():
+                one.state, one.steps = event.state, event.step
+                one.tensors = checkpoint.copied(event.attached.trained())
+                adapter.tensors(event.attached)  # it is on the base
+        act(event)
+    return seen
+
+
+def alone(spec, work: group.Workload, number: int = 0, **job) -> Seen:
+    return run(trainer(spec, work), [engine.Job(number, spec, **job)], 1)[number]
+
+
+def close(found: Seen, expected: Seen, rtol: float) -> None:
+    assert (found.state, found.steps) == (expected.state, expected.steps)
+    assert found.losses == pytest.approx(expected.losses, rel=rtol)
+    assert len(found.metrics) == len(expected.metrics)
+    for one, other in zip(found.metrics, expected.metrics, strict=True):
+        assert one == pytest.approx(other, rel=max(rtol, 1e-6), nan_ok=True)
+    pairs = [*zip(found.gradients, expected.gradients, strict=True), (found.tensors, expected.tensors)]
+    for one, other in pairs:
+        assert one.keys() == other.keys()
+        for name, tensor in other.items():
+            torch.testing.assert_close(one[name], tensor, rtol=rtol, atol=rtol, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def check(task: str, folder: Path, trials: Sequence[tuple[str, ...]], width: int, rtol: float, *more: str) -> None:
+    """Compare trials in a pack with each by itself."""
+    specs = [spec_of(task, folder, *more, *one) for one in trials]
+    work = workload(task, folder, *more)
+    jobs = [engine.Job(i, spec) for i, spec in enumerate(specs)]
+    made = trainer(specs[0], work)
+    before = {n: w.clone() for n, w in made.base.model.state_dict().items() if not n.startswith(made.base.missing)}
+    found = run(made, jobs, width)
+    assert made.most == engine.MOST_SLOTS, "they did not share their passes"
+    for job in jobs:
+        close(found[job.number], alone(job.spec, work, job.number), rtol)
+    after = made.base.model.state_dict()
+    assert all(torch.equal(after[n], w) for n, w in before.items())
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_packed_trial_equals_the_solo_one(tiny_bert, double, option):
+    own = OPTIONS[option]
+    check("seq_cls", tiny_bert, [own, PLAIN, (*own, "train.seed=3"), DROPPED], 4, EXACT)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+@pytest.mark.parametrize(
+    "task", ["seq_cls", "causal_lm", "token_cls", "question_ans", "seq_2_seq_lm", "feature_extraction"]
+)
+def test_every_task_packs(tiny_bert, tiny_llama, double, task, dropout):
+    folder = tiny_llama if task == "causal_lm" else tiny_bert
+    more = [f"model.decoder={tiny_bert}"] if task == "seq_2_seq_lm" else []
+    trials = [(f"lora.lora_dropout={dropout}",), (*PLAIN, f"lora.lora_dropout={dropout}"), DROPPED]
+    if task != "causal_lm":
+        trials.append(("lora.bias=all", "train.seed=4"))
+    check(task, folder, trials, 4, EXACT, *more)
+
+
+def test_single_precision_differs_by_rounding_only(tiny_bert):
+    specs = [spec_of("seq_cls", tiny_bert, "train.max_steps=1", *one) for one in ((), PLAIN, DROPPED)]
+    work = workload("seq_cls", tiny_bert)
+    found = run(trainer(specs[0], work), [engine.Job(i, s) for i, s in enumerate(specs)], 3)
+    for i, spec in enumerate(specs):
+        expected = alone(spec, work, i)
+        assert found[i].losses == pytest.approx(expected.losses, rel=1e-5)
+        for name, slope in expected.gradients[0].items():
+            torch.testing.assert_close(found[i].gradients[0][name], slope, rtol=1e-5, atol=1e-5 * float(slope.norm()))
+
+
+def test_adapted_head_of_a_language_model_packs(tiny_llama, double):
+    """Without it, the loss takes a short cut past the head's forward."""
+    head = ("lora.target_modules=[lm_head,q_proj]",)
+    saved = ("lora.target_modules=[q_proj]", "lora.modules_to_save=[lm_head,embed_tokens]")
+    check("causal_lm", tiny_llama, [head, PLAIN, saved, DROPPED], 4, EXACT)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_mix_of_trials_in_any_number_of_slots(tiny_bert, double, seed):
+    dice = random.Random(seed)
+    names = sorted(OPTIONS)
+    trials = [
+        (
+            *OPTIONS[dice.choice(names)],
+            f"train.seed={dice.randrange(4)}",
+            f"train.max_steps={dice.randint(1, 6)}",
+            f"train.eval_every={dice.randint(1, 4)}",
+        )
+        for _ in range(7)
+    ]
+    check("seq_cls", tiny_bert, trials, dice.randint(2, 5), EXACT)
+
+
+# --- neighbours ------------------------------------------------------------------------------------------------------
+
+
+def test_neighbours_that_come_and_go_change_nothing(tiny_bert, double):
+    """Three finish early, one is pruned in the middle; all slots are filled again and again."""
+    long = ("train.max_steps=12", "lora.lora_dropout=0.2")
+    short = [("train.max_steps=2", f"train.seed={i}", f"lora.r={i + 1}") for i in range(5)]
+    specs = [spec_of("seq_cls", tiny_bert, *one) for one in (long, *short)]
+    work = workload("seq_cls", tiny_bert)
+    made = trainer(specs[0], work)
+    order: list[tuple[str, int]] = []
+
+    def act(event):
+        if isinstance(event, engine.TrialBegan | engine.TrialEnded):
+            order.append((type(event).__name__, event.number))
+        if isinstance(event, engine.StepEvent) and event.number == 2:
+            made.prune(2, "enough")
+
+    found = run(made, [engine.Job(i, s) for i, s in enumerate(specs)], 3, act)
+    assert (found[2].state, found[2].steps) == ("PRUNED", 1)
+    assert order[:3] == [("TrialBegan", 0), ("TrialBegan", 1), ("TrialBegan", 2)]
+    assert order[3:5] == [("TrialEnded", 2), ("TrialBegan", 3)], "the freed slot is filled at once"
+    assert order[-1] == ("TrialEnded", 0)
+    for i in (0, 1, 3, 4, 5):
+        close(found[i], alone(specs[i], work, i), EXACT)
+
+
+def test_trial_that_becomes_nan_ends_alone(tiny_bert, double):
+    specs = [spec_of("seq_cls", tiny_bert, *one) for one in ((), PLAIN, DROPPED)]
+    work = workload("seq_cls", tiny_bert)
+    made = trainer(specs[0], work)
+
+    def act(event):
+        if isinstance(event, engine.StepEvent) and (event.number, event.step) == (1, 2):
+            (slot,) = [s for s in made.slots if s.number == 1]
+            with torch.no_grad():
+                slot.attached.parameters()[0].fill_(float("nan"))
+
+    found = run(made, [engine.Job(i, s) for i, s in enumerate(specs)], 3, act)
+    assert (found[1].state, found[1].steps) == ("PRUNED", 2)
+    for i in (0, 2):
+        close(found[i], alone(specs[i], work, i), EXACT)
+
+
+def test_trial_that_cannot_begin_leaves_the_others_in_their_slots(tiny_bert, double, monkeypatch):
+    specs = [spec_of("seq_cls", tiny_bert, *one) for one in ((), ("lora.r=5",), PLAIN)]
+    work = workload("seq_cls", tiny_bert)
+    made, attach = trainer(specs[0], work), adapter.attach
+
+    def broken(base, lora, *rest):
+        if lora.r == 5:
+            raise RuntimeError("out of luck")
+        return attach(base, lora, *rest)
+
+    monkeypatch.setattr(adapter, "attach", broken)
+    todo = [engine.Job(i, s) for i, s in enumerate(specs)]
+    losses: dict[int, list[float]] = {0: [], 2: []}
+    made.width = 2
+
+    def follow():
+        for event in made.run(lambda: todo.pop(0) if todo else None):
+            if isinstance(event, engine.StepEvent):
+                losses[event.number].append(event.loss)
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        follow()
+    assert [s.number for s in made.slots] == [0]
+    follow()
+    for i in (0, 2):
+        assert losses[i] == pytest.approx(alone(specs[i], work, i).losses, rel=EXACT)
+    assert not any("lora" in n for n, _ in made.base.model.named_modules())
+
+
+def test_dropped_trial_leaves_its_slot_to_the_next(tiny_bert, double):
+    specs = [spec_of("seq_cls", tiny_bert, *one) for one in ((), PLAIN, DROPPED)]
+    work = workload("seq_cls", tiny_bert)
+    made = trainer(specs[0], work)
+    begun: list[int] = []
+
+    def act(event):
+        if isinstance(event, engine.TrialBegan):
+            begun.append(event.number)
+        if isinstance(event, engine.StepEvent) and event.number == 0 and event.step == 2:
+            made.drop(0)
+
+    found = run(made, [engine.Job(i, s) for i, s in enumerate(specs)], 2, act)
+    assert begun == [0, 1, 2] and found[0].state == "" and len(found[0].losses) == 2
+    for i in (1, 2):
+        close(found[i], alone(specs[i], work, i), EXACT)
+
+
+# --- trials that cannot share ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ((), ""),
+        (("lora.use_dora=true",), ""),
+        (("model.base_dropout=true",), "base_dropout"),
+        (("lora.init_lora_weights=loftq",), "quantises"),
+        (("lora.target_parameters=[mlp.experts.down_proj]",), "target_parameters"),
+    ],
+)
+def test_reason_to_run_alone(tiny_bert, more, words):
+    reason = packed.alone_reason(spec_of("seq_cls", tiny_bert, *more))
+    assert words in reason and bool(reason) == bool(words)
+
+
+@pytest.mark.parametrize("more", [("model.base_dropout=true",), ("lora.init_lora_weights=loftq", "lora.loftq_bits=8")])
+def test_trial_that_must_run_alone_runs_between_the_steps_of_the_others(tiny_bert, more):
+    """Its numbers are those of a solo run, bit for bit; the others wait."""
+    specs = [spec_of("seq_cls", tiny_bert, *one) for one in ((), more, PLAIN)]
+    work = workload("seq_cls", tiny_bert)
+    order: list[int] = []
+
+    def act(event):
+        if isinstance(event, engine.StepEvent):
+            order.append(event.number)
+
+    found = run(trainer(specs[0], work), [engine.Job(i, s) for i, s in enumerate(specs)], 3, act)
+    assert order[:5] == [1] * 5
+    assert found[1].losses == alone(specs[1], work, 1).losses
+    assert {s.state for s in found.values()} == {"COMPLETE"}
+
+
+def test_layer_that_mixes_rows_makes_trials_run_one_after_another(tiny_bert, double, caplog):
+    specs = [spec_of("seq_cls", tiny_bert, *one) for one in ((), PLAIN)]
+    work = workload("seq_cls", tiny_bert)
+    made = trainer(specs[0], work)
+    layer = made.base.model.bert.encoder.layer[1].output
+    forward = layer.forward
+
+    def mixed(hidden, residual):
+        return forward(hidden.flatten()[None, None].view(1, -1, hidden.shape[-1]), residual.view(1, -1, 32)).view(
+            residual.shape
+        )
+
+    layer.forward = mixed
+    found = run(made, [engine.Job(i, s) for i, s in enumerate(specs)], 2)
+    assert made.most == 1 and "at most 1 trials share a pass" in caplog.text
+    for i, spec in enumerate(specs):
+        close(found[i], alone(spec, work, i), EXACT)
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["dropout", "bias_all", "pissa_dropout", "eva", "micro_batches", "modules_to_save"])
+def test_checkpoint_of_a_packed_trial_goes_on_alone_and_the_other_way_round(tiny_bert, double, tmp_path, option):
+    spec = spec_of("seq_cls", tiny_bert, *OPTIONS[option], "train.max_steps=6")
+    other = spec_of("seq_cls", tiny_bert, *PLAIN, "train.max_steps=9")
+    work = workload("seq_cls", tiny_bert)
+    whole = alone(spec, work, 7)
+
+    def stopped(jobs: list[engine.Job], width: int, path: Path) -> list[float]:
+        made, losses = trainer(spec, work), []
+        made.width = width
+        events = made.run(lambda: jobs.pop(0) if jobs else None)
+        for event in events:
+            if isinstance(event, engine.StepEvent) and event.number == 7:
+                losses.append(event.loss)
+                if event.step == 3:
+                    made.checkpoint(7, path, {"tokens": 1})
+                    events.close()
+        assert made.slots == []
+        return losses
+
+    packed_first = stopped([engine.Job(1, other), engine.Job(7, spec)], 2, tmp_path / "a.pt")
+    rest = alone(spec, work, 7, checkpoint=tmp_path / "a.pt")
+    assert packed_first + rest.losses == pytest.approx(whole.losses, rel=EXACT)
+    alone_first = stopped([engine.Job(7, spec)], 1, tmp_path / "b.pt")
+    jobs = [engine.Job(1, other), engine.Job(7, spec, checkpoint=tmp_path / "b.pt")]
+    found = run(trainer(spec, work), jobs, 2)[7]
+    assert alone_first + found.losses == pytest.approx(whole.losses, rel=EXACT)
+    for name, tensor in whole.tensors.items():
+        torch.testing.assert_close(found.tensors[name], tensor, rtol=EXACT, atol=EXACT)
+        torch.testing.assert_close(rest.tensors[name], tensor, rtol=EXACT, atol=EXACT)
+
+
+# --- who shares a pass -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("steps", "cost", "most", "expected"),
+    [
+        ([(2, 10), (2, 10), (2, 11)], 100, 64, [[0, 1, 2]]),
+        ([(8, 10), (8, 100), (8, 12)], 100, 64, [[0, 2], [1]]),
+        ([(8, 10), (8, 100), (8, 12)], 0, 64, [[0], [2], [1]]),
+        ([(8, 10), (8, 100), (8, 12)], float("inf"), 64, [[0, 2, 1]]),
+        ([(1, 5)] * 4, float("inf"), 2, [[0, 1], [2, 3]]),
+    ],
+)
+def test_steps_share_a_pass_where_that_costs_less_than_the_padding(steps, cost, most, expected):
+    assert pace.passes(steps, cost, most) == expected
+
+
+def test_few_slots_where_a_trial_fills_the_machine_and_more_where_it_does_not(tiny_bert):
+    examples = workload("seq_cls", tiny_bert).examples["train"]
+    train = spec_of("seq_cls", tiny_bert).train
+    tokens = 4 * sum(map(len, examples)) / len(examples)
+    assert pace.width(0.1 * tokens, train, examples) == 1
+    assert 2 <= pace.width(0.35 * tokens, train, examples) <= 4
+    assert pace.width(float("inf"), train, examples) == pace.MOST
