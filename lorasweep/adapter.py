@@ -264,13 +264,17 @@ def begin_from(attached: Attached, initial: Mapping[str, Tensor]) -> None:
         pair = {n: initial[n].to(attached.initial[n]) for n in (name, f"{module}.lora_B.weight")}
         if all(torch.equal(w, attached.initial[n]) for n, w in pair.items()):
             continue
-        A_RI, B_OR = pair.values()
-        layer = attached.peft_model.get_submodule(module)
-        weight = layer.get_base_layer().weight
-        update_OI = scale(attached, module) * B_OR @ A_RI
-        exact = attached.originals[f"{_in_base(module)}.weight"].float()
-        weight.data = (exact - (update_OI.T if layer.fan_in_fan_out else update_OI)).to(weight.dtype)
         attached.initial.update(pair)
+        attached.peft_model.get_submodule(module).get_base_layer().weight.data = residual(attached, module)
+
+
+def residual(attached: Attached, module: str) -> Tensor:
+    """Return a base weight without the product of the A and B that PiSSA or OLoRA began with, rounded as peft does."""
+    A_RI, B_OR = (attached.initial[f"{module}.lora_{part}.weight"] for part in "AB")
+    exact = attached.originals[f"{_in_base(module)}.weight"]
+    update_OI = scale(attached, module) * B_OR @ A_RI
+    turned = attached.peft_model.get_submodule(module).fan_in_fan_out
+    return (exact.float() - (update_OI.T if turned else update_OI)).to(exact.dtype)
 
 
 def quantised_bits(attached: Attached) -> int:

@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,8 @@ class Step:
 
     slot: Slot
     examples: list[Example]
-    losses: list[torch.Tensor] = field(default_factory=list)
-    """A micro batch each; their sum is the mean over the step's supervised items."""
+    loss: float = 0.0
+    """Mean over the step's supervised items, in the end."""
     tokens: int = 0
     seconds: float = 0.0
     """This trial's share."""
@@ -164,9 +164,7 @@ class Engine:
         try:
             saved = saved if saved is not None and fits(saved, attached) else None
             notes = (transfer.take_over(attached, job.start_from),) if job.start_from and saved is None else ()
-            slot = new_slot(job, attached, self.prepared.train, saved["step"] if saved else 0, self.device)
-            if saved:
-                slot.restore(saved, self.device)
+            slot = new_slot(job, attached, self.prepared.train, saved, self.device)
         except BaseException:
             adapter.detach(attached)
             raise
@@ -203,9 +201,10 @@ class Engine:
 
     def _measure(self, slot: Slot) -> None:
         """Learn what a pass costs by itself, and from that how many trials are to share one."""
-        wanted = slot.spec.train.slots
-        if wanted == 1 or slot.alone:
-            self.width = 1 if wanted == 1 else wanted
+        if slot.alone:
+            return  # the next trial may tell
+        wanted = self.width = slot.spec.train.slots
+        if wanted == 1:
             return
         self._seat(slot)
         self.overhead = pace.overhead(
@@ -265,7 +264,7 @@ class Engine:
             log.warning("at most %d trials share a pass from now on: %s", self.most, error)
             for step in group:
                 step.slot.optimizer.zero_grad(set_to_none=True)
-                step.losses, step.tokens, step.seconds = [], 0, 0.0
+                step.loss, step.tokens, step.seconds = 0.0, 0, 0.0
                 self._gradients([step])
 
     def _backward(self, group: list[Step], together: Callable[..., Any]) -> None:
@@ -283,9 +282,10 @@ class Engine:
                 for (s, _), rows in zip(active, batch.groups, strict=True)
             ]
             sum(losses[1:], losses[0]).backward()
+            values = torch.stack(losses).tolist()  # waits for the device
             took = time.perf_counter() - began
-            for (step, part), loss, tokens in zip(active, losses, batch.tokens, strict=True):
-                step.losses.append(loss.detach())
+            for (step, part), loss, tokens in zip(active, values, batch.tokens, strict=True):
+                step.loss += loss
                 step.tokens += tokens
                 step.seconds += took * len(part) / len(batch.rows)
         for step in group:
@@ -295,7 +295,7 @@ class Engine:
         """Take the step whose gradient is there. Raises Unstable where that is not finite."""
         began, slot = time.perf_counter(), step.slot
         train = slot.spec.train
-        loss = sum(part.item() for part in step.losses)
+        loss = step.loss
         rate = learning_rate(train, slot.step, slot.total_steps)
         norm = self._update(slot, rate)
         if not math.isfinite(loss) or not math.isfinite(norm):

@@ -5,6 +5,7 @@ Whatever is no plain linear layer with an adapter (heads, embeddings, DoRA, norm
 rows by itself. Shapes: N rows times tokens, I inputs, O outputs, R rank, K trials.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -72,15 +73,18 @@ def layers(attached: Attached, stream: DropoutStream, dropouts: list[nn.Module])
             out.reason = "experts are adapted through the base's parameters"
         if is_plain(place.own):
             out.plain[place.base] = place.own
-            a = f"{names[place.own]}.lora_A.weight"
-            if a in attached.initial:
-                s = adapter.scale(attached, names[place.own])
-                out.start[place.base] = attached.initial[a], s * attached.initial[a.replace(".lora_A.", ".lora_B.")]
+            name = names[place.own]
+            if f"{name}.lora_A.weight" in attached.initial:
+                A_RI, B_OR = (attached.initial[f"{name}.lora_{part}.weight"] for part in "AB")
+                out.start[place.base] = A_RI, place.own.scaling["default"] * B_OR
         else:
             out.whole[place.base] = place.own
+    in_base = {place.base: names[place.own] for place in attached.swap.places}
     for weight in attached.swap.weights:
         if weight.key == "bias" or weight.module not in out.start:
             out.weights.setdefault(weight.module, {})[weight.key] = weight.own
+        else:
+            weight.make = functools.partial(adapter.residual, attached, in_base[weight.module])
     return out
 
 

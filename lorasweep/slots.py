@@ -123,8 +123,7 @@ class Slot:
         }
 
     def restore(self, saved: Mapping[str, Any], device: torch.device) -> None:
-        """Go on from what `state` gave; the adapter is on the base."""
-        adapter.begin_from(self.attached, saved["initial"])
+        """Go on from what `state` gave, with the A and B that the adapter began with already in it."""
         with torch.no_grad():
             for name, parameter in self.attached.trained().items():
                 parameter.copy_(saved["tensors"][name])
@@ -137,9 +136,15 @@ class Slot:
 
 
 def new_slot(
-    job: Job, attached: adapter.Attached, examples: Sequence[Example], done: int, device: torch.device
+    job: Job,
+    attached: adapter.Attached,
+    examples: Sequence[Example],
+    saved: Mapping[str, Any] | None,
+    device: torch.device,
 ) -> Slot:
-    """Return the slot of a trial whose adapter was just made, `done` steps of which lie behind it."""
+    """Return the slot of a trial whose adapter was just made, to begin or to go on from what `Slot.state` gave."""
+    if saved:
+        adapter.begin_from(attached, saved["initial"])
     stream = pack.DropoutStream(device)
     layers = packed.layers(attached, stream, pack.install(attached.peft_model, stream))
     train = job.spec.train
@@ -149,13 +154,15 @@ def new_slot(
         attached=attached,
         layers=layers,
         optimizer=_optimizer(attached.peft_model, job.spec),
-        batches=epochs(examples, train.batch_size, train.seed, done),
+        batches=epochs(examples, train.batch_size, train.seed, saved["step"] if saved else 0),
         steps_per_epoch=per_epoch,
         total_steps=total,
         alone=packed.alone_reason(job.spec) or layers.reason,
         base_bits=adapter.quantised_bits(attached),
     )
     slot.train(False)
+    if saved:
+        slot.restore(saved, device)
     return slot
 
 

@@ -3,7 +3,7 @@
 To put it on or take it off moves references only. The base's own weights are never written to.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -22,7 +22,7 @@ class Place:
     own: nn.Module
 
 
-@dataclass(frozen=True)
+@dataclass
 class Weight:
     """A parameter of one of the base's modules, and what stands in its place."""
 
@@ -30,6 +30,8 @@ class Weight:
     key: str
     base: nn.Parameter
     own: nn.Parameter
+    make: Callable[[], Tensor] | None = None
+    """Gives own's values: they need not be kept while it is off."""
 
 
 @dataclass
@@ -47,6 +49,8 @@ class Swap:
                 place.parent._modules[place.key] = place.own
             for weight in self.weights:
                 weight.module._parameters[weight.key] = weight.own
+                if weight.make is not None:
+                    weight.own.data = weight.make()
             self.is_on = True
 
     def take_off(self) -> None:
@@ -56,6 +60,8 @@ class Swap:
                 place.parent._modules[place.key] = place.base
             for weight in self.weights:
                 weight.module._parameters[weight.key] = weight.base
+                if weight.make is not None:
+                    weight.own.data = weight.own.new_empty(0)
             self.is_on = False
 
 
