@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from lorasweep.errors import ConfigError, LorasweepError, did_you_mean
@@ -106,7 +107,8 @@ def _launch(plan: Any, meta: Any, through_hydra: bool) -> int:
     from lorasweep import sweeper
 
     workers = meta.search["workers"]
-    own = sweeper.launcher_overrides(meta.launcher, workers)
+    folder = Path(meta.outputs).resolve() / meta.name
+    own = sweeper.launcher_overrides(meta.launcher, workers, folder)
     if not own and not through_hydra:
         return plan(sweeper.here)
     sweeper.LorasweepSweeper.plan = staticmethod(plan)

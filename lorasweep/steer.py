@@ -119,7 +119,7 @@ def add(words: Sequence[str]) -> int:
     number = study.enqueue([_entry(study, rest, like, from_weights)])[0]
     print(f"trial {number} waits at the head of the queue of {study.meta.name}")
     if not any(_alive(study)):
-        print(f"no worker runs; start one with: python -m lorasweep resume {study.folder}")
+        print(f"no worker runs; start one with: python -m lorasweep resume {display.shown(study.folder)}")
     return 0
 
 
@@ -172,7 +172,7 @@ def stop(words: Sequence[str]) -> int:
     study, rest = find(words)
     if rest == ["--all"]:
         study.stop(None, "stop --all")
-        print(f"{study.meta.name} stops; go on with: python -m lorasweep resume {study.folder}")
+        print(f"{study.meta.name} stops; go on with: python -m lorasweep resume {display.shown(study.folder)}")
         return 0
     number = _number(rest)
     trial = study.trial(number)
@@ -214,15 +214,9 @@ def _refuse_other_space(study: Study, overrides: Sequence[str]) -> None:
     old = replace(study.space, dimensions=tuple(d for d in study.space.dimensions if d.key in keys))
     found = space.differences(old, new)
     if found:
-        raise StudyMismatch(
-            "\n  ".join(
-                [
-                    f"{study.folder} asks something else:",
-                    *found,
-                    f"copy its trials into a new study with: python -m lorasweep extend {study.folder} study=NAME ...",
-                ]
-            )
-        )
+        folder = display.shown(study.folder)
+        way_out = f"copy its trials into a new study with: python -m lorasweep extend {folder} study=NAME ..."
+        raise StudyMismatch("\n  ".join([f"{folder} asks something else", *found, way_out]))
 
 
 def _change_search(study: Study, overrides: Sequence[str]) -> None:

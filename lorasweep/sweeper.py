@@ -66,10 +66,10 @@ def here(work: Callable[[Any], None], count: int) -> None:
 
 SUBMITIT = (
     "hydra.launcher.timeout_min=10080",
-    "hydra.launcher.submitit_folder=.submitit/%j",
+    "hydra.launcher.submitit_folder={folder}/submitit/%j",
     "+hydra.launcher.setup=[\"trap '' INT\"]",
 )
-"""A week, not Hydra's hour. A worker begins deaf to SIGINT and then listens itself: submitit passes each one on twice."""
+"""A week, not Hydra's hour. A worker begins deaf to SIGINT, then listens itself: submitit passes each one on twice."""
 
 LAUNCHER_NEEDS = {
     "joblib": ("hydra.launcher.n_jobs={workers}",),
@@ -86,7 +86,7 @@ RAY_CLUSTER = (
 """Ray refuses a size for a store that is there already; workers go to all nodes."""
 
 
-def launcher_overrides(own: Sequence[str], workers: int) -> list[str]:
+def launcher_overrides(own: Sequence[str], workers: int, folder: Path) -> list[str]:
     """Return Hydra's overrides for so many workers: joblib unless a launcher is chosen; [] for one worker here."""
     chosen = next((o.split("=")[1] for o in own if o.startswith("hydra/launcher=")), None)
     if chosen is None and workers == 1:
@@ -96,7 +96,7 @@ def launcher_overrides(own: Sequence[str], workers: int) -> list[str]:
     needed = LAUNCHER_NEEDS.get(launcher, ())
     if launcher == "ray":
         needed = RAY_CLUSTER if "hydra.launcher.ray.init.address" in given else RAY_HERE
-    extra = [o.format(workers=workers) for o in needed if o.split("=")[0].lstrip("+") not in given]
+    extra = [o.format(workers=workers, folder=folder) for o in needed if o.split("=")[0].lstrip("+") not in given]
     return [*own, *([] if chosen else ["hydra/launcher=joblib"]), *extra]
 
 
@@ -236,16 +236,21 @@ def _warm_start(study: Any) -> None:
 
 def carry_on(study: Any, launch: Launch, loaded: Mapping[str, Any]) -> int:
     """Run what is left of a study and show the outcome; return the exit code."""
-    from lorasweep import interrupt, worker
+    from lorasweep import display, interrupt, worker
 
     total = len(study.trials())
-    print(f"study {study.meta.name}: {total} trial{'s' if total != 1 else ''}, {study.folder}", flush=True)
+    print(
+        f"study {study.meta.name}: {total} trial{'s' if total != 1 else ''}, {display.shown(study.folder)}", flush=True
+    )
     study.begin()
     worker.prepare(study, loaded)
     with interrupt.heard(lambda: study.stop(None, "Ctrl-C")) as interrupts:
         _run_workers(study, launch, interrupts)
     if interrupts.count or "all" in study.stops():
-        print(f"stopped, nothing is lost; go on with: python -m lorasweep resume {study.folder}", flush=True)
+        print(
+            f"stopped, nothing is lost; go on with: python -m lorasweep resume {display.shown(study.folder)}",
+            flush=True,
+        )
         return EXIT_INTERRUPTED
     return finish(study, loaded)
 
