@@ -202,8 +202,8 @@ def resume(study: Study, overrides: Sequence[str], *, failed: bool = False) -> N
     if changed:
         _change_search(study, changed)
     if failed:
-        again = [t for t in study.trials() if t.state.name == "FAIL" and "overrides" in t.user_attrs]
-        study.enqueue([Entry(t.user_attrs["overrides"], t.user_attrs["swept"]) for t in again])
+        again = [t for t in study.failed() if "overrides" in t.user_attrs]
+        study.enqueue([Entry(t.user_attrs["overrides"], t.user_attrs["swept"], retry_of=t.number) for t in again])
 
 
 def _refuse_other_space(study: Study, overrides: Sequence[str]) -> None:

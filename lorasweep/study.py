@@ -74,6 +74,8 @@ class Entry:
     extra: list[str] = field(default_factory=list)
     """Overrides that lie outside the space."""
     start_from: int | None = None
+    retry_of: int | None = None
+    """The failed trial that it does again."""
     added: bool = False
     """By hand, while the study ran: it goes first."""
 
@@ -176,6 +178,8 @@ class Study:
             attributes: dict[str, Any] = {"extra": entry.extra} if entry.extra else {}
             if entry.start_from is not None:
                 attributes["start_from"] = entry.start_from
+            if entry.retry_of is not None:
+                attributes["retry_of"] = entry.retry_of
             inside = {k: v for k, v in entry.given.items() if k in space and search.holds(space[k], v)}
             if entry.overrides is not None:
                 attributes |= {"overrides": entry.overrides, "swept": entry.given}
@@ -398,6 +402,12 @@ class Study:
         if found is None:
             raise ConfigError([f"{number}: {self.meta.name} has no such trial; it has {len(self.trials())}"])
         return found
+
+    def failed(self) -> list[FrozenTrial]:
+        """Return the failed trials that no later one has made up for."""
+        trials = self.trials()
+        redone = {t.user_attrs.get("retry_of") for t in trials if t.state != TrialState.FAIL}
+        return [t for t in trials if t.state == TrialState.FAIL and t.number not in redone]
 
     def waiting(self) -> int:
         return len(self._store.ids(self._id, TrialState.WAITING))

@@ -299,7 +299,7 @@ def finish(study: Any, loaded: Mapping[str, Any]) -> int:
     from lorasweep import compose, outcome, report, tracking
 
     test = outcome.score_winner(study, loaded)
-    failed = [t for t in study.trials() if t.state.name == "FAIL"]
+    failed = study.failed()
     best = study.best()
     scores = {f"test_{k}": v for k, v in test.items()}
     if best is not None:

@@ -171,7 +171,7 @@ class Worker:
             self._running[running.number] = running
             return self._job(running)
 
-        while True:
+        while not self._stopping():
             try:
                 trainer = trainer or self._engine(spec)
                 self._follow(trainer, trainer.run(source))
@@ -181,13 +181,11 @@ class Worker:
             except Exception as error:
                 if _no_space(error, self.study.folder):
                     raise DiskFull(
-                        f"{self.study.folder}: cannot write ({error}); free space or choose outputs="
+                        f"{self.study.folder}: cannot write ({error}); free space, then: "
+                        f"python -m lorasweep resume {self.study.folder}"
                     ) from error
                 self._fail_all(traceback.format_exc())
-                if trainer is None:
-                    return
-            if self._stopping():
-                return
+                return  # what it left on the base is unknown: the next trial gets a fresh one
 
     def _follow(self, trainer: Engine, events: Generator[engine.Event, None, None]) -> None:
         """Handle the engine's events; after a stop, save and give back what runs."""
@@ -298,7 +296,10 @@ class Worker:
     def _checkpoint(self, running: Running, trainer: Engine) -> None:
         """Save what the trial needs to go on; MLflow may then hold the points up to here."""
         carried = {"tokens": running.tokens, "wall_s": time.perf_counter() - running.began}
-        step = trainer.checkpoint(running.number, running.folder / CHECKPOINT, carried)
+        try:
+            step = trainer.checkpoint(running.number, running.folder / CHECKPOINT, carried)
+        except FileNotFoundError as error:  # the next owner has tidied our half-written file away
+            raise LostLease(f"trial {running.number}: {error}") from error
         self.study.checkpointed(running.number, step)
         self._track(running).covered(step)
         running.saved = time.monotonic()
