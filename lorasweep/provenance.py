@@ -33,7 +33,9 @@ def write(folder: Path, spec: TrialSpec) -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}",
         "began": now(),
     }
-    (folder / "config.yaml").write_text(redact(yaml.dump(spec.to_dict(), Dumper=DUMPER, sort_keys=False)), encoding="utf8")
+    (folder / "config.yaml").write_text(
+        redact(yaml.dump(spec.to_dict(), Dumper=DUMPER, sort_keys=False)), encoding="utf8"
+    )
     (folder / "run.json").write_text(redact(json.dumps(facts, indent=1)), encoding="utf8")
     return facts
 

@@ -112,7 +112,11 @@ class Study:
             ) from None
         except OSError as error:
             raise ConfigError([f"outputs: cannot make {folder} ({error.strerror}); set outputs=FOLDER"]) from error
-        study = Study(folder, meta, create=True)
+        try:
+            study = Study(folder, meta, create=True)
+        except ConfigError:
+            folder.rmdir()
+            raise
         study.enqueue(queue)
         study._write_meta()
         return study
@@ -288,13 +292,13 @@ class Study:
 
     # --- signs of life -----------------------------------------------------------------------------------------------
 
-    def beat(self, progress: Mapping[int, Mapping[str, float]]) -> None:
-        """Give a sign of life, with how far each trial of ours is."""
+    def beat(self, progress: Mapping[int, Mapping[str, float]], busy_s: float, idle_s: float) -> None:
+        """Give a sign of life, with how far each trial of ours is, and the seconds with and without one so far."""
         self._beats += 1
         shown = {str(n): dict(p) for n, p in progress.items()}
-        self._optuna.set_user_attr(
-            f"worker:{self.owner.name}", {"beat": self._beats, "trials": shown, "host": self.owner.host}
-        )
+        spent = {"busy_s": round(busy_s, 3), "idle_s": round(idle_s, 3)}
+        sign = {"beat": self._beats, "trials": shown, "host": self.owner.host, **spent}
+        self._optuna.set_user_attr(f"worker:{self.owner.name}", sign)
 
     def reclaim(self) -> list[int]:
         """Put the trials of dead owners back; return those given up, whose owners died too often without progress."""

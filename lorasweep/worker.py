@@ -76,6 +76,8 @@ class Worker:
         self._stops: dict[str, str] = {}
         self._interrupts = interrupt.Interrupts()
         self._said = 0.0
+        self._began = time.perf_counter()
+        self._idle_s = 0.0
 
     def run(self) -> None:
         """Claim and run trials until none is waiting or a stop is asked for."""
@@ -89,6 +91,8 @@ class Worker:
                     self._run_group(self._held.spec)
             finally:
                 self._let_go()
+                self._said = 0.0
+                self._listen()
                 self.display.close()
 
     def _stopping(self) -> bool:
@@ -101,7 +105,8 @@ class Worker:
             if time.monotonic() - self._said > self.study.search.lease_s / 6 or not self._said:
                 self._said = time.monotonic()
                 running = list(self._running.values())
-                self.study.beat({r.number: {"step": r.step, "of": r.total_steps, "loss": r.loss} for r in running})
+                shown = {r.number: {"step": r.step, "of": r.total_steps, "loss": r.loss} for r in running}
+                self.study.beat(shown, busy_s=time.perf_counter() - self._began - self._idle_s, idle_s=self._idle_s)
         except OSError as error:
             logging.getLogger("lorasweep.worker").warning("no sign of life could be written: %s", error)
 
@@ -110,8 +115,10 @@ class Worker:
     def _take(self) -> Running | None:
         """Claim a trial and open its folder, or return None when nothing waits."""
         while True:
+            began = time.perf_counter()
             settle(self.study)
             claimed = self.study.claim(self._configured)
+            self._idle_s += time.perf_counter() - began
             if claimed is None:
                 return None
             folder = self.study.trial_folder(claimed.number)

@@ -165,6 +165,20 @@ def test_cheapest_counts_as_an_objective(run):
         assert trial.values == [result["metric"]["value"], result["params"]["trainable"]]
 
 
+def test_study_in_a_database_is_run_and_joined_from_elsewhere(run, postgres, capsys):
+    assert run("lora.r=1,2", f"search.storage={postgres}", "study=far") == 0
+    assert "postgresql" in json.loads(Path("outputs/far/study.json").read_text())["storage"]
+    assert not Path("outputs/far/journal.log").exists()
+    assert cli.main(["add", postgres, "study=far", "lora.r=3"]) == 0
+    assert cli.main(["work", postgres, "study=far", "outputs=elsewhere"]) == 0
+    assert (Path("elsewhere") / "far" / "2" / "result.json").exists()
+    capsys.readouterr()
+    assert cli.main(["status", postgres, "study=far"]) == 0
+    assert "3 complete" in capsys.readouterr().out
+    assert run("lora.r=1,2", f"search.storage={postgres}", "study=far", "outputs=other") == 1
+    assert "the database has a study 'far' already" in capsys.readouterr().err
+
+
 def later(act, ready) -> threading.Thread:
     """Do something once a study is ready for it."""
 

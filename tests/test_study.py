@@ -228,6 +228,14 @@ def test_second_machine_joins_by_url(make, tmp_path):
         Study.join(study.meta.storage, "nix", tmp_path / "elsewhere")
 
 
+def test_sign_of_life_tells_how_far_the_trials_are(make):
+    study = make(1)
+    study.beat({0: {"step": 3, "of": 10, "loss": 0.5}}, busy_s=2.0, idle_s=0.1)
+    (worker,) = other(study).workers().values()
+    assert worker["trials"] == {"0": {"step": 3, "of": 10, "loss": 0.5}}
+    assert (worker["beat"], worker["busy_s"], worker["idle_s"]) == (1, 2.0, 0.1)
+
+
 # --- the journal file ------------------------------------------------------------------------------------------------
 
 
