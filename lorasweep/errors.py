@@ -33,6 +33,10 @@ class DiskFull(LorasweepError):
     """The study's folder takes no more; nothing is lost, the trials go on from their checkpoints."""
 
 
+class StorageDown(LorasweepError):
+    """The study's database is gone; its trials go on from their checkpoints once it is back."""
+
+
 class StudyMismatch(LorasweepError):
     """What was asked of a study differs from what it holds."""
 

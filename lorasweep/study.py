@@ -200,6 +200,7 @@ class Study:
                 self._optuna.set_user_attr(f"first:{trial_id}", True)
         return numbers
 
+    @storage.patient
     def claim(self, lookup: Callable[[str], Any]) -> Claimed | None:
         """Return a waiting trial that no other worker has, or None when the queue is empty or the budget spent.
 
@@ -233,6 +234,7 @@ class Study:
         self._store.optuna.set_trial_user_attr(trial._trial_id, "overrides", line)
         return self._store.optuna.get_trial(trial._trial_id)
 
+    @storage.patient
     def spent(self) -> str:
         """Return which budget is used up, in words, or nothing."""
         budget = self.search
@@ -252,20 +254,24 @@ class Study:
 
     # --- what the owner of a trial does ------------------------------------------------------------------------------
 
+    @storage.patient
     def report(self, number: int, step: int, value: float) -> None:
         """Store the primary metric at a step."""
         self._store.optuna.set_trial_intermediate_value(self._ids[number], step, value)
 
+    @storage.patient
     def should_prune(self, number: int, total_steps: int) -> bool:
         """Return whether the pruner ends the trial at the step it reported last."""
         pruner = search.make_pruner(self.search, total_steps)
         return search.should_prune(pruner, self._optuna, self._store.optuna.get_trial(self._ids[number]))
 
+    @storage.patient
     def checkpointed(self, number: int, step: int) -> None:
         """Remember that a trial can go on from a step. Raises LostLease where it is no longer ours."""
         self._still_ours(number)
         self._store.optuna.set_trial_user_attr(self._ids[number], "checkpoint_step", step)
 
+    @storage.patient
     def tell(self, number: int, state: str, values: Sequence[float] | None, attributes: Mapping[str, Any]) -> None:
         """End a trial as COMPLETE, PRUNED or FAIL. Raises LostLease where it is no longer ours."""
         with self._store.exclusive():
@@ -274,6 +280,7 @@ class Study:
                 self._store.optuna.set_trial_user_attr(self._ids[number], key, entry)
             self._store.optuna.set_trial_state_values(self._ids[number], TrialState[state], values)
 
+    @storage.patient
     def give_back(self, number: int) -> None:
         """Put a trial of ours back into the queue; it goes on from its checkpoint."""
         with self._store.exclusive():
@@ -292,6 +299,7 @@ class Study:
 
     # --- signs of life -----------------------------------------------------------------------------------------------
 
+    @storage.patient
     def beat(self, progress: Mapping[int, Mapping[str, float]], busy_s: float, idle_s: float) -> None:
         """Give a sign of life, with how far each trial of ours is, and the seconds with and without one so far."""
         self._beats += 1
@@ -300,6 +308,7 @@ class Study:
         sign = {"beat": self._beats, "trials": shown, "host": self.owner.host, **spent}
         self._optuna.set_user_attr(f"worker:{self.owner.name}", sign)
 
+    @storage.patient
     def reclaim(self) -> list[int]:
         """Put the trials of dead owners back; return those given up, whose owners died too often without progress."""
         given_up = []
@@ -345,6 +354,7 @@ class Study:
         """Ask the workers to end one trial as PRUNED, or all of them to stop as after Ctrl-C."""
         self._optuna.set_user_attr("stop:all" if number is None else f"stop:{number}", reason)
 
+    @storage.patient
     def stops(self) -> dict[str, str]:
         """Return what was asked to stop, `all` or a trial's number, with the reason."""
         found = self._attributes().items()
@@ -395,11 +405,13 @@ class Study:
         """Return the last sign of life of every worker, by name."""
         return {k.removeprefix("worker:"): v for k, v in self._attributes().items() if k.startswith("worker:")}
 
+    @storage.patient
     def trials(self) -> list[FrozenTrial]:
         """Return this study's own trials."""
         found = self._optuna.get_trials(deepcopy=False)
         return [t for t in found if "origin" not in t.user_attrs]
 
+    @storage.patient
     def trial(self, number: int) -> FrozenTrial:
         """Raises ConfigError where there is no such trial."""
         found = next((t for t in self.trials() if t.number == number), None)
@@ -413,15 +425,18 @@ class Study:
         redone = {t.user_attrs.get("retry_of") for t in trials if t.state != TrialState.FAIL}
         return [t for t in trials if t.state == TrialState.FAIL and t.number not in redone]
 
+    @storage.patient
     def waiting(self) -> int:
         return len(self._store.ids(self._id, TrialState.WAITING))
 
+    @storage.patient
     def alive(self) -> int:
         """Return how many workers hold a trial and live."""
         ids = [i for i in self._store.ids(self._id, TrialState.RUNNING) if not self._orphaned(i)]
         owners = [self._store.optuna.get_trial(i).user_attrs.get("owner") or {} for i in ids]
         return len({owner.get("name") for owner in owners})
 
+    @storage.patient
     def running(self) -> int:
         return len(self._store.ids(self._id, TrialState.RUNNING))
 

@@ -117,10 +117,11 @@ class Plan:
 
 def plan(overrides: Sequence[str], space: Mapping[str, Any] | None = None, question: str = "") -> Plan:
     """Validate a study. Raises ConfigError, with the problems of all points, before anything is written."""
-    from lorasweep import compose, group, provenance, storage, tasks
+    from lorasweep import compose, group, provenance, storage, tasks, tracking
     from lorasweep import space as spaces
     from lorasweep.study import StudyMeta, new_name
 
+    overrides = [storage.keep_password(tracking.keep_credentials(o)) for o in overrides]
     own = [o for o in overrides if o.startswith("hydra/") or o.startswith("hydra.")]
     found, problems = spaces.read([o for o in overrides if o not in own], space)
     lines, entries = _points(found, problems)
@@ -129,14 +130,12 @@ def plan(overrides: Sequence[str], space: Mapping[str, Any] | None = None, quest
     first = specs[0]
     metric = _shared_metric([s.task_type.primary or loaded[group.key(s)].task.primary for s in specs])
     search = asdict(first.search)
-    if first.search.storage:
-        search["storage"] = storage.keep_password(first.search.storage)
     name = first.study or new_name(found.keys)
     direction = first.search.direction
     meta = StudyMeta(
         name=name,
         swept=found.keys,
-        overrides=[storage.without_password(o) for o in overrides if o not in own],
+        overrides=[o for o in overrides if o not in own],
         metric=metric,
         maximize=tasks.maximize(metric) if direction == "auto" else direction == "maximize",
         created=provenance.now(),

@@ -19,10 +19,22 @@ from typing import Any
 
 import torch
 
-from lorasweep import adapter, compose, engine, group, interrupt, model, outcome, provenance, search, tracking
+from lorasweep import (
+    adapter,
+    compose,
+    engine,
+    group,
+    interrupt,
+    lease,
+    model,
+    outcome,
+    provenance,
+    search,
+    tracking,
+)
 from lorasweep.display import Display
 from lorasweep.engine import Engine, EvalEvent, Job, StepEvent, TrialBegan, TrialEnded
-from lorasweep.errors import ConfigError, DiskFull, LostLease
+from lorasweep.errors import ConfigError, DiskFull, LostLease, StorageDown
 from lorasweep.lease import Beat
 from lorasweep.spec import TrialSpec
 from lorasweep.study import Claimed, Study
@@ -93,6 +105,7 @@ class Worker:
                 self._let_go()
                 self._said = 0.0
                 self._listen()
+                lease.end(self.study.owner)
                 self.display.close()
 
     def _stopping(self) -> bool:
@@ -107,7 +120,7 @@ class Worker:
                 running = list(self._running.values())
                 shown = {r.number: {"step": r.step, "of": r.total_steps, "loss": r.loss} for r in running}
                 self.study.beat(shown, busy_s=time.perf_counter() - self._began - self._idle_s, idle_s=self._idle_s)
-        except OSError as error:
+        except (OSError, StorageDown) as error:
             logging.getLogger("lorasweep.worker").warning("no sign of life could be written: %s", error)
 
     # --- claiming ----------------------------------------------------------------------------------------------------
@@ -157,7 +170,7 @@ class Worker:
         """Give back a trial that was claimed for another group and never began."""
         if self._held is not None:
             held, self._held = self._held, None
-            with suppress(OSError):  # a full disk: it goes back when this process is gone
+            with suppress(OSError, StorageDown, LostLease):  # it goes back when this worker is known to be gone
                 self.study.give_back(held.number)
             _close(held.log)
 
@@ -185,6 +198,8 @@ class Worker:
                 return
             except LostLease as lost:
                 self._drop(str(lost))
+            except StorageDown:
+                raise
             except Exception as error:
                 if _no_space(error, self.study.folder):
                     raise DiskFull(
@@ -457,7 +472,7 @@ def settle(study: Study) -> None:
 
 def is_fatal(error: Exception | None) -> bool:
     """Return whether launching again would end the same way."""
-    return isinstance(error, DiskFull | ConfigError)
+    return isinstance(error, DiskFull | ConfigError | StorageDown)
 
 
 _prepared: dict[str, dict[str, group.Workload]] = {}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lorasweep import lease, space, storage
-from lorasweep.errors import ConfigError, LostLease
+from lorasweep.errors import ConfigError, LostLease, StorageDown
 from lorasweep.spec import SearchSpec
 from lorasweep.study import Entry, Study, StudyMeta, read_meta
 
@@ -278,6 +278,46 @@ def test_study_whose_making_was_cut_short_is_told(tmp_path):
         Study.open(tmp_path / "half")
 
 
+def test_lost_connections_are_made_again(postgres, tmp_path):
+    import psycopg
+
+    def cut() -> None:
+        with psycopg.connect(postgres, autocommit=True) as connection:
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+
+    study = Study.create(tmp_path / "cut", meta("cut", storage=postgres), [Entry()] * 3)
+    for number in range(3):
+        cut()
+        assert study.claim(nothing).number == number
+        cut()
+        study.report(number, 1, 0.5)
+        cut()
+        study.tell(number, "COMPLETE", [0.5], {})
+    assert [t.state.name for t in study.trials()] == ["COMPLETE"] * 3
+
+
+def test_database_that_stays_away_is_told(postgres, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "PATIENCE_S", 1.5)
+    study = Study.create(tmp_path / "away", meta("away", storage=postgres), [Entry()])
+    study._store.optuna._backend.engine.dispose()
+    monkeypatch.setattr(study._store.optuna._backend.engine.dialect, "connect", _refused)
+    with pytest.raises(StorageDown, match="does not answer"):
+        study.trials()
+
+
+def _refused(*_, **__):
+    import psycopg
+
+    raise psycopg.OperationalError("connection refused")
+
+
 def test_password_stays_out_of_what_is_written():
     assert storage.without_password("postgresql://me:se:cret@host:5/db") == "postgresql://me@host:5/db"
     assert storage.without_password("postgresql://me@host/db") == "postgresql://me@host/db"
+
+
+def test_password_goes_to_the_environment(monkeypatch):
+    monkeypatch.setenv("PGPASSWORD", "")
+    kept = storage.keep_password("search.storage=postgresql://me:s%40cret@host/db")
+    assert kept == "search.storage=postgresql://me@host/db"
+    assert os.environ["PGPASSWORD"] == "s@cret"
