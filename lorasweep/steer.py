@@ -9,8 +9,9 @@ from typing import Any
 
 from lorasweep import compose, display, group, space, sweeper, worker
 from lorasweep.errors import ConfigError, StudyMismatch
+from lorasweep.meta import Entry
 from lorasweep.space import Space
-from lorasweep.study import DEFAULT_TRIALS, ENDED, Entry, Study
+from lorasweep.study import DEFAULT_TRIALS, ENDED, Study
 
 SETTLED = ("sampler", "question", "objectives", "direction", "storage", "enqueue", "warm_start")
 """search.* keys that `resume` does not change."""

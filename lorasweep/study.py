@@ -6,10 +6,9 @@ under the store's lock, and its owner is written beside it, so that a dead owner
 
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,67 +16,15 @@ import optuna
 from optuna.exceptions import DuplicatedStudyError
 from optuna.trial import FrozenTrial, TrialState
 
-from lorasweep import lease, rules, search, storage
+from lorasweep import lease, search, storage
 from lorasweep.errors import ConfigError, LostLease
-from lorasweep.space import Space, Value
-from lorasweep.spec import SearchSpec, known_keys
+from lorasweep.meta import Claimed, Entry, StudyMeta, read_meta, search_spec
+from lorasweep.space import Space
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 DEFAULT_TRIALS = 20
-
-
-@dataclass(frozen=True)
-class StudyMeta:
-    """What study.json holds, and the storage too."""
-
-    name: str
-    swept: list[str]
-    """Keys that vary."""
-    overrides: list[str]
-    """What the study was started with."""
-    metric: str
-    maximize: bool
-    created: str
-    question: str = ""
-    space: dict[str, Any] = field(default_factory=dict)
-    """Space.describe()."""
-    search: dict[str, Any] = field(default_factory=dict)
-    """SearchSpec as a dict."""
-    outputs: str = "./outputs"
-    launcher: list[str] = field(default_factory=list)
-    """Overrides of Hydra's own keys, for `resume`."""
-    storage: str | None = None
-    """The database, without its password; None is the journal file beside study.json."""
-    mlflow_parent: str | None = None
-
-
-@dataclass(frozen=True)
-class Claimed:
-    """A trial that is ours to run."""
-
-    number: int
-    overrides: list[str]
-    swept: dict[str, Any]
-    """The values of the swept keys, by key."""
-    start_from: int | None = None
-    """The trial whose weights it takes over."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A trial for the queue. Without overrides its point is drawn when it is claimed; `given` is fixed before."""
-
-    overrides: list[str] | None = None
-    given: dict[str, Value] = field(default_factory=dict)
-    extra: list[str] = field(default_factory=list)
-    """Overrides that lie outside the space."""
-    start_from: int | None = None
-    retry_of: int | None = None
-    """The failed trial that it does again."""
-    added: bool = False
-    """By hand, while the study ran: it goes first."""
 
 
 class Study:
@@ -445,28 +392,6 @@ class Study:
         done = [t for t in self.trials() if t.state == TrialState.COMPLETE and t.values]
         sign = -1 if self.meta.maximize else 1
         return min(done, key=lambda t: (sign * t.values[0], t.number), default=None)
-
-
-def new_name(swept: Sequence[str]) -> str:
-    """Return a study's name from the time and what it sweeps."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", "-".join([time.strftime("%Y%m%d-%H%M%S"), *swept])[:100])
-
-
-def read_meta(folder: Path) -> StudyMeta:
-    """Return what study.json holds. Raises ConfigError if there is none."""
-    try:
-        return StudyMeta(**json.loads((folder / "study.json").read_text(encoding="utf8")))
-    except FileNotFoundError:
-        half = " (its making was cut short: delete the folder)" if (folder / "journal.log").exists() else ""
-        raise ConfigError([f"{folder}: no study here, it has no study.json{half}"]) from None
-
-
-def search_spec(values: Mapping[str, Any]) -> SearchSpec:
-    problems: list[str] = []
-    found = rules.section(SearchSpec, values, "search", known_keys(), problems)
-    if problems:
-        raise ConfigError(problems)
-    return found
 
 
 def _optuna_study(meta: StudyMeta, store: storage.Store, more_objectives: int, create: bool) -> optuna.Study:

@@ -119,7 +119,7 @@ def plan(overrides: Sequence[str], space: Mapping[str, Any] | None = None, quest
     """Validate a study. Raises ConfigError, with the problems of all points, before anything is written."""
     from lorasweep import compose, group, provenance, storage, tasks, tracking
     from lorasweep import space as spaces
-    from lorasweep.study import StudyMeta, new_name
+    from lorasweep.meta import StudyMeta, new_name
 
     overrides = [storage.keep_password(tracking.keep_credentials(o)) for o in overrides]
     own = [o for o in overrides if o.startswith("hydra/") or o.startswith("hydra.")]
@@ -152,7 +152,8 @@ def plan(overrides: Sequence[str], space: Mapping[str, Any] | None = None, quest
 def _points(found: Any, problems: list[str]) -> tuple[list[list[str]], list[Any]]:
     """Return the override lines to validate and the queue's entries: all points of a grid, or a sampler's blanks."""
     from lorasweep import compose, search
-    from lorasweep.study import DEFAULT_TRIALS, Entry
+    from lorasweep.meta import Entry
+    from lorasweep.study import DEFAULT_TRIALS
 
     try:
         base = compose.compose_trial(found.fixed).search

@@ -36,8 +36,9 @@ from lorasweep.display import Display
 from lorasweep.engine import Engine, EvalEvent, Job, StepEvent, TrialBegan, TrialEnded
 from lorasweep.errors import ConfigError, DiskFull, LostLease, StorageDown
 from lorasweep.lease import Beat
+from lorasweep.meta import Claimed
 from lorasweep.spec import TrialSpec
-from lorasweep.study import Claimed, Study
+from lorasweep.study import Study
 from lorasweep.tracking import TrialRun, start_trial
 
 POLL_S = 1.0

@@ -43,6 +43,7 @@ ORDER = [
     "search",
     "storage",
     "lease",
+    "meta",
     "study",
     "provenance",
     "display",

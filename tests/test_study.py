@@ -13,8 +13,9 @@ import pytest
 
 from lorasweep import lease, space, storage
 from lorasweep.errors import ConfigError, LostLease, StorageDown
+from lorasweep.meta import Entry, StudyMeta, read_meta
 from lorasweep.spec import SearchSpec
-from lorasweep.study import Entry, Study, StudyMeta, read_meta
+from lorasweep.study import Study
 
 SPACE, _ = space.read(["lora.r=2,4,8", "train.learning_rate=tag(log,interval(1e-4,1e-2))", "train.epochs=1"])
 
