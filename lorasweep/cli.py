@@ -85,6 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LorasweepError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # a disk that is full, a folder that may not be read: the system says which
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -163,7 +166,7 @@ def _check(arguments: Sequence[str]) -> None:
             if word.split("=")[0] not in known:
                 problems.append(f"{word}: no such flag{did_you_mean(word, known)}")
         elif "=" not in word and not word.startswith("~") and i not in values:
-            problems.append(f"{word}: no such command{did_you_mean(word, ['check', 'fetch', 'ui', 'keys', 'help'])}")
+            problems.append(f"{word}: no such command{did_you_mean(word, COMMANDS)}")
     if problems:
         raise ConfigError(problems, "the command line")
 
@@ -221,7 +224,7 @@ def _resume(arguments: Sequence[str]) -> int:
 
     failed = "--failed" in arguments
     study, rest = steer.find([a for a in arguments if a != "--failed"])
-    own = [o for o in rest if o.startswith(("hydra/", "hydra."))]
+    own = [o for o in rest if sweeper.is_launchers(o)]
     steer.resume(study, [o for o in rest if o not in own], failed=failed)
     meta = replace(study.meta, launcher=own or study.meta.launcher)
     return _launch(lambda launch: sweeper.carry_on(study, launch, {}), meta, False)

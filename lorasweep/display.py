@@ -80,6 +80,11 @@ class Display:
             self._progress.stop()
 
 
+def short(value: Any) -> str:
+    """Return a value for the eye: a number to four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def shown(path: Path) -> str:
     """Return a path as short as it can be typed from here."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

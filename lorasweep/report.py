@@ -41,7 +41,7 @@ def _row(result: Mapping[str, Any], swept: list[str]) -> list[str]:
     done = "params" in result
     return [
         str(result["number"]),
-        *[str(result["params_swept"].get(k)) for k in swept],
+        *[display.short(result["params_swept"].get(k)) for k in swept],
         f"{result['metric']['value']:.4f}" if "metric" in result else "-",
         f"{result['params']['trainable']:,}" if done else "-",
         f"{result['train_s'] + result['eval_s']:.1f}" if done else "-",

@@ -16,15 +16,18 @@ import optuna
 from optuna.exceptions import DuplicatedStudyError
 from optuna.trial import FrozenTrial, TrialState
 
-from lorasweep import lease, search, storage
+from lorasweep import compose, lease, search, storage
 from lorasweep.errors import ConfigError, LostLease
 from lorasweep.meta import Claimed, Entry, StudyMeta, read_meta, search_spec
 from lorasweep.space import Space
+from lorasweep.spec import TrialSpec
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 DEFAULT_TRIALS = 20
+KEPT = ("reason", "steps", "train_s", "eval_s", "adapter_mb", "peak_gib", "device_s", "trainable")
+"""Of a trial of another study that is taken in, what stays true."""
 
 
 class Study:
@@ -91,8 +94,7 @@ class Study:
         folder.mkdir(parents=True, exist_ok=True)
         meta = StudyMeta(**attributes["meta"])
         study = Study(folder, replace(meta, storage=storage.without_password(url)))
-        if not (folder / "study.json").exists():
-            study._write_file()
+        study._write_file()
         return study
 
     def set_parent(self, run_id: str | None) -> None:
@@ -115,6 +117,11 @@ class Study:
         temporary = path.with_suffix(f".{self.owner.name}")
         temporary.write_text(json.dumps(asdict(self.meta), indent=1), encoding="utf8")
         os.replace(temporary, path)
+
+    def spec(self, overrides: Sequence[str]) -> TrialSpec:
+        """Return the spec of override strings, kept where this study is, wherever it was started."""
+        elsewhere = [o for o in overrides if not o.startswith("outputs=")]
+        return replace(compose.compose_trial(elsewhere), outputs=str(self.folder.parent))
 
     def trial_folder(self, number: int) -> Path:
         return self.folder / str(number)
@@ -148,27 +155,41 @@ class Study:
         return numbers
 
     @storage.patient
-    def claim(self, lookup: Callable[[str], Any]) -> Claimed | None:
-        """Return a waiting trial that no other worker has, or None when the queue is empty or the budget spent.
+    def claim(self) -> int | None:
+        """Return the number of a waiting trial that nobody else has; None: none waits, or a budget is spent."""
+        with self._store.exclusive():
+            trial_id = self._dropped_answer()
+            if trial_id is None:
+                waiting = self._store.ids(self._id, TrialState.WAITING)
+                if not waiting or self.spent():
+                    return None
+                first = self._attributes()
+                trial_id = next((i for i in waiting if f"first:{i}" in first), waiting[0])
+                self._store.optuna.set_trial_state_values(trial_id, TrialState.RUNNING)
+                self._store.optuna.set_trial_user_attr(trial_id, "owner", self.owner.to_dict())
+        number = self._store.optuna.get_trial(trial_id).number
+        self._ids[number] = trial_id
+        return number
+
+    def _dropped_answer(self) -> int | None:
+        """Return a trial that is ours without our knowing: the database took a claim and the answer was lost."""
+        for trial_id in self._store.ids(self._id, TrialState.RUNNING):
+            owner = self._store.optuna.get_trial(trial_id).user_attrs.get("owner") or {}
+            if owner.get("name") == self.owner.name and trial_id not in self._ids.values():
+                return trial_id
+        return None
+
+    @storage.patient
+    def drawn(self, number: int, lookup: Callable[[str], Any]) -> Claimed:
+        """Return a claimed trial with its point, drawn now if it has none yet.
 
         `lookup` gives the configured value of a key that does not vary, for the space's conditions.
         """
-        with self._store.exclusive():
-            waiting = self._store.ids(self._id, TrialState.WAITING)
-            if not waiting or self.spent():
-                return None
-            first = self._attributes()
-            trial_id = next((i for i in waiting if f"first:{i}" in first), waiting[0])
-            self._store.optuna.set_trial_state_values(trial_id, TrialState.RUNNING)
-            self._store.optuna.set_trial_user_attr(trial_id, "owner", self.owner.to_dict())
-        trial = self._store.optuna.get_trial(trial_id)
-        self._ids[trial.number] = trial_id
+        trial = self._store.optuna.get_trial(self._ids[number])
         if "overrides" not in trial.user_attrs:
             trial = self._draw(trial, lookup)
-        attributes = trial.user_attrs
-        return Claimed(
-            trial.number, list(attributes["overrides"]), dict(attributes["swept"]), attributes.get("start_from")
-        )
+        known = trial.user_attrs
+        return Claimed(number, list(known["overrides"]), dict(known["swept"]), known.get("start_from"))
 
     def _draw(self, trial: FrozenTrial, lookup: Callable[[str], Any]) -> FrozenTrial:
         """Let the sampler choose a point, and store the trial's overrides."""
@@ -191,7 +212,8 @@ class Study:
             return f"search.device_hours={budget.device_hours:g} are used"
         if budget.target is not None:
             best = self.best()
-            if best is not None and (best.values[0] >= budget.target) == self.meta.maximize:
+            sign = 1 if self.meta.maximize else -1
+            if best is not None and sign * best.values[0] >= sign * budget.target:
                 return f"search.target={budget.target:g} is reached by trial {best.number}"
         return ""
 
@@ -215,14 +237,26 @@ class Study:
     @storage.patient
     def checkpointed(self, number: int, step: int) -> None:
         """Remember that a trial can go on from a step. Raises LostLease where it is no longer ours."""
-        self._still_ours(number)
+        self.ensure_ours(number)
         self._store.optuna.set_trial_user_attr(self._ids[number], "checkpoint_step", step)
+
+    @storage.patient
+    def condemn(self, number: int, verdict: str) -> None:
+        """Store why a trial is to end: a pruner asked again at the same step may answer otherwise."""
+        self._store.optuna.set_trial_user_attr(self._ids[number], "verdict", verdict)
+
+    @storage.patient
+    def verdict(self, number: int) -> str:
+        """Return what `condemn` stored, or nothing."""
+        return self._store.optuna.get_trial(self._ids[number]).user_attrs.get("verdict", "")
 
     @storage.patient
     def tell(self, number: int, state: str, values: Sequence[float] | None, attributes: Mapping[str, Any]) -> None:
         """End a trial as COMPLETE, PRUNED or FAIL. Raises LostLease where it is no longer ours."""
         with self._store.exclusive():
-            self._still_ours(number)
+            if self._told(number, state):
+                return
+            self.ensure_ours(number)
             for key, entry in attributes.items():
                 self._store.optuna.set_trial_user_attr(self._ids[number], key, entry)
             self._store.optuna.set_trial_state_values(self._ids[number], TrialState[state], values)
@@ -231,10 +265,18 @@ class Study:
     def give_back(self, number: int) -> None:
         """Put a trial of ours back into the queue; it goes on from its checkpoint."""
         with self._store.exclusive():
-            self._still_ours(number)
+            self.ensure_ours(number)
             self._put_back(self._ids[number])
 
-    def _still_ours(self, number: int) -> None:
+    def _told(self, number: int, state: str) -> bool:
+        """Return whether the trial has ended so by us: the answer to an earlier call may have been lost."""
+        trial = self._store.optuna.get_trial(self._ids[number])
+        owner = trial.user_attrs.get("owner") or {}
+        return trial.state == TrialState[state] and owner.get("name") == self.owner.name
+
+    @storage.patient
+    def ensure_ours(self, number: int) -> None:
+        """Raises LostLease where a trial is no longer ours."""
         trial = self._store.optuna.get_trial(self._ids[number])
         owner = trial.user_attrs.get("owner") or {}
         if trial.state != TrialState.RUNNING or owner.get("name") != self.owner.name:
@@ -277,7 +319,11 @@ class Study:
 
     def _bury(self, trial_id: int) -> bool:
         """Put a dead owner's trial back, or fail it; return whether it failed."""
-        attributes = self._store.optuna.get_trial(trial_id).user_attrs
+        trial = self._store.optuna.get_trial(trial_id)
+        attributes = trial.user_attrs
+        if (self.trial_folder(trial.number) / "result.json").exists():  # it has ended: the next owner only tells it
+            self._put_back(trial_id)
+            return False
         reached = attributes.get("checkpoint_step", 0)
         deaths = 1 if reached > attributes.get("step_at_death", 0) else attributes.get("deaths", 0) + 1
         self._store.optuna.set_trial_user_attr(trial_id, "deaths", deaths)
@@ -294,8 +340,16 @@ class Study:
 
     def begin(self) -> None:
         """Start the wall clock, and forget an earlier `stop --all`."""
-        self._optuna.set_user_attr("began", time.time())
+        if "began" not in self._attributes():
+            self._optuna.set_user_attr("began", time.time())
         self._optuna.set_user_attr("stop:all", None)
+
+    def warmed(self) -> bool:
+        """Return whether search.warm_start has been done."""
+        return bool(self._attributes().get("warmed"))
+
+    def set_warmed(self) -> None:
+        self._optuna.set_user_attr("warmed", True)
 
     def stop(self, number: int | None, reason: str) -> None:
         """Ask the workers to end one trial as PRUNED, or all of them to stop as after Ctrl-C."""
@@ -327,10 +381,15 @@ class Study:
         numbers = []
         for trial in trials:
             swept = trial.user_attrs.get("swept", trial.params)
+            if trial.values is not None and len(trial.values) != len(self._optuna.directions):
+                continue
             inside = {k: v for k, v in swept.items() if k in space and search.holds(space[k], v)}
             if not inside or not self.space.contains(inside):
                 continue
-            attributes = {**trial.user_attrs, "swept": inside} | ({"origin": origin} if origin else {})
+            attributes = {k: v for k, v in trial.user_attrs.items() if k in KEPT}
+            attributes |= {"swept": inside, "overrides": self.space.line(inside)} | (
+                {"origin": origin} if origin else {}
+            )
             frozen = optuna.create_trial(
                 state=trial.state,
                 values=trial.values,

@@ -139,13 +139,15 @@ def start_trial(
     name: str,
     tags: Mapping[str, str],
     from_step: int | None = None,
+    evaluated: int | None = None,
 ) -> "TrialRun":
     """Return the trial's log, with a child run of `parent` where tracking is on.
 
     A trial that has begun before goes on in its run. from_step=N: it goes on from a checkpoint at step N, so that the
-    points of later steps are dropped; 0 drops all of them.
+    points of later steps are dropped; 0 drops all of them. `evaluated` is the
+    last step whose evaluation it knows.
     """
-    ledger.drop_after(folder / ledger.POINTS, from_step)
+    ledger.drop_after(folder / ledger.POINTS, from_step, evaluated)
     if not spec.tracking.enabled:
         return TrialRun(folder)
     note = _take_up(folder, spec.tracking.experiment, name, tags, "trial")

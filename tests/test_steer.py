@@ -89,7 +89,7 @@ def test_copy_of_a_trial_starts_from_its_weights(run, capsys):
         (["add", "s", "--like", "9", "lora.r=2"], "9: s has no such trial; it has 1"),
         (["stop", "s", "9"], "9: s has no such trial"),
         (["stop", "s", "0"], "this trial has ended, COMPLETE"),
-        (["stop", "s"], "a trial's number is missing"),
+        (["stop", "s"], "give a trial's number"),
         (["status", "nix"], "nix: no such study; in ./outputs there are s"),
         (["resume"], "name a study first"),
         (["resume", "s", "search.sampler=tpe"], "search.sampler: cannot change in a study that has begun; use extend"),
