@@ -4,6 +4,7 @@ hydra_plugins hands LorasweepSweeper to Hydra, for the sake of its launchers: ea
 """
 
 import functools
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -130,6 +131,7 @@ def plan(overrides: Sequence[str], space: Mapping[str, Any] | None = None, quest
     first = specs[0]
     metric = _shared_metric([s.task_type.primary or loaded[group.key(s)].task.primary for s in specs])
     search = asdict(first.search)
+    search["warm_start"] = [str(Path(f).resolve()) for f in first.search.warm_start or []] or None
     name = first.study or new_name(found.keys)
     direction = first.search.direction
     maximize = tasks.maximize(metric) if direction == "auto" else direction == "maximize"
@@ -230,8 +232,9 @@ def run_made(study: Any, planned: Plan, launch: Launch) -> int:
     """Run a study that has just been made; return the exit code."""
     from lorasweep import tracking
 
-    command = f"python -m lorasweep {' '.join(planned.meta.overrides)}"
-    study.set_parent(tracking.open_study(planned.first, planned.meta.name, f"`{command}`"))
+    command = shlex.join(["python", "-m", "lorasweep", "-m", *planned.meta.overrides])
+    note = f"{planned.meta.question}\n\n`{command}`".strip()
+    study.set_parent(tracking.open_study(planned.first, planned.meta.name, note))
     return carry_on(study, launch, planned.loaded)
 
 

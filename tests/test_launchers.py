@@ -88,6 +88,7 @@ def test_ray_cluster_of_two_nodes_shares_a_study(tiny_bert, tmp_path, monkeypatc
         cluster.shutdown()
     assert code == 0, said
     assert len({o["pid"] for o in owners(tmp_path)}) == 2
+    assert any("ray" in o for o in Study.open(tmp_path / "s").meta.launcher)
 
 
 def test_killed_worker_takes_joblibs_pool_down_and_the_study_goes_on(tiny_bert, tmp_path):

@@ -96,6 +96,12 @@ def test_copy_of_a_trial_starts_from_its_weights(run, capsys):
         (["resume", "s", "search.workerz=2"], "did you mean 'search.workers'"),
         (["work", "s", "lora.r=2"], "work takes a study alone"),
         (["extend", "s", "lora.r=4"], "study: give the new study a name"),
+        (["extend", "s", "study=t", "task_type.primary=macro_f1"], "were judged otherwise"),
+        (["extend", "s", "study=t", "search.objectives=[trainable]"], "were judged otherwise"),
+        (["resume", "s", "search.pruner=threshold"], "threshold needs search.lower or search.upper"),
+        (["resume", "s", "search.trials=0"], "search.trials: must be at least 1"),
+        (["lora.r=3", "study=u", "search.warm_start=[outputs/nix]"], "search.warm_start: outputs/nix"),
+        (["frobnicate"], "no such command"),
         (["lora.r=2", "search.storage=sqlite:///x.db"], "SQLite hands one trial to two workers"),
         (["-m", "search.workers=1,2"], "belongs to the study as a whole"),
     ],
@@ -129,6 +135,67 @@ def test_extend_copies_the_trials_and_runs_what_is_open(run, capsys):
     assert [t.user_attrs["swept"] for t in new.trials()] == [{"lora.r": 2}, {"lora.r": 4}]
     assert new.trials()[0].values == study().trials()[1].values
     assert (new.trial_folder(0) / "adapter").is_dir()
+
+
+def test_extend_leaves_out_trials_of_another_configuration(run, capsys):
+    assert run("lora.r=1,2") == 0
+    assert cli.main(["add", "s", "--like", "0", "lora.lora_dropout=0.2"]) == 0
+    assert cli.main(["resume", "s"]) == 0
+    capsys.readouterr()
+    assert cli.main(["extend", "s", "study=t", "lora.r=1,3"]) == 0
+    assert "1 of 3 trials of s lie in the new space" in capsys.readouterr().out
+    assert cli.main(["extend", "s", "study=longer", "lora.r=1,3", "train.max_steps=6"]) == 0
+    assert "0 of 3 trials of s lie in the new space" in capsys.readouterr().out
+    numbers = [json.loads(p.read_text())["number"] for p in sorted(Path("outputs/t").glob("*/result.json"))]
+    assert numbers == [0, 1]
+
+
+def test_longer_grid_takes_the_points_that_were_left_out(run):
+    assert run("lora.r=1,2,3", "search.trials=2") == 0
+    assert cli.main(["resume", "s", "search.trials=3"]) == 0
+    assert [t.user_attrs["swept"]["lora.r"] for t in study().trials()] == [1, 2, 3]
+
+
+def test_study_is_the_same_from_another_folder(run, tmp_path, monkeypatch):
+    assert run("lora.r=1,2", "search.target=0.0") == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert cli.main(["resume", str(tmp_path / "outputs" / "s")]) == 0  # the target is reached: nothing more runs
+    assert cli.main(["add", str(tmp_path / "outputs" / "s"), "lora.r=3"]) == 0
+    assert cli.main(["work", str(tmp_path / "outputs" / "s")]) == 0
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_trial_whose_point_cannot_be_drawn_fails_with_its_traceback(run, monkeypatch):
+    from lorasweep import search
+
+    def broken(*_):
+        raise RuntimeError("no point")
+
+    monkeypatch.setattr(search, "suggest", broken)
+    assert run("lora.r=interval(1,8)", "search.sampler=random", "search.trials=2") == 3
+    assert states() == ["FAIL", "FAIL"]
+    result = json.loads((study().trial_folder(0) / "result.json").read_text())
+    assert "no point" in result["traceback"]
+
+
+def test_recipe_that_is_a_point_of_the_grid_runs_once(run):
+    assert run("lora.r=1,2", "search.enqueue=['lora.r=2']") == 0
+    assert [t.user_attrs["swept"]["lora.r"] for t in study().trials()] == [2, 1]
+
+
+def test_sweep_file_of_ones_own_is_found_here_and_by_path(run, tmp_path, capsys):
+    (tmp_path / "sweeps").mkdir()
+    mine = "# Is two enough?\nspace:\n  lora.r: 1,2\n  lora.lora_dropout: {choices: [0.1], when: %s}\n"
+    (tmp_path / "sweeps" / "mine.yaml").write_text(mine % "lora.r == 2")
+    (tmp_path / "bad.yaml").write_text(mine % "lora.rr == 2")
+    assert run("--sweep", "mine") == 0
+    assert study().meta.question == "Is two enough?"
+    assert [t.user_attrs["swept"] for t in study().trials()] == [{"lora.r": 1}, {"lora.r": 2, "lora.lora_dropout": 0.1}]
+    assert run("--sweep", "bad.yaml", "study=u") == 1
+    assert "lora.rr" in capsys.readouterr().err
+    assert run("--sweep", "nix", "study=u") == 1
+    assert "no nix.yaml in ./sweeps or among lorasweep's own" in capsys.readouterr().err
 
 
 def test_more_trials_of_a_sampler_go_on_where_it_stopped(run):

@@ -157,6 +157,56 @@ def test_pid_that_came_back_is_another_process():
     assert lease.Watch(1).dead(mine | {"born": mine["born"] - 100}, 0)
 
 
+def test_trial_with_a_result_is_told_and_never_failed(make):
+    study = make(1, max_retries=0)
+    claim(study)
+    study.trial_folder(0).mkdir()
+    (study.trial_folder(0) / "result.json").write_text("{}")
+    bury(study, 0)
+    assert study.reclaim() == []
+    assert study.trial(0).state.name == "WAITING"
+
+
+def test_claim_whose_answer_was_lost_is_taken_up(make):
+    study = make(3)
+    assert study.claim() == 0
+    del study._ids[0]  # as if the answer had not come
+    assert study.claim() == 0
+    assert study.claim() == 1
+
+
+def test_told_twice_is_told_once(make):
+    study = make(1)
+    claim(study)
+    study.tell(0, "COMPLETE", [0.5], {})
+    study.tell(0, "COMPLETE", [0.5], {})
+    with pytest.raises(LostLease):
+        study.tell(0, "PRUNED", None, {})
+
+
+def test_verdict_of_the_pruner_outlives_its_worker(make):
+    study = make(1)
+    claim(study)
+    study.condemn(0, "asha: too slow")
+    bury(study, 0)
+    heir = other(study)
+    heir.reclaim()
+    claim(heir)
+    assert heir.verdict(0) == "asha: too slow"
+
+
+def test_target_of_a_loss_is_reached_from_above(tmp_path):
+    from dataclasses import replace
+
+    lower = replace(meta("loss", target=0.5), maximize=False)
+    study = Study.create(tmp_path / "loss", lower, [Entry()] * 3)
+    for value, spent in ((0.6, False), (0.5, True)):
+        number = study.claim()
+        study.drawn(number, nothing)
+        study.tell(number, "COMPLETE", [value], {})
+        assert bool(study.spent()) is spent
+
+
 def test_added_trial_goes_first(make):
     study = make(3)
     study.enqueue([Entry(["train.epochs=1", "lora.r=64"], {"lora.r": 64}, added=True)])
