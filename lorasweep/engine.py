@@ -19,14 +19,14 @@ from typing import Any
 import torch
 
 from lorasweep import adapter, checkpoint, pack, transfer
-from lorasweep.errors import Unstable
+from lorasweep.errors import ConfigError, Unstable
 from lorasweep.model import Base
 from lorasweep.schedule import epochs, learning_rate, step_counts
 from lorasweep.spec import TrainSpec, TrialSpec
 from lorasweep.tasks import Example, Prediction, Task
 
 LOOK_AT = 32
-"""Training batches that a data-driven initialisation sees."""
+"""Training batches, or as many examples in larger ones, that a data-driven initialisation sees."""
 
 START_STEPS = 5
 """A trial's start loss is the mean over so many steps."""
@@ -194,7 +194,7 @@ class Engine:
         while (job := source()) is not None:
             saved = checkpoint.read(job.checkpoint, self._identity(job)) if job.checkpoint else None
             spec = job.spec
-            inputs = functools.partial(self._first_inputs, spec.train)
+            inputs = functools.partial(self._first_inputs, spec)
             attached = adapter.attach(self.base, spec.lora, spec.task_type, spec.train.seed, inputs)
             try:
                 yield self._admit(job, attached, saved)
@@ -275,9 +275,21 @@ class Engine:
         slot.last = EvalEvent(**saved["last"]) if saved["last"] else None
         checkpoint.set_random_state(saved["random"], self.device)
 
-    def _first_inputs(self, train: TrainSpec) -> list[dict[str, torch.Tensor]]:
-        """Return the model inputs of the trial's first batches, for initialisations that look at data."""
-        batches = itertools.islice(epochs(self.prepared.train, train.batch_size, train.seed), LOOK_AT)
+    def _first_inputs(self, spec: TrialSpec) -> list[dict[str, torch.Tensor]]:
+        """Return the model inputs of the trial's first examples, for initialisations that look at data.
+
+        A batch holds as many examples as eva looks for directions: a pooler sees one row an example, and peft waits for
+        ever for a module that sees fewer. Raises ConfigError where there are not so many examples.
+        """
+        train, examples = spec.train, self.prepared.train
+        size = max(train.batch_size, spec.lora.eva_directions)
+        if len(examples) < spec.lora.eva_directions:
+            raise ConfigError(
+                [f"lora.init_lora_weights: eva needs r * eva_rho = {size} training examples, got {len(examples)}"]
+            )
+        count = max(2, LOOK_AT * train.batch_size // size)
+        whole = (b for b in epochs(examples, size, train.seed) if len(b) >= spec.lora.eva_directions)
+        batches = itertools.islice(whole, count)
         made = [self.task.collate([b], self.prepared.pad_id, self.device) for b in batches]
         if self.base.model.config.is_encoder_decoder:  # makes its decoder's inputs from the labels
             made = [replace(b, inputs={**b.inputs, "labels": b.labels}) for b in made]

@@ -100,7 +100,7 @@ def test_copy_of_a_trial_starts_from_its_weights(run, capsys):
         (["extend", "s", "study=t", "search.objectives=[trainable]"], "were judged otherwise"),
         (["resume", "s", "search.pruner=threshold"], "threshold needs search.lower or search.upper"),
         (["resume", "s", "search.trials=0"], "search.trials: must be at least 1"),
-        (["lora.r=3", "study=u", "search.warm_start=[outputs/nix]"], "search.warm_start: outputs/nix"),
+        (["lora.r=3", "study=u", "search.warm_start=[outputs/nix]"], "outputs/nix: no study here"),
         (["frobnicate"], "no such command"),
         (["lora.r=2", "search.storage=sqlite:///x.db"], "SQLite hands one trial to two workers"),
         (["-m", "search.workers=1,2"], "belongs to the study as a whole"),
@@ -323,3 +323,11 @@ def test_failed_trials_run_again_when_asked(run, monkeypatch):
     assert states() == ["FAIL", "FAIL", "COMPLETE", "COMPLETE"]
     assert cli.main(["resume", "s", "--failed"]) == 0
     assert len(states()) == 4
+
+
+@pytest.mark.parametrize(("examples", "state"), [(64, "COMPLETE"), (30, "FAIL")])
+def test_eva_of_a_rank_above_the_batch_ends(run, examples, state):
+    run("lora.r=16", "lora.init_lora_weights=eva", f"data.max_train_samples={examples}", "train.batch_size=4")
+    assert states() == [state]
+    if state == "FAIL":
+        assert "eva needs r * eva_rho = 32 training examples, got 30" in study().trial(0).user_attrs["reason"]
