@@ -133,7 +133,10 @@ def _hydra(arguments: Sequence[str]) -> int:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to `main` as they are
     sys.argv = ["lorasweep", *arguments]
-    task()
+    try:
+        task()
+    except SystemExit as end:  # the sweeper's way out of Hydra, with the exit code
+        return int(end.code or 0)
     return 0
 
 
