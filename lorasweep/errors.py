@@ -21,10 +21,6 @@ class ConfigError(LorasweepError):
         return ConfigError, (self.problems, self.where)
 
 
-class TrialFailed(LorasweepError):
-    """A trial ended by an exception; the message holds its folder and the last line of the traceback."""
-
-
 class LostLease(LorasweepError):
     """Another worker has the trial: this one was thought dead."""
 
@@ -39,10 +35,6 @@ class StorageDown(LorasweepError):
 
 class StudyMismatch(LorasweepError):
     """What was asked of a study differs from what it holds."""
-
-
-class NoLabels(LorasweepError):
-    """Nothing in a batch is supervised: a mean loss would be 0/0."""
 
 
 class Unstable(LorasweepError):
