@@ -24,8 +24,8 @@ from lorasweep.study import Study
 
 DEFAULTS = [
     "data.max_train_samples=2000",
-    "data.max_eval_samples=872",
-    "train.batch_size=8",
+    "data.max_eval_samples=600",
+    "train.batch_size=16",
     "train.epochs=2",
     "tracking.reload_check=false",
     "search.sampler=random",

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from lorasweep.errors import ConfigError, LorasweepError, did_you_mean
@@ -84,6 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LorasweepError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # a disk that is full, a folder that may not be read: the system says which
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -106,7 +110,8 @@ def _launch(plan: Any, meta: Any, through_hydra: bool) -> int:
     from lorasweep import sweeper
 
     workers = meta.search["workers"]
-    own = sweeper.launcher_overrides(meta.launcher, workers)
+    folder = Path(meta.outputs).resolve() / meta.name
+    own = sweeper.launcher_overrides(meta.launcher, workers, folder)
     if not own and not through_hydra:
         return plan(sweeper.here)
     sweeper.LorasweepSweeper.plan = staticmethod(plan)
@@ -128,7 +133,10 @@ def _hydra(arguments: Sequence[str]) -> int:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to `main` as they are
     sys.argv = ["lorasweep", *arguments]
-    task()
+    try:
+        task()
+    except SystemExit as end:  # the sweeper's way out of Hydra, with the exit code
+        return int(end.code or 0)
     return 0
 
 
@@ -161,7 +169,7 @@ def _check(arguments: Sequence[str]) -> None:
             if word.split("=")[0] not in known:
                 problems.append(f"{word}: no such flag{did_you_mean(word, known)}")
         elif "=" not in word and not word.startswith("~") and i not in values:
-            problems.append(f"{word}: no such command{did_you_mean(word, ['check', 'fetch', 'ui', 'keys', 'help'])}")
+            problems.append(f"{word}: no such command{did_you_mean(word, COMMANDS)}")
     if problems:
         raise ConfigError(problems, "the command line")
 
@@ -219,7 +227,7 @@ def _resume(arguments: Sequence[str]) -> int:
 
     failed = "--failed" in arguments
     study, rest = steer.find([a for a in arguments if a != "--failed"])
-    own = [o for o in rest if o.startswith(("hydra/", "hydra."))]
+    own = [o for o in rest if sweeper.is_launchers(o)]
     steer.resume(study, [o for o in rest if o not in own], failed=failed)
     meta = replace(study.meta, launcher=own or study.meta.launcher)
     return _launch(lambda launch: sweeper.carry_on(study, launch, {}), meta, False)

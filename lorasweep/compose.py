@@ -61,14 +61,22 @@ class SweepFile:
 
 
 def sweep_file(name: str) -> SweepFile:
-    """Return what sweeps/NAME.yaml holds. Raises ConfigError where there is no such file or it has unknown keys."""
-    folder = data_folder("sweeps")
-    names = sorted(p.stem for p in folder.glob("*.yaml"))
-    if name not in names:
-        raise ConfigError(
-            [f"--sweep: no file sweeps/{name}.yaml{did_you_mean(name, names)}; known: {', '.join(names)}"]
-        )
-    return read_sweep_file(folder / f"{name}.yaml")
+    """Return what a sweep file holds: NAME.yaml of ./sweeps or of those that come with lorasweep, or a path.
+
+    Raises ConfigError where there is no such file or it has unknown keys.
+    """
+    if name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise ConfigError([f"--sweep: no file {name}"])
+        return read_sweep_file(Path(name))
+    folders = [Path("sweeps"), data_folder("sweeps")]
+    found = next((f / f"{name}.yaml" for f in folders if (f / f"{name}.yaml").is_file()), None)
+    if found is None:
+        names = sorted({p.stem for f in folders for p in f.glob("*.yaml")})
+        near = did_you_mean(name, names)
+        known = "" if near.startswith("; known") else f"; known: {', '.join(names)}"
+        raise ConfigError([f"--sweep: no {name}.yaml in ./sweeps or among lorasweep's own{near}{known}"])
+    return read_sweep_file(found)
 
 
 def read_sweep_file(path: Path) -> SweepFile:

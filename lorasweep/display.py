@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -77,6 +78,16 @@ class Display:
     def close(self) -> None:
         if self._progress:
             self._progress.stop()
+
+
+def short(value: Any) -> str:
+    """Return a value for the eye: a number to four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def shown(path: Path) -> str:
+    """Return a path as short as it can be typed from here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

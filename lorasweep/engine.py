@@ -20,16 +20,16 @@ from typing import Any
 import torch
 
 from lorasweep import adapter, checkpoint, pace, packed, transfer
-from lorasweep.errors import Unpackable, Unstable
+from lorasweep.errors import ConfigError, Unpackable, Unstable
 from lorasweep.events import EvalEvent, Event, Job, StepEvent, TrialBegan, TrialEnded
 from lorasweep.model import Base
 from lorasweep.schedule import epochs, learning_rate
 from lorasweep.slots import Slot, fits, new_slot
-from lorasweep.spec import TrainSpec
+from lorasweep.spec import TrainSpec, TrialSpec
 from lorasweep.tasks import Example, Prediction, Task
 
 LOOK_AT = 32
-"""Training batches that a data-driven initialisation sees."""
+"""Training batches, or as many examples in larger ones, that a data-driven initialisation sees."""
 
 MOST_SLOTS = 64
 
@@ -159,7 +159,7 @@ class Engine:
         saved = checkpoint.read(job.checkpoint, self._identity(job)) if job.checkpoint else None
         spec = job.spec
         self._seat(None)
-        inputs = functools.partial(self._first_inputs, spec.train)
+        inputs = functools.partial(self._first_inputs, spec)
         attached = adapter.attach(self.base, spec.lora, spec.task_type, spec.train.seed, inputs)
         try:
             saved = saved if saved is not None and fits(saved, attached) else None
@@ -213,9 +213,21 @@ class Engine:
         slot.optimizer.zero_grad(set_to_none=True)
         self.width = wanted or pace.width(self.overhead, slot.spec.train, self.prepared.train)
 
-    def _first_inputs(self, train: TrainSpec) -> list[dict[str, torch.Tensor]]:
-        """Return the model inputs of the trial's first batches, for initialisations that look at data."""
-        batches = itertools.islice(epochs(self.prepared.train, train.batch_size, train.seed), LOOK_AT)
+    def _first_inputs(self, spec: TrialSpec) -> list[dict[str, torch.Tensor]]:
+        """Return the model inputs of the trial's first examples, for initialisations that look at data.
+
+        A batch holds as many examples as eva looks for directions: a pooler sees one row an example, and peft waits for
+        ever for a module that sees fewer. Raises ConfigError where there are not so many examples.
+        """
+        train, examples = spec.train, self.prepared.train
+        size = max(train.batch_size, spec.lora.eva_directions)
+        if len(examples) < spec.lora.eva_directions:
+            raise ConfigError(
+                [f"lora.init_lora_weights: eva needs r * eva_rho = {size} training examples, got {len(examples)}"]
+            )
+        count = max(2, LOOK_AT * train.batch_size // size)
+        whole = (b for b in epochs(examples, size, train.seed) if len(b) >= spec.lora.eva_directions)
+        batches = itertools.islice(whole, count)
         made = [self.task.collate([b], self.prepared.pad_id, self.device) for b in batches]
         if self.base.model.config.is_encoder_decoder:  # makes its decoder's inputs from the labels
             made = [replace(b, inputs={**b.inputs, "labels": b.labels}) for b in made]

@@ -21,10 +21,6 @@ class ConfigError(LorasweepError):
         return ConfigError, (self.problems, self.where)
 
 
-class TrialFailed(LorasweepError):
-    """A trial ended by an exception; the message holds its folder and the last line of the traceback."""
-
-
 class LostLease(LorasweepError):
     """Another worker has the trial: this one was thought dead."""
 
@@ -33,12 +29,12 @@ class DiskFull(LorasweepError):
     """The study's folder takes no more; nothing is lost, the trials go on from their checkpoints."""
 
 
+class StorageDown(LorasweepError):
+    """The study's database is gone; its trials go on from their checkpoints once it is back."""
+
+
 class StudyMismatch(LorasweepError):
     """What was asked of a study differs from what it holds."""
-
-
-class NoLabels(LorasweepError):
-    """Nothing in a batch is supervised: a mean loss would be 0/0."""
 
 
 class Unstable(LorasweepError):

@@ -46,8 +46,8 @@ def heard(first: Callable[[], None] | None = None) -> Iterator[Interrupts]:
     if threading.current_thread() is not threading.main_thread():
         yield interrupts
         return
-    before = {s: signal.signal(s, _hear) for s in SIGNALS}
     _listening.append(interrupts)
+    before = {s: signal.signal(s, _hear) for s in SIGNALS}
     over = threading.Event()
     if first is not None:
         threading.Thread(target=_call_once, args=(interrupts, over, first), daemon=True).start()

@@ -29,6 +29,14 @@ class Owner:
         return asdict(self)
 
 
+_ended: set[str] = set()
+
+
+def end(owner: Owner) -> None:
+    """Say that an owner of this process does nothing any more, though the process lives."""
+    _ended.add(owner.name)
+
+
 def me() -> Owner:
     """Return a new owner in this process."""
     return Owner(uuid.uuid4().hex[:12], _here(), os.getpid(), _born(os.getpid()))
@@ -60,7 +68,7 @@ class Watch:
         if owner is None:
             return True
         if owner["host"] == _here():
-            return not _runs(owner["pid"], owner["born"])
+            return owner["name"] in _ended or not _runs(owner["pid"], owner["born"])
         now = time.monotonic()
         seen, since = self._seen.get(owner["name"], (None, now))
         if seen != beat:

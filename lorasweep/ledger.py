@@ -28,6 +28,9 @@ ARTIFACTS = (("adapter", "adapter"), ("config.yaml", None), (RESULT, None), ("lo
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/'\"]*@")
 _PASSWORD = re.compile(r"(?i)((?:password|passwd|pwd|token|secret)=)[^&\s'\"]+")
 
+EVALUATION = "epoch"
+"""Key of the line of an evaluation, which a checkpoint of its step may know or not."""
+
 SUMMARY = "wall_s"
 """Key of the line that sums an ended trial up: one that goes on after all will write it again."""
 
@@ -129,20 +132,24 @@ def replace_file(path: Path, text: str | bytes) -> None:
     os.replace(temporary, path)
 
 
-def drop_after(path: Path, step: int | None) -> None:
-    """Drop the lines of later steps (0: all of them; None: of none) and what is no line: one torn by a kill."""
+def drop_after(path: Path, step: int | None, evaluated: int | None = None) -> None:
+    """Drop the lines of later steps (0: all of them; None: of none) and what is no line: one torn by a kill.
+
+    `evaluated` is the last step whose evaluation stays, `step` where it is None.
+    """
     if not path.exists():
         return
     lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if _stays(_parsed(line), step)]
+    kept = [line for line in lines if _stays(_parsed(line), step, step if evaluated is None else evaluated)]
     if kept != lines:
         replace_file(path, b"".join(kept))
 
 
-def _stays(values: Mapping[str, Any] | None, step: int | None) -> bool:
-    if values is None or step is None:
+def _stays(values: Mapping[str, Any] | None, step: int | None, evaluated: int | None) -> bool:
+    if values is None or step is None or evaluated is None:
         return values is not None
-    return step > 0 and values["step"] <= step and SUMMARY not in values
+    last = evaluated if EVALUATION in values else step
+    return step > 0 and values["step"] <= last and SUMMARY not in values
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

@@ -72,11 +72,12 @@ def layers(attached: Attached, stream: DropoutStream, dropouts: list[nn.Module])
         if hasattr(place.own, "parameter_name"):
             out.reason = "experts are adapted through the base's parameters"
         if is_plain(place.own):
-            out.plain[place.base] = place.own
-            name = names[place.own]
+            own: Any = place.own
+            out.plain[place.base] = own
+            name = names[own]
             if f"{name}.lora_A.weight" in attached.initial:
                 A_RI, B_OR = (attached.initial[f"{name}.lora_{part}.weight"] for part in "AB")
-                out.start[place.base] = A_RI, place.own.scaling["default"] * B_OR
+                out.start[place.base] = A_RI, own.scaling["default"] * B_OR
         else:
             out.whole[place.base] = place.own
     in_base = {place.base: names[place.own] for place in attached.swap.places}

@@ -31,7 +31,7 @@ def show(study: Study, test: Mapping[str, float], outputs: str) -> None:
             known = {k: v for k, v in test.items() if k in result["baseline"]}
             print(f"its test {meta.metric}: {test[meta.metric]:.4f}{_beside(known)} (read once, after choosing)")
         print(f"run it again: {result['rerun']}")
-        print(f"its adapter:  {study.trial_folder(best.number) / 'adapter'}")
+        print(f"its adapter:  {display.shown(study.trial_folder(best.number) / 'adapter')}")
     if meta.mlflow_parent:
         where = [] if outputs == "./outputs" else [f"outputs={outputs}"]
         print(f"compare in MLflow: {shlex.join(['python', '-m', 'lorasweep', 'ui', *where])}")
@@ -41,7 +41,7 @@ def _row(result: Mapping[str, Any], swept: list[str]) -> list[str]:
     done = "params" in result
     return [
         str(result["number"]),
-        *[str(result["params_swept"].get(k)) for k in swept],
+        *[display.short(result["params_swept"].get(k)) for k in swept],
         f"{result['metric']['value']:.4f}" if "metric" in result else "-",
         f"{result['params']['trainable']:,}" if done else "-",
         f"{result['train_s'] + result['eval_s']:.1f}" if done else "-",

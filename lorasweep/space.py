@@ -252,28 +252,3 @@ def _settled(found: Sequence[Dimension], fixed: Sequence[str], problems: list[st
         section, _, name = key.partition(".")
         out[key] = tree[section].get(name) if name else tree.get(section)
     return out
-
-
-# --- a grid ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Grid:
-    swept: list[str]
-    """Keys with more than one value."""
-    points: list[dict[str, Value]]
-    """The swept keys' values; lists stand as their text."""
-    lines: list[list[str]]
-    """The overrides of each point, the sound ones."""
-    problems: list[str]
-    """What is wrong with the others."""
-
-
-def grid(overrides: Sequence[str]) -> Grid:
-    """Return the points of a grid; what has no end or is wrong is left out and named in `problems`."""
-    found, problems = read(overrides)
-    try:
-        points = found.grid()
-    except ConfigError as error:
-        return Grid(found.keys, [{}], [list(found.fixed)], problems + error.problems)
-    return Grid(found.keys, points, [found.line(p) for p in points], problems)

@@ -4,6 +4,7 @@ A TrialSpec is computed once from override strings (compose.py); after that nobo
 """
 
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -119,6 +120,11 @@ class LoraSpec:
         if self.alpha_ratio is not None:
             return self.alpha_ratio * self.r
         return 16.0 if self.lora_alpha is None else self.lora_alpha
+
+    @property
+    def eva_directions(self) -> int:
+        """Directions that eva looks for in a module's inputs."""
+        return math.ceil(max([self.r, *(self.rank_pattern or {}).values()]) * self.eva_rho)
 
     @property
     def changes_base(self) -> bool:

@@ -7,10 +7,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lorasweep import compose, display, group, space, sweeper, worker
+from lorasweep import compose, display, group, interrupt, outcome, space, sweeper, worker
 from lorasweep.errors import ConfigError, StudyMismatch
+from lorasweep.meta import Entry
 from lorasweep.space import Space
-from lorasweep.study import DEFAULT_TRIALS, ENDED, Entry, Study
+from lorasweep.spec import SearchSpec
+from lorasweep.study import DEFAULT_TRIALS, ENDED, Study
 
 SETTLED = ("sampler", "question", "objectives", "direction", "storage", "enqueue", "warm_start")
 """search.* keys that `resume` does not change."""
@@ -69,9 +71,11 @@ def _show(study: Study) -> None:
         print(f"best: trial {best.number}, {meta.metric} {best.values[0]:.4f}")
     left = _time_left(study)
     if left is not None:
-        print(f"about {left / 60:.0f} minutes left")
+        print(f"about {left / 60:.0f} minutes left" if left > 90 else "less than two minutes left")
     if study.waiting() and study.spent():
         print(f"no more trials begin: {study.spent()}")
+    elif (study.waiting() or study.running()) and not study.alive():
+        print(f"no worker runs; go on with: python -m lorasweep resume {display.shown(study.folder)}")
 
 
 def _row(study: Study, trial: Any, progress: Mapping[int, Mapping[str, float]]) -> list[str]:
@@ -80,16 +84,20 @@ def _row(study: Study, trial: Any, progress: Mapping[int, Mapping[str, float]]) 
     last = max(trial.intermediate_values, default=None)
     value = trial.intermediate_values.get(last) if last is not None else None
     shown = progress.get(trial.number) if trial.state.name == "RUNNING" else None
-    step = f"{shown['step']:.0f}/{shown['of']:.0f}" if shown else str(attributes.get("steps", "-"))
+    step = f"{shown['step']:.0f}/{shown['of']:.0f}" if shown else str(_last_step(attributes))
     return [
         str(trial.number),
-        *[str(swept.get(k, "-")) for k in study.meta.swept],
+        *[display.short(swept.get(k, "-")) for k in study.meta.swept],
         trial.state.name,
         step,
         f"{value:.4f}" if value is not None else "-",
         f"{attributes['device_s']:.1f}" if "device_s" in attributes else "-",
         str(attributes.get("reason") or ""),
     ]
+
+
+def _last_step(attributes: Mapping[str, Any]) -> Any:
+    return attributes.get("steps", attributes.get("checkpoint_step", "-"))
 
 
 def _time_left(study: Study) -> float | None:
@@ -118,8 +126,8 @@ def add(words: Sequence[str]) -> int:
         raise ConfigError(["add: give overrides, e.g. lora.r=32, or --like NUMBER"], "the command line")
     number = study.enqueue([_entry(study, rest, like, from_weights)])[0]
     print(f"trial {number} waits at the head of the queue of {study.meta.name}")
-    if not any(_alive(study)):
-        print(f"no worker runs; start one with: python -m lorasweep resume {study.folder}")
+    if not study.alive():
+        print(f"no worker runs; start one with: python -m lorasweep resume {display.shown(study.folder)}")
     return 0
 
 
@@ -158,13 +166,8 @@ def _value(searched: Space, line: Sequence[str], spec: Any, key: str) -> Any:
 
 def _number(words: Sequence[str]) -> int:
     if not words or not words[0].isdigit():
-        raise ConfigError([f"a trial's number is missing, got {words[0] if words else 'nothing'}"], "the command line")
+        raise ConfigError([f"give a trial's number (stop takes --all too), got {words[0] if words else 'none'}"])
     return int(words[0])
-
-
-def _alive(study: Study) -> list[int]:
-    """Return the running trials."""
-    return [t.number for t in study.trials() if t.state.name == "RUNNING"]
 
 
 def stop(words: Sequence[str]) -> int:
@@ -172,17 +175,29 @@ def stop(words: Sequence[str]) -> int:
     study, rest = find(words)
     if rest == ["--all"]:
         study.stop(None, "stop --all")
-        print(f"{study.meta.name} stops; go on with: python -m lorasweep resume {study.folder}")
+        print(f"{study.meta.name} stops; go on with: python -m lorasweep resume {display.shown(study.folder)}")
         return 0
     number = _number(rest)
     trial = study.trial(number)
     if trial.state in ENDED:
         raise ConfigError([f"{number}: this trial has ended, {trial.state.name}"])
     reason = " ".join(rest[1:]) or "asked for"
-    if not study.end_waiting(number, f"stopped by hand: {reason}"):
+    reason = f"stopped by hand: {reason}"
+    if study.end_waiting(number, reason):
+        _leave_result(study, trial, reason)
+    else:
         study.stop(number, reason)
     print(f"trial {number} ends as PRUNED")
     return 0
+
+
+def _leave_result(study: Study, trial: Any, reason: str) -> None:
+    """Write the result of a trial that ended while it waited; `sync` then ends its MLflow run, if it has one."""
+    folder, known = study.trial_folder(trial.number), trial.user_attrs
+    folder.mkdir(parents=True, exist_ok=True)
+    told = {"overrides": known.get("overrides"), "params_swept": known.get("swept", {})}
+    outcome.write(folder, {"number": trial.number, **told, "state": "PRUNED", "reason": reason})
+    (folder / worker.CHECKPOINT).unlink(missing_ok=True)
 
 
 # --- going on --------------------------------------------------------------------------------------------------------
@@ -202,8 +217,13 @@ def resume(study: Study, overrides: Sequence[str], *, failed: bool = False) -> N
     if changed:
         _change_search(study, changed)
     if failed:
-        again = [t for t in study.trials() if t.state.name == "FAIL" and "overrides" in t.user_attrs]
-        study.enqueue([Entry(t.user_attrs["overrides"], t.user_attrs["swept"]) for t in again])
+        again = [t for t in study.failed() if "overrides" in t.user_attrs]
+        study.enqueue([_again(t) for t in again])
+
+
+def _again(trial: Any) -> Entry:
+    known = trial.user_attrs
+    return Entry(known["overrides"], known["swept"], start_from=known.get("start_from"), retry_of=trial.number)
 
 
 def _refuse_other_space(study: Study, overrides: Sequence[str]) -> None:
@@ -214,57 +234,78 @@ def _refuse_other_space(study: Study, overrides: Sequence[str]) -> None:
     old = replace(study.space, dimensions=tuple(d for d in study.space.dimensions if d.key in keys))
     found = space.differences(old, new)
     if found:
-        raise StudyMismatch(
-            "\n  ".join(
-                [
-                    f"{study.folder} asks something else:",
-                    *found,
-                    f"copy its trials into a new study with: python -m lorasweep extend {study.folder} study=NAME ...",
-                ]
-            )
-        )
+        folder = display.shown(study.folder)
+        way_out = f"copy its trials into a new study with: python -m lorasweep extend {folder} study=NAME ..."
+        raise StudyMismatch("\n  ".join([f"{folder} asks something else", *found, way_out]))
 
 
 def _change_search(study: Study, overrides: Sequence[str]) -> None:
+    """Store changed search.* keys. Raises StudyMismatch for those that a study keeps, before anything is stored."""
     keys = [o.split("=")[0].removeprefix("search.") for o in overrides]
     fixed = [k for k in keys if k in SETTLED]
     if fixed:
         raise StudyMismatch(f"search.{fixed[0]}: cannot change in a study that has begun; use extend")
-    now = asdict(compose.compose_trial(list(overrides)).search)
+    now = asdict(compose.compose_trial([*_search_overrides(study.meta.search), *overrides]).search)
+    more: list[Entry] = []
+    if "trials" in keys and now["trials"] is not None:
+        have = len(study.trials())
+        if now["trials"] < have:
+            raise StudyMismatch(f"search.trials: the queue has {have} trials already; stop some of them one by one")
+        if study.search.sampler != "grid":
+            more = [Entry()] * (now["trials"] - have)
+        else:
+            known = [t.user_attrs["swept"] for t in study.trials()]
+            points = [p for p in study.space.grid()[: now["trials"]] if p not in known]
+            more = [Entry(study.space.line(p), dict(p)) for p in points]
     study.change_search({k: now[k] for k in keys})
-    missing = (study.search.trials or 0) - len(study.trials())
-    if "trials" in keys and missing > 0:
-        if study.search.sampler == "grid":
-            raise StudyMismatch("search.trials: a grid has no more points; use extend with another space")
-        study.enqueue([Entry()] * missing)
+    study.enqueue(more)
+
+
+def _search_overrides(values: Mapping[str, Any]) -> list[str]:
+    """Return search.* overrides of what differs from the defaults."""
+    default = asdict(SearchSpec())
+    return [f"search.{k}={compose.override_text(v)}" for k, v in values.items() if v != default[k]]
 
 
 def work(study: Study) -> int:
-    """Run trials of a study in this process until none is waiting."""
+    """Run trials of a study in this process until none is left; return the exit code."""
     print(f"study {study.meta.name}: {study.waiting()} trials wait", flush=True)
-    worker.run_worker(str(study.folder))
-    if "all" in study.stops() or (study.waiting() and not study.spent()):
-        print(f"stopped; {study.waiting()} trials wait", flush=True)
-    return 0
+    with interrupt.heard() as interrupts:
+        while not interrupts.count and "all" not in study.stops():
+            worker.settle(study)
+            if study.waiting() and not study.spent():
+                worker.run_worker(str(study.folder))
+            elif study.running():
+                time.sleep(2)  # its owner may die
+            else:
+                return sweeper.EXIT_FAILED_TRIALS if study.failed() else sweeper.EXIT_OK
+    print(f"stopped, nothing is lost; {study.waiting()} trials wait", flush=True)
+    return interrupt.EXIT_INTERRUPTED
 
 
 def extend(old: Study, overrides: Sequence[str]) -> sweeper.Plan:
     """Return the plan of a new study with another space; `take_over` gives it the old one's ended trials.
 
-    Raises ConfigError where no new name is given.
+    Raises ConfigError where no new name is given, and StudyMismatch where trials would be judged otherwise.
     """
     if not any(o.startswith("study=") for o in overrides):
         raise ConfigError(["study: give the new study a name, e.g. study=rank-2"])
+    search = {k: v for k, v in old.meta.search.items() if k not in ("enqueue", "warm_start")}
+    before = [o for o in old.meta.overrides if not o.startswith("search.")] + _search_overrides(search)
+    if any(o.startswith("hydra/launcher=") for o in overrides) is False:
+        before += old.meta.launcher
     given = {o.split("=")[0] for o in overrides}
-    kept = [o for o in old.meta.overrides if o.split("=")[0] not in given]
-    dimensions = old.meta.space and {
-        d.key: d.as_yaml() for d in old.space.dimensions if d.key not in given and not _has_key(kept, d.key)
-    }
-    return sweeper.plan([*kept, *overrides], dimensions or None, old.meta.question)
-
-
-def _has_key(overrides: Sequence[str], key: str) -> bool:
-    return any(o.split("=")[0] == key for o in overrides)
+    kept = [o for o in before if o.split("=")[0] not in given]
+    named = {o.split("=")[0] for o in kept} | given
+    dimensions = {d.key: d.as_yaml() for d in old.space.dimensions if d.key not in named}
+    planned = sweeper.plan([*kept, *overrides], dimensions, old.meta.question)
+    judged = ("metric", "maximize")
+    differ = [k for k in judged if getattr(planned.meta, k) != getattr(old.meta, k)]
+    if planned.meta.search["objectives"] != old.meta.search["objectives"]:
+        differ.append("search.objectives")
+    if differ:
+        raise StudyMismatch(f"{', '.join(differ)}: the trials of {old.meta.name} were judged otherwise")
+    return planned
 
 
 def take_over(old: Study, planned: sweeper.Plan) -> Study:
@@ -273,10 +314,11 @@ def take_over(old: Study, planned: sweeper.Plan) -> Study:
     ended = [t for t in old.trials() if t.state in ENDED and t.state.name != "FAIL"]
     done = []
     for trial in ended:
+        if not _same_otherwise(trial, study):
+            continue
         for number in study.take_in([trial], None):
             done.append(trial.user_attrs["swept"])
-            if old.trial_folder(trial.number).is_dir():
-                shutil.copytree(old.trial_folder(trial.number), study.trial_folder(number))
+            _copy_folder(old.trial_folder(trial.number), study.trial_folder(number), number)
     print(f"extend: {len(done)} of {len(ended)} trials of {old.meta.name} lie in the new space", flush=True)
     queue = [e for e in planned.queue if e.overrides is None or e.given not in done]
     if planned.meta.search["sampler"] != "grid":
@@ -286,10 +328,33 @@ def take_over(old: Study, planned: sweeper.Plan) -> Study:
     return study
 
 
+def _same_otherwise(trial: Any, new: Study) -> bool:
+    """Return whether a trial's configuration, what the new space varies aside, is the new study's."""
+    if "start_from" in trial.user_attrs:
+        return False
+    varied = set(new.space.keys)
+
+    def rest(overrides: Sequence[str]) -> set[str]:
+        own = [o for o in overrides if o.split("=")[0] not in varied]
+        return {o for o in own if o.split(".")[0].split("=")[0] not in compose.NOT_PART_OF_A_TRIAL}
+
+    return rest(trial.user_attrs["overrides"]) == rest(new.space.fixed)
+
+
+def _copy_folder(old: Path, new: Path, number: int) -> None:
+    """Copy what a trial left, without its MLflow run, under its new number."""
+    if not old.is_dir():
+        return
+    shutil.copytree(old, new, ignore=shutil.ignore_patterns("mlflow.json", ".mlflow.lock", "*.part"))
+    result = outcome.read(new)
+    if result is not None:
+        outcome.write(new, result | {"number": number})
+
+
 def repair(words: Sequence[str]) -> int:
     """Send MLflow what it missed."""
     from lorasweep import tracking
 
     study, _ = find(words)
-    print(tracking.sync(study.folder, compose.compose_trial(list(study.space.fixed))))
+    print(tracking.sync(study.folder, study.spec(study.space.fixed)))
     return 0

@@ -1,26 +1,58 @@
 """Where a study's queue is kept: a journal file in its folder, or PostgreSQL; and a lock over several calls."""
 
 import fcntl
+import functools
 import json
 import os
 import re
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from urllib.parse import unquote
 
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.trial import TrialState
+from sqlalchemy import text
+from sqlalchemy.exc import InterfaceError, OperationalError
 
-from lorasweep.errors import ConfigError
+from lorasweep.errors import ConfigError, StorageDown
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+DOWN = (StorageInternalError, OperationalError, InterfaceError)
+"""What a database raises that is gone for a while, or for good."""
+
+PATIENCE_S = 60.0
+"""Seconds that a call waits for a database to come back."""
+
+
+def patient(call: Callable[P, T]) -> Callable[P, T]:
+    """Let a call that may be made twice wait for its database to come back. Raises StorageDown when it does not."""
+
+    @functools.wraps(call)
+    def waits(*arguments: P.args, **named: P.kwargs) -> T:
+        end = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return call(*arguments, **named)
+            except DOWN as error:
+                if time.monotonic() > end:
+                    raise StorageDown(f"the study's database does not answer: {str(error).splitlines()[0]}") from error
+                time.sleep(1.0)
+
+    return waits
 
 
 @dataclass(frozen=True)
@@ -121,12 +153,16 @@ def without_password(url: str) -> str:
     return re.sub(r"(//[^/:@]*):[^@/]*@", r"\1@", url)
 
 
-def keep_password(url: str) -> str:
-    """Return the URL without its password, which goes into PGPASSWORD for this process and the workers it starts."""
-    found = re.search(r"//[^/:@]*:([^@/]*)@", url)
-    if found:
-        os.environ["PGPASSWORD"] = unquote(found.group(1))
-    return without_password(url)
+def keep_password(text: str) -> str:
+    """Return a postgresql:// URL, or an override that holds one, without its password.
+
+    The password goes into PGPASSWORD, for this process and the workers it starts.
+    """
+    found = re.search(r"postgresql://[^/:@]*:([^@/]*)@", text)
+    if not found:
+        return text
+    os.environ["PGPASSWORD"] = unquote(found.group(1))
+    return without_password(text)
 
 
 class _Cached(_CachedStorage):
@@ -145,9 +181,6 @@ def _postgres(url: str) -> Store:
         import psycopg  # noqa: F401
     except ImportError:
         raise ConfigError(["search.storage: PostgreSQL needs the extra: pip install 'lorasweep[postgres]'"]) from None
-    from sqlalchemy import text
-    from sqlalchemy.exc import OperationalError
-
     driver = url.replace("postgresql://", "postgresql+psycopg://", 1)
     try:
         backend = RDBStorage(driver, engine_kwargs={"pool_pre_ping": True})

@@ -6,10 +6,9 @@ under the store's lock, and its owner is written beside it, so that a dead owner
 
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,65 +16,18 @@ import optuna
 from optuna.exceptions import DuplicatedStudyError
 from optuna.trial import FrozenTrial, TrialState
 
-from lorasweep import lease, rules, search, storage
+from lorasweep import compose, lease, search, storage
 from lorasweep.errors import ConfigError, LostLease
-from lorasweep.space import Space, Value
-from lorasweep.spec import SearchSpec, known_keys
+from lorasweep.meta import Claimed, Entry, StudyMeta, read_meta, search_spec
+from lorasweep.space import Space
+from lorasweep.spec import TrialSpec
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 DEFAULT_TRIALS = 20
-
-
-@dataclass(frozen=True)
-class StudyMeta:
-    """What study.json holds, and the storage too."""
-
-    name: str
-    swept: list[str]
-    """Keys that vary."""
-    overrides: list[str]
-    """What the study was started with."""
-    metric: str
-    maximize: bool
-    created: str
-    question: str = ""
-    space: dict[str, Any] = field(default_factory=dict)
-    """Space.describe()."""
-    search: dict[str, Any] = field(default_factory=dict)
-    """SearchSpec as a dict."""
-    outputs: str = "./outputs"
-    launcher: list[str] = field(default_factory=list)
-    """Overrides of Hydra's own keys, for `resume`."""
-    storage: str | None = None
-    """The database, without its password; None is the journal file beside study.json."""
-    mlflow_parent: str | None = None
-
-
-@dataclass(frozen=True)
-class Claimed:
-    """A trial that is ours to run."""
-
-    number: int
-    overrides: list[str]
-    swept: dict[str, Any]
-    """The values of the swept keys, by key."""
-    start_from: int | None = None
-    """The trial whose weights it takes over."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A trial for the queue. Without overrides its point is drawn when it is claimed; `given` is fixed before."""
-
-    overrides: list[str] | None = None
-    given: dict[str, Value] = field(default_factory=dict)
-    extra: list[str] = field(default_factory=list)
-    """Overrides that lie outside the space."""
-    start_from: int | None = None
-    added: bool = False
-    """By hand, while the study ran: it goes first."""
+KEPT = ("reason", "steps", "train_s", "eval_s", "adapter_mb", "peak_gib", "device_s", "trainable")
+"""Of a trial of another study that is taken in, what stays true."""
 
 
 class Study:
@@ -110,7 +62,11 @@ class Study:
             ) from None
         except OSError as error:
             raise ConfigError([f"outputs: cannot make {folder} ({error.strerror}); set outputs=FOLDER"]) from error
-        study = Study(folder, meta, create=True)
+        try:
+            study = Study(folder, meta, create=True)
+        except ConfigError:
+            folder.rmdir()
+            raise
         study.enqueue(queue)
         study._write_meta()
         return study
@@ -138,8 +94,7 @@ class Study:
         folder.mkdir(parents=True, exist_ok=True)
         meta = StudyMeta(**attributes["meta"])
         study = Study(folder, replace(meta, storage=storage.without_password(url)))
-        if not (folder / "study.json").exists():
-            study._write_file()
+        study._write_file()
         return study
 
     def set_parent(self, run_id: str | None) -> None:
@@ -163,6 +118,11 @@ class Study:
         temporary.write_text(json.dumps(asdict(self.meta), indent=1), encoding="utf8")
         os.replace(temporary, path)
 
+    def spec(self, overrides: Sequence[str]) -> TrialSpec:
+        """Return the spec of override strings, kept where this study is, wherever it was started."""
+        elsewhere = [o for o in overrides if not o.startswith("outputs=")]
+        return replace(compose.compose_trial(elsewhere), outputs=str(self.folder.parent))
+
     def trial_folder(self, number: int) -> Path:
         return self.folder / str(number)
 
@@ -176,6 +136,8 @@ class Study:
             attributes: dict[str, Any] = {"extra": entry.extra} if entry.extra else {}
             if entry.start_from is not None:
                 attributes["start_from"] = entry.start_from
+            if entry.retry_of is not None:
+                attributes["retry_of"] = entry.retry_of
             inside = {k: v for k, v in entry.given.items() if k in space and search.holds(space[k], v)}
             if entry.overrides is not None:
                 attributes |= {"overrides": entry.overrides, "swept": entry.given}
@@ -192,27 +154,42 @@ class Study:
                 self._optuna.set_user_attr(f"first:{trial_id}", True)
         return numbers
 
-    def claim(self, lookup: Callable[[str], Any]) -> Claimed | None:
-        """Return a waiting trial that no other worker has, or None when the queue is empty or the budget spent.
+    @storage.patient
+    def claim(self) -> int | None:
+        """Return the number of a waiting trial that nobody else has; None: none waits, or a budget is spent."""
+        with self._store.exclusive():
+            trial_id = self._dropped_answer()
+            if trial_id is None:
+                waiting = self._store.ids(self._id, TrialState.WAITING)
+                if not waiting or self.spent():
+                    return None
+                first = self._attributes()
+                trial_id = next((i for i in waiting if f"first:{i}" in first), waiting[0])
+                self._store.optuna.set_trial_state_values(trial_id, TrialState.RUNNING)
+                self._store.optuna.set_trial_user_attr(trial_id, "owner", self.owner.to_dict())
+        number = self._store.optuna.get_trial(trial_id).number
+        self._ids[number] = trial_id
+        return number
+
+    def _dropped_answer(self) -> int | None:
+        """Return a trial that is ours without our knowing: the database took a claim and the answer was lost."""
+        for trial_id in self._store.ids(self._id, TrialState.RUNNING):
+            owner = self._store.optuna.get_trial(trial_id).user_attrs.get("owner") or {}
+            if owner.get("name") == self.owner.name and trial_id not in self._ids.values():
+                return trial_id
+        return None
+
+    @storage.patient
+    def drawn(self, number: int, lookup: Callable[[str], Any]) -> Claimed:
+        """Return a claimed trial with its point, drawn now if it has none yet.
 
         `lookup` gives the configured value of a key that does not vary, for the space's conditions.
         """
-        with self._store.exclusive():
-            waiting = self._store.ids(self._id, TrialState.WAITING)
-            if not waiting or self.spent():
-                return None
-            first = self._attributes()
-            trial_id = next((i for i in waiting if f"first:{i}" in first), waiting[0])
-            self._store.optuna.set_trial_state_values(trial_id, TrialState.RUNNING)
-            self._store.optuna.set_trial_user_attr(trial_id, "owner", self.owner.to_dict())
-        trial = self._store.optuna.get_trial(trial_id)
-        self._ids[trial.number] = trial_id
+        trial = self._store.optuna.get_trial(self._ids[number])
         if "overrides" not in trial.user_attrs:
             trial = self._draw(trial, lookup)
-        attributes = trial.user_attrs
-        return Claimed(
-            trial.number, list(attributes["overrides"]), dict(attributes["swept"]), attributes.get("start_from")
-        )
+        known = trial.user_attrs
+        return Claimed(number, list(known["overrides"]), dict(known["swept"]), known.get("start_from"))
 
     def _draw(self, trial: FrozenTrial, lookup: Callable[[str], Any]) -> FrozenTrial:
         """Let the sampler choose a point, and store the trial's overrides."""
@@ -225,6 +202,7 @@ class Study:
         self._store.optuna.set_trial_user_attr(trial._trial_id, "overrides", line)
         return self._store.optuna.get_trial(trial._trial_id)
 
+    @storage.patient
     def spent(self) -> str:
         """Return which budget is used up, in words, or nothing."""
         budget = self.search
@@ -234,7 +212,8 @@ class Study:
             return f"search.device_hours={budget.device_hours:g} are used"
         if budget.target is not None:
             best = self.best()
-            if best is not None and (best.values[0] >= budget.target) == self.meta.maximize:
+            sign = 1 if self.meta.maximize else -1
+            if best is not None and sign * best.values[0] >= sign * budget.target:
                 return f"search.target={budget.target:g} is reached by trial {best.number}"
         return ""
 
@@ -244,35 +223,60 @@ class Study:
 
     # --- what the owner of a trial does ------------------------------------------------------------------------------
 
+    @storage.patient
     def report(self, number: int, step: int, value: float) -> None:
         """Store the primary metric at a step."""
         self._store.optuna.set_trial_intermediate_value(self._ids[number], step, value)
 
+    @storage.patient
     def should_prune(self, number: int, total_steps: int) -> bool:
         """Return whether the pruner ends the trial at the step it reported last."""
         pruner = search.make_pruner(self.search, total_steps)
         return search.should_prune(pruner, self._optuna, self._store.optuna.get_trial(self._ids[number]))
 
+    @storage.patient
     def checkpointed(self, number: int, step: int) -> None:
         """Remember that a trial can go on from a step. Raises LostLease where it is no longer ours."""
-        self._still_ours(number)
+        self.ensure_ours(number)
         self._store.optuna.set_trial_user_attr(self._ids[number], "checkpoint_step", step)
 
+    @storage.patient
+    def condemn(self, number: int, verdict: str) -> None:
+        """Store why a trial is to end: a pruner asked again at the same step may answer otherwise."""
+        self._store.optuna.set_trial_user_attr(self._ids[number], "verdict", verdict)
+
+    @storage.patient
+    def verdict(self, number: int) -> str:
+        """Return what `condemn` stored, or nothing."""
+        return self._store.optuna.get_trial(self._ids[number]).user_attrs.get("verdict", "")
+
+    @storage.patient
     def tell(self, number: int, state: str, values: Sequence[float] | None, attributes: Mapping[str, Any]) -> None:
         """End a trial as COMPLETE, PRUNED or FAIL. Raises LostLease where it is no longer ours."""
         with self._store.exclusive():
-            self._still_ours(number)
+            if self._told(number, state):
+                return
+            self.ensure_ours(number)
             for key, entry in attributes.items():
                 self._store.optuna.set_trial_user_attr(self._ids[number], key, entry)
             self._store.optuna.set_trial_state_values(self._ids[number], TrialState[state], values)
 
+    @storage.patient
     def give_back(self, number: int) -> None:
         """Put a trial of ours back into the queue; it goes on from its checkpoint."""
         with self._store.exclusive():
-            self._still_ours(number)
+            self.ensure_ours(number)
             self._put_back(self._ids[number])
 
-    def _still_ours(self, number: int) -> None:
+    def _told(self, number: int, state: str) -> bool:
+        """Return whether the trial has ended so by us: the answer to an earlier call may have been lost."""
+        trial = self._store.optuna.get_trial(self._ids[number])
+        owner = trial.user_attrs.get("owner") or {}
+        return trial.state == TrialState[state] and owner.get("name") == self.owner.name
+
+    @storage.patient
+    def ensure_ours(self, number: int) -> None:
+        """Raises LostLease where a trial is no longer ours."""
         trial = self._store.optuna.get_trial(self._ids[number])
         owner = trial.user_attrs.get("owner") or {}
         if trial.state != TrialState.RUNNING or owner.get("name") != self.owner.name:
@@ -284,14 +288,16 @@ class Study:
 
     # --- signs of life -----------------------------------------------------------------------------------------------
 
-    def beat(self, progress: Mapping[int, Mapping[str, float]]) -> None:
-        """Give a sign of life, with how far each trial of ours is."""
+    @storage.patient
+    def beat(self, progress: Mapping[int, Mapping[str, float]], busy_s: float, idle_s: float) -> None:
+        """Give a sign of life, with how far each trial of ours is, and the seconds with and without one so far."""
         self._beats += 1
         shown = {str(n): dict(p) for n, p in progress.items()}
-        self._optuna.set_user_attr(
-            f"worker:{self.owner.name}", {"beat": self._beats, "trials": shown, "host": self.owner.host}
-        )
+        spent = {"busy_s": round(busy_s, 3), "idle_s": round(idle_s, 3)}
+        sign = {"beat": self._beats, "trials": shown, "host": self.owner.host, **spent}
+        self._optuna.set_user_attr(f"worker:{self.owner.name}", sign)
 
+    @storage.patient
     def reclaim(self) -> list[int]:
         """Put the trials of dead owners back; return those given up, whose owners died too often without progress."""
         given_up = []
@@ -313,7 +319,11 @@ class Study:
 
     def _bury(self, trial_id: int) -> bool:
         """Put a dead owner's trial back, or fail it; return whether it failed."""
-        attributes = self._store.optuna.get_trial(trial_id).user_attrs
+        trial = self._store.optuna.get_trial(trial_id)
+        attributes = trial.user_attrs
+        if (self.trial_folder(trial.number) / "result.json").exists():  # it has ended: the next owner only tells it
+            self._put_back(trial_id)
+            return False
         reached = attributes.get("checkpoint_step", 0)
         deaths = 1 if reached > attributes.get("step_at_death", 0) else attributes.get("deaths", 0) + 1
         self._store.optuna.set_trial_user_attr(trial_id, "deaths", deaths)
@@ -330,13 +340,22 @@ class Study:
 
     def begin(self) -> None:
         """Start the wall clock, and forget an earlier `stop --all`."""
-        self._optuna.set_user_attr("began", time.time())
+        if "began" not in self._attributes():
+            self._optuna.set_user_attr("began", time.time())
         self._optuna.set_user_attr("stop:all", None)
+
+    def warmed(self) -> bool:
+        """Return whether search.warm_start has been done."""
+        return bool(self._attributes().get("warmed"))
+
+    def set_warmed(self) -> None:
+        self._optuna.set_user_attr("warmed", True)
 
     def stop(self, number: int | None, reason: str) -> None:
         """Ask the workers to end one trial as PRUNED, or all of them to stop as after Ctrl-C."""
         self._optuna.set_user_attr("stop:all" if number is None else f"stop:{number}", reason)
 
+    @storage.patient
     def stops(self) -> dict[str, str]:
         """Return what was asked to stop, `all` or a trial's number, with the reason."""
         found = self._attributes().items()
@@ -362,10 +381,15 @@ class Study:
         numbers = []
         for trial in trials:
             swept = trial.user_attrs.get("swept", trial.params)
+            if trial.values is not None and len(trial.values) != len(self._optuna.directions):
+                continue
             inside = {k: v for k, v in swept.items() if k in space and search.holds(space[k], v)}
             if not inside or not self.space.contains(inside):
                 continue
-            attributes = {**trial.user_attrs, "swept": inside} | ({"origin": origin} if origin else {})
+            attributes = {k: v for k, v in trial.user_attrs.items() if k in KEPT}
+            attributes |= {"swept": inside, "overrides": self.space.line(inside)} | (
+                {"origin": origin} if origin else {}
+            )
             frozen = optuna.create_trial(
                 state=trial.state,
                 values=trial.values,
@@ -387,11 +411,13 @@ class Study:
         """Return the last sign of life of every worker, by name."""
         return {k.removeprefix("worker:"): v for k, v in self._attributes().items() if k.startswith("worker:")}
 
+    @storage.patient
     def trials(self) -> list[FrozenTrial]:
         """Return this study's own trials."""
         found = self._optuna.get_trials(deepcopy=False)
         return [t for t in found if "origin" not in t.user_attrs]
 
+    @storage.patient
     def trial(self, number: int) -> FrozenTrial:
         """Raises ConfigError where there is no such trial."""
         found = next((t for t in self.trials() if t.number == number), None)
@@ -399,15 +425,24 @@ class Study:
             raise ConfigError([f"{number}: {self.meta.name} has no such trial; it has {len(self.trials())}"])
         return found
 
+    def failed(self) -> list[FrozenTrial]:
+        """Return the failed trials that no later one has made up for."""
+        trials = self.trials()
+        redone = {t.user_attrs.get("retry_of") for t in trials if t.state != TrialState.FAIL}
+        return [t for t in trials if t.state == TrialState.FAIL and t.number not in redone]
+
+    @storage.patient
     def waiting(self) -> int:
         return len(self._store.ids(self._id, TrialState.WAITING))
 
+    @storage.patient
     def alive(self) -> int:
         """Return how many workers hold a trial and live."""
         ids = [i for i in self._store.ids(self._id, TrialState.RUNNING) if not self._orphaned(i)]
         owners = [self._store.optuna.get_trial(i).user_attrs.get("owner") or {} for i in ids]
         return len({owner.get("name") for owner in owners})
 
+    @storage.patient
     def running(self) -> int:
         return len(self._store.ids(self._id, TrialState.RUNNING))
 
@@ -416,28 +451,6 @@ class Study:
         done = [t for t in self.trials() if t.state == TrialState.COMPLETE and t.values]
         sign = -1 if self.meta.maximize else 1
         return min(done, key=lambda t: (sign * t.values[0], t.number), default=None)
-
-
-def new_name(swept: Sequence[str]) -> str:
-    """Return a study's name from the time and what it sweeps."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", "-".join([time.strftime("%Y%m%d-%H%M%S"), *swept])[:100])
-
-
-def read_meta(folder: Path) -> StudyMeta:
-    """Return what study.json holds. Raises ConfigError if there is none."""
-    try:
-        return StudyMeta(**json.loads((folder / "study.json").read_text(encoding="utf8")))
-    except FileNotFoundError:
-        half = " (its making was cut short: delete the folder)" if (folder / "journal.log").exists() else ""
-        raise ConfigError([f"{folder}: no study here, it has no study.json{half}"]) from None
-
-
-def search_spec(values: Mapping[str, Any]) -> SearchSpec:
-    problems: list[str] = []
-    found = rules.section(SearchSpec, values, "search", known_keys(), problems)
-    if problems:
-        raise ConfigError(problems)
-    return found
 
 
 def _optuna_study(meta: StudyMeta, store: storage.Store, more_objectives: int, create: bool) -> optuna.Study:

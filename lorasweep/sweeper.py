@@ -4,6 +4,7 @@ hydra_plugins hands LorasweepSweeper to Hydra, for the sake of its launchers: ea
 """
 
 import functools
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig
@@ -66,10 +66,10 @@ def here(work: Callable[[Any], None], count: int) -> None:
 
 SUBMITIT = (
     "hydra.launcher.timeout_min=10080",
-    "hydra.launcher.submitit_folder=.submitit/%j",
+    "hydra.launcher.submitit_folder={folder}/submitit/%j",
     "+hydra.launcher.setup=[\"trap '' INT\"]",
 )
-"""A week, not Hydra's hour. A worker begins deaf to SIGINT and then listens itself: submitit passes each one on twice."""
+"""A week, not Hydra's hour. A worker begins deaf to SIGINT, then listens itself: submitit passes each one on twice."""
 
 LAUNCHER_NEEDS = {
     "joblib": ("hydra.launcher.n_jobs={workers}",),
@@ -86,7 +86,7 @@ RAY_CLUSTER = (
 """Ray refuses a size for a store that is there already; workers go to all nodes."""
 
 
-def launcher_overrides(own: Sequence[str], workers: int) -> list[str]:
+def launcher_overrides(own: Sequence[str], workers: int, folder: Path) -> list[str]:
     """Return Hydra's overrides for so many workers: joblib unless a launcher is chosen; [] for one worker here."""
     chosen = next((o.split("=")[1] for o in own if o.startswith("hydra/launcher=")), None)
     if chosen is None and workers == 1:
@@ -96,7 +96,7 @@ def launcher_overrides(own: Sequence[str], workers: int) -> list[str]:
     needed = LAUNCHER_NEEDS.get(launcher, ())
     if launcher == "ray":
         needed = RAY_CLUSTER if "hydra.launcher.ray.init.address" in given else RAY_HERE
-    extra = [o.format(workers=workers) for o in needed if o.split("=")[0].lstrip("+") not in given]
+    extra = [o.format(workers=workers, folder=folder) for o in needed if o.split("=")[0].lstrip("+") not in given]
     return [*own, *([] if chosen else ["hydra/launcher=joblib"]), *extra]
 
 
@@ -117,11 +117,13 @@ class Plan:
 
 def plan(overrides: Sequence[str], space: Mapping[str, Any] | None = None, question: str = "") -> Plan:
     """Validate a study. Raises ConfigError, with the problems of all points, before anything is written."""
-    from lorasweep import compose, group, provenance, storage, tasks
+    from lorasweep import compose, group, provenance, storage, tasks, tracking
     from lorasweep import space as spaces
-    from lorasweep.study import StudyMeta, new_name
+    from lorasweep.meta import StudyMeta, new_name
 
-    own = [o for o in overrides if o.startswith("hydra/") or o.startswith("hydra.")]
+    overrides = [storage.keep_password(tracking.keep_credentials(o)) for o in overrides]
+    own = [o for o in overrides if is_launchers(o)]
+    overrides = [_from_anywhere(o) for o in overrides]
     found, problems = spaces.read([o for o in overrides if o not in own], space)
     lines, entries = _points(found, problems)
     specs = compose.compose_points(lines, problems)
@@ -129,16 +131,17 @@ def plan(overrides: Sequence[str], space: Mapping[str, Any] | None = None, quest
     first = specs[0]
     metric = _shared_metric([s.task_type.primary or loaded[group.key(s)].task.primary for s in specs])
     search = asdict(first.search)
-    if first.search.storage:
-        search["storage"] = storage.keep_password(first.search.storage)
+    search["warm_start"] = [str(Path(f).resolve()) for f in first.search.warm_start or []] or None
     name = first.study or new_name(found.keys)
     direction = first.search.direction
+    maximize = tasks.maximize(metric) if direction == "auto" else direction == "maximize"
+    _teachers(first.search, metric, maximize)
     meta = StudyMeta(
         name=name,
         swept=found.keys,
-        overrides=[storage.without_password(o) for o in overrides if o not in own],
+        overrides=[o for o in overrides if o not in own],
         metric=metric,
-        maximize=tasks.maximize(metric) if direction == "auto" else direction == "maximize",
+        maximize=maximize,
         created=provenance.now(),
         question=first.search.question or question,
         space=found.describe(),
@@ -150,10 +153,24 @@ def plan(overrides: Sequence[str], space: Mapping[str, Any] | None = None, quest
     return Plan(Path(first.outputs).resolve() / name, meta, entries, loaded, first)
 
 
+def is_launchers(override: str) -> bool:
+    """Return whether an override is Hydra's own, for a launcher."""
+    return override.lstrip("+~").startswith(("hydra/", "hydra."))
+
+
+def _from_anywhere(override: str) -> str:
+    """Return an override that names a file or folder here by its full path: workers may run elsewhere."""
+    key, _, value = override.partition("=")
+    if key in ("data.path", "model.pretrained") and value and Path(value).exists():
+        return f"{key}={Path(value).resolve()}"
+    return override
+
+
 def _points(found: Any, problems: list[str]) -> tuple[list[list[str]], list[Any]]:
     """Return the override lines to validate and the queue's entries: all points of a grid, or a sampler's blanks."""
     from lorasweep import compose, search
-    from lorasweep.study import DEFAULT_TRIALS, Entry
+    from lorasweep.meta import Entry
+    from lorasweep.study import DEFAULT_TRIALS
 
     try:
         base = compose.compose_trial(found.fixed).search
@@ -167,10 +184,11 @@ def _points(found: Any, problems: list[str]) -> tuple[list[list[str]], list[Any]
         except ConfigError as error:
             raise ConfigError([*problems, *error.problems]) from None
         entries = [Entry(line, given) for line, (given, _) in zip(lines, recipes, strict=True)]
-        entries += [Entry(found.line(p), dict(p)) for p in points]
+        done = [given for given, extra in recipes if not extra]
+        entries += [Entry(found.line(p), dict(p)) for p in points if p not in done]
         return [e.overrides or [] for e in entries], entries
     problems += search.problems(base, found)
-    if not found.keys:
+    if not found.keys and not problems:
         problems.append(f"search.sampler: {base.sampler} needs something to vary, e.g. lora.r=4,8,16")
     given_first = [Entry(given=given, extra=extra) for given, extra in recipes]
     blanks = [Entry()] * ((base.trials or DEFAULT_TRIALS) - len(recipes))
@@ -214,38 +232,63 @@ def run_made(study: Any, planned: Plan, launch: Launch) -> int:
     """Run a study that has just been made; return the exit code."""
     from lorasweep import tracking
 
-    _warm_start(study)
-    command = f"python -m lorasweep {' '.join(planned.meta.overrides)}"
-    study.set_parent(tracking.open_study(planned.first, planned.meta.name, f"`{command}`"))
+    command = shlex.join(["python", "-m", "lorasweep", "-m", *planned.meta.overrides])
+    note = f"{planned.meta.question}\n\n`{command}`".strip()
+    study.set_parent(tracking.open_study(planned.first, planned.meta.name, note))
     return carry_on(study, launch, planned.loaded)
 
 
-def _warm_start(study: Any) -> None:
-    """Let the sampler see the finished trials of earlier studies."""
-    from lorasweep.study import ENDED, Study
+def _teachers(search: Any, metric: str, maximize: bool) -> list[Any]:
+    """Return the studies of search.warm_start. Raises ConfigError where one is missing or judged otherwise."""
+    from lorasweep.study import Study
 
-    for folder in study.search.warm_start or []:
-        other = Study.open(Path(folder))
-        if (other.meta.metric, other.meta.maximize) != (study.meta.metric, study.meta.maximize):
-            raise ConfigError(
-                [f"search.warm_start: {folder} is ranked by {other.meta.metric}, not {study.meta.metric}"]
-            )
-        taken = study.take_in([t for t in other.trials() if t.state in ENDED and t.values], origin=folder)
-        print(f"warm start: {len(taken)} of {len(other.trials())} trials of {folder} lie in this space", flush=True)
+    found, problems = [], []
+    for folder in search.warm_start or []:
+        try:
+            other = Study.open(Path(folder).resolve())
+        except ConfigError as error:
+            problems += [f"search.warm_start: {p}" for p in error.problems]
+            continue
+        if (other.meta.metric, other.meta.maximize) != (metric, maximize):
+            problems.append(f"search.warm_start: {folder} is ranked by {other.meta.metric}, not {metric}")
+        elif (other.search.objectives or []) != (search.objectives or []):
+            problems.append(f"search.warm_start: {folder} has other search.objectives: {other.search.objectives}")
+        found.append(other)
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def _warm_start(study: Any) -> None:
+    """Let the sampler see the finished trials of earlier studies, once."""
+    from lorasweep.study import ENDED
+
+    if study.warmed():
+        return
+    for other in _teachers(study.search, study.meta.metric, study.meta.maximize):
+        taken = study.take_in([t for t in other.trials() if t.state in ENDED and t.values], origin=str(other.folder))
+        print(f"warm start: {len(taken)} of {len(other.trials())} trials of {other.meta.name} lie in this space")
+    study.set_warmed()
 
 
 def carry_on(study: Any, launch: Launch, loaded: Mapping[str, Any]) -> int:
     """Run what is left of a study and show the outcome; return the exit code."""
-    from lorasweep import interrupt, worker
+    from lorasweep import display, interrupt, worker
 
     total = len(study.trials())
-    print(f"study {study.meta.name}: {total} trial{'s' if total != 1 else ''}, {study.folder}", flush=True)
+    print(
+        f"study {study.meta.name}: {total} trial{'s' if total != 1 else ''}, {display.shown(study.folder)}", flush=True
+    )
+    _warm_start(study)
     study.begin()
     worker.prepare(study, loaded)
     with interrupt.heard(lambda: study.stop(None, "Ctrl-C")) as interrupts:
         _run_workers(study, launch, interrupts)
     if interrupts.count or "all" in study.stops():
-        print(f"stopped, nothing is lost; go on with: python -m lorasweep resume {study.folder}", flush=True)
+        print(
+            f"stopped, nothing is lost; go on with: python -m lorasweep resume {display.shown(study.folder)}",
+            flush=True,
+        )
         return EXIT_INTERRUPTED
     return finish(study, loaded)
 
@@ -257,6 +300,12 @@ def _run_workers(study: Any, launch: Launch, interrupts: Any) -> None:
     idle = 0
     work = functools.partial(_work, str(study.folder))
     while not interrupts.count and "all" not in study.stops():
+        worker.settle(study)
+        if not study.waiting() or study.spent():
+            if not study.running():
+                return
+            time.sleep(POLL_S)  # somebody else's workers are still at it
+            continue
         before = _state(study)
         failure: Exception | None = None
         try:
@@ -265,15 +314,10 @@ def _run_workers(study: Any, launch: Launch, interrupts: Any) -> None:
             raise
         except Exception as error:  # a launcher's own error, or a worker's: what it had goes back
             failure = error
-        worker.settle(study)
-        if study.waiting() and not study.spent():
-            idle = idle + 1 if _state(study) == before else 0
-            if idle >= LAUNCHES_WITHOUT_PROGRESS or worker.is_fatal(failure):
-                raise failure or RuntimeError(f"workers end without running a trial; see {study.folder}")
-            continue
-        if not study.running():
-            return
-        time.sleep(POLL_S)  # somebody else's workers are still at it
+            print(f"a worker ended: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        idle = idle + 1 if _state(study) == before else 0
+        if idle >= LAUNCHES_WITHOUT_PROGRESS or worker.is_fatal(failure):
+            raise failure or RuntimeError(f"workers end without running a trial; see {study.folder}")
 
 
 def _state(study: Any) -> list[tuple]:
@@ -285,21 +329,20 @@ def _work(folder: str, config: Any) -> None:
     """What a launcher runs in each worker's process."""
     from lorasweep import worker
 
-    index = HydraConfig.get().job.num if HydraConfig.initialized() and config is not None else 0
-    worker.run_worker(folder, index)
+    worker.run_worker(folder)
 
 
 def finish(study: Any, loaded: Mapping[str, Any]) -> int:
     """Score the winner on the test split, close the study in MLflow, print the table; return the exit code."""
-    from lorasweep import compose, outcome, report, tracking
+    from lorasweep import outcome, report, tracking
 
     test = outcome.score_winner(study, loaded)
-    failed = [t for t in study.trials() if t.state.name == "FAIL"]
+    failed = study.failed()
     best = study.best()
     scores = {f"test_{k}": v for k, v in test.items()}
     if best is not None:
         scores |= {f"best_eval_{study.meta.metric}": best.values[0], "best_trial": best.number}
-    spec = compose.compose_trial([*study.space.fixed])
+    spec = study.spec(study.space.fixed)
     tracking.close_study(spec, study.meta.mlflow_parent, scores, ok=not failed, folder=study.folder)
     report.show(study, test, study.meta.outputs)
     if study.waiting():

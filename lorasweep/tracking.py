@@ -8,11 +8,13 @@ writes again. What could not be sent stays in the folder, and `sync` sends it.
 import atexit
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from lorasweep import ledger
 from lorasweep.data import Data
@@ -47,6 +49,19 @@ os.register_at_fork(after_in_child=_senders.clear)  # a thread does not come alo
 def default_uri(outputs: str) -> str:
     """Return the SQLite store in the outputs folder."""
     return f"sqlite:///{Path(outputs).resolve()}/mlflow.db"
+
+
+def keep_credentials(text: str) -> str:
+    """Return an override `tracking.uri=http://USER:PASSWORD@HOST` without them.
+
+    They go into MLflow's own MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, for this process and its workers.
+    """
+    found = re.search(r"^tracking\.uri=['\"]?https?://([^/:@]*):([^@/]*)@", text)
+    if not found:
+        return text
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(found.group(1))
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(found.group(2))
+    return re.sub(r"://[^/@]*@", "://", text, count=1)
 
 
 def store_uri(spec: TrialSpec) -> str:
@@ -124,13 +139,15 @@ def start_trial(
     name: str,
     tags: Mapping[str, str],
     from_step: int | None = None,
+    evaluated: int | None = None,
 ) -> "TrialRun":
     """Return the trial's log, with a child run of `parent` where tracking is on.
 
     A trial that has begun before goes on in its run. from_step=N: it goes on from a checkpoint at step N, so that the
-    points of later steps are dropped; 0 drops all of them.
+    points of later steps are dropped; 0 drops all of them. `evaluated` is the
+    last step whose evaluation it knows.
     """
-    ledger.drop_after(folder / ledger.POINTS, from_step)
+    ledger.drop_after(folder / ledger.POINTS, from_step, evaluated)
     if not spec.tracking.enabled:
         return TrialRun(folder)
     note = _take_up(folder, spec.tracking.experiment, name, tags, "trial")

@@ -5,27 +5,30 @@ between leaves a trial that the next owner only has to tell.
 """
 
 import errno
+import fcntl
 import logging
 import math
 import os
 import shutil
+import tempfile
 import time
 import traceback
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lorasweep import adapter, compose, engine, group, interrupt, model, outcome, provenance, schedule, search, tracking
-from lorasweep.display import Display
+from lorasweep import adapter, engine, group, interrupt, lease, model, outcome, provenance, schedule, search, tracking
+from lorasweep.display import Display, short
 from lorasweep.engine import Engine, EvalEvent, Job, StepEvent, TrialBegan, TrialEnded
-from lorasweep.errors import ConfigError, DiskFull, LostLease
+from lorasweep.errors import ConfigError, DiskFull, LostLease, StorageDown
 from lorasweep.lease import Beat
+from lorasweep.meta import Claimed
 from lorasweep.spec import TrialSpec
-from lorasweep.study import Claimed, Study
+from lorasweep.study import Study
 from lorasweep.tracking import TrialRun, start_trial
 
 POLL_S = 1.0
@@ -35,7 +38,7 @@ SUMMARY = ("reason", "steps", "train_s", "eval_s", "adapter_mb", "peak_gib")
 """Of a result, what the study's storage holds too."""
 
 CHECKPOINT = "checkpoint.pt"
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 LITTLE = 2**20
 """Bytes left on a disk that is as good as full."""
 
@@ -73,23 +76,44 @@ class Worker:
         self._loaded = dict(loaded or {})
         self._running: dict[int, Running] = {}
         self._held: Running | None = None
+        """A trial that waits for its group."""
+        self._trainer: Engine | None = None
+        self._group = ""
         self._stops: dict[str, str] = {}
         self._interrupts = interrupt.Interrupts()
+        self._claiming: int | None = None
+        """A trial that is ours and not yet open."""
         self._said = 0.0
+        self._began = time.perf_counter()
+        self._idle_s = 0.0
 
     def run(self) -> None:
         """Claim and run trials until none is waiting or a stop is asked for."""
         self._listen()
         with interrupt.heard() as self._interrupts, Beat(self._listen, POLL_S):
             try:
-                while not self._stopping():
-                    self._held = self._held or self._take()
-                    if self._held is None:
-                        return
-                    self._run_group(self._held.spec)
+                while (self._running or not self._stopping()) and self._run_some():
+                    pass
             finally:
                 self._let_go()
+                self._said = 0.0
+                self._listen()
+                lease.end(self.study.owner)
                 self.display.close()
+
+    def _run_some(self) -> bool:
+        """Run the next trials that share a group; return False when nothing waits."""
+        with self._contained(None):
+            if self._trainer is None:
+                self._held = self._held or self._take()
+                if self._held is None:
+                    return False
+                self._group = group.key(self._held.spec)
+                self._trainer = self._engine(self._held.spec)
+            self._follow(self._trainer)
+        if not self._running:
+            self._trainer = None
+        return True
 
     def _stopping(self) -> bool:
         return self._interrupts.count > 0 or "all" in self._stops
@@ -101,8 +125,9 @@ class Worker:
             if time.monotonic() - self._said > self.study.search.lease_s / 6 or not self._said:
                 self._said = time.monotonic()
                 running = list(self._running.values())
-                self.study.beat({r.number: {"step": r.step, "of": r.total_steps, "loss": r.loss} for r in running})
-        except OSError as error:
+                shown = {r.number: {"step": r.step, "of": r.total_steps, "loss": r.loss} for r in running}
+                self.study.beat(shown, busy_s=time.perf_counter() - self._began - self._idle_s, idle_s=self._idle_s)
+        except (OSError, StorageDown) as error:
             logging.getLogger("lorasweep.worker").warning("no sign of life could be written: %s", error)
 
     # --- claiming ----------------------------------------------------------------------------------------------------
@@ -110,29 +135,25 @@ class Worker:
     def _take(self) -> Running | None:
         """Claim a trial and open its folder, or return None when nothing waits."""
         while True:
+            began = time.perf_counter()
             settle(self.study)
-            claimed = self.study.claim(self._configured)
-            if claimed is None:
+            self._claiming = self.study.claim()
+            if self._claiming is None:
                 return None
+            claimed = self.study.drawn(self._claiming, self._configured)
+            self._idle_s += time.perf_counter() - began
             folder = self.study.trial_folder(claimed.number)
             folder.mkdir(parents=True, exist_ok=True)
             running = self._open(claimed, folder)
+            self._claiming = None
             if running is not None:
                 return running
 
     def _open(self, claimed: Claimed, folder: Path) -> Running | None:
         """Return the trial ready to run; None where it turned out to be over already, or cannot be."""
-        name = " ".join(f"{k}={v}" for k, v in claimed.swept.items()) or "default"
+        name = " ".join(f"{k}={short(v)}" for k, v in claimed.swept.items()) or "default"
         before = outcome.read(folder)
-        try:
-            spec = compose.compose_trial(claimed.overrides)
-        except ConfigError as error:
-            result = {"number": claimed.number, "overrides": claimed.overrides, "params_swept": claimed.swept}
-            result |= {"state": "FAIL", "reason": " ".join(error.problems)}
-            outcome.write(folder, result)
-            self.study.tell(claimed.number, "FAIL", None, {"reason": result["reason"]})
-            self.display.say(f"trial={claimed.number} {name} state=FAIL reason={result['reason']!r}")
-            return None
+        spec = self.study.spec(claimed.overrides)
         running = Running(claimed, spec, folder, _trial_log(self.study.meta.name, claimed.number, folder), name)
         self.display.begin(claimed.number, name)
         if before is not None:
@@ -144,45 +165,28 @@ class Worker:
     def _configured(self, key: str) -> Any:
         """Return the value that a key has in the study's fixed configuration."""
         section, _, name = key.partition(".")
-        return getattr(getattr(compose.compose_trial(self.study.space.fixed), section), name)
+        return getattr(getattr(self.study.spec(self.study.space.fixed), section), name)
 
     def _let_go(self) -> None:
         """Give back a trial that was claimed for another group and never began."""
         if self._held is not None:
             held, self._held = self._held, None
-            with suppress(OSError):  # a full disk: it goes back when this process is gone
+            with suppress(OSError, StorageDown, LostLease):  # it goes back when this worker is known to be gone
                 self.study.give_back(held.number)
             _close(held.log)
 
     # --- running -----------------------------------------------------------------------------------------------------
 
-    def _run_group(self, spec: TrialSpec) -> None:
-        """Run the held trial and all that follow it in the queue and share its group."""
-        wanted = group.key(spec)
-        trainer: Engine | None = None
-
-        def source() -> Job | None:
-            running, self._held = self._held or self._next(), None
-            if running is None:
-                return None
-            if group.key(running.spec) != wanted:
-                self._held = running
-                return None
-            self._running[running.number] = running
-            return self._job(running)
-
-        while True:
-            try:
-                trainer = trainer or self._engine(spec)
-                self._follow(trainer, trainer.run(source))
-                return
-            except Exception as error:
-                self._fail_some(error)
-                if trainer is None:
-                    return
-            if self._stopping():
-                self._suspend_all(trainer)
-                return
+    def _source(self) -> Job | None:
+        """Return the next trial of the group that is loaded."""
+        running, self._held = self._held or self._next(), None
+        if running is None:
+            return None
+        if group.key(running.spec) != self._group:
+            self._held = running
+            return None
+        self._running[running.number] = running
+        return self._job(running)
 
     def _next(self) -> Running | None:
         """Claim a trial to run beside those that run, unless it is another worker's turn."""
@@ -194,39 +198,60 @@ class Worker:
                 return None
         return self._take()
 
-    def _follow(self, trainer: Engine, events: Generator[engine.Event, None, None]) -> None:
+    def _follow(self, trainer: Engine) -> None:
         """Handle the engine's events; after a stop, save and give back what runs."""
+        events = trainer.run(self._source)
         try:
             for event in events:
-                with self._by_itself(self._running[event.number], trainer):
-                    self._handle(event, trainer)
+                running = self._running[event.number]
+                with self._contained(running):
+                    self._handle(running, event, trainer)
                 if self._stopping():
-                    self._suspend_all(trainer)
+                    for running in list(self._running.values()):
+                        with self._contained(running):
+                            self._suspend(running, trainer)
                     return
                 for number in self._running:
                     if str(number) in self._stops:
-                        trainer.prune(number, f"stopped by hand: {self._stops[str(number)]}")
+                        trainer.prune(number, self._stops[str(number)])
         finally:
             events.close()
 
     @contextmanager
-    def _by_itself(self, running: Running, trainer: Engine) -> Iterator[None]:
-        """End a trial, and no other, where its folder, its log or the study does not take what it has to say."""
+    def _contained(self, running: Running | None) -> Iterator[None]:
+        """End a trial, and no other, where something of it raises; without one, the trials that are to blame.
+
+        Raises DiskFull and StorageDown: nothing is wrong with the trials.
+        """
         try:
             yield
         except LostLease as lost:
-            trainer.drop(running.number)
-            self._drop(running, str(lost))
+            self._claiming = None
+            if running is not None:
+                self._drop(running, str(lost))
+        except (DiskFull, StorageDown):
+            raise
         except Exception as error:
             if _no_space(error, self.study.folder):
-                raise
-            trainer.drop(running.number)
-            self._fail(running, traceback.format_exc())
+                raise DiskFull(
+                    f"{self.study.folder}: cannot write ({error}); free space, then: "
+                    f"python -m lorasweep resume {self.study.folder}"
+                ) from error
+            trace = traceback.format_exc()
+            if running is None and self._claiming is not None:
+                number, self._claiming = self._claiming, None
+                self._fail_unopened(number, trace)
+                return
+            for trial in self._blamed() if running is None else [running]:
+                self._fail(trial, trace)
 
-    def _suspend_all(self, trainer: Engine) -> None:
-        for running in list(self._running.values()):
-            with self._by_itself(running, trainer):
-                self._suspend(running, trainer)
+    def _blamed(self) -> list[Running]:
+        """Return the trials that an error of the engine ended: the one that could not begin, or else all that run."""
+        if not self._running and self._held is not None:
+            held, self._held = self._held, None
+            return [held]
+        running = list(self._running.values())
+        return [r for r in running if r.counts is None] or running
 
     def _job(self, running: Running) -> Job:
         work = self._workload(running.spec)
@@ -253,8 +278,7 @@ class Worker:
 
     # --- events ------------------------------------------------------------------------------------------------------
 
-    def _handle(self, event: engine.Event, trainer: Engine) -> None:
-        running = self._running[event.number]
+    def _handle(self, running: Running, event: engine.Event, trainer: Engine) -> None:
         match event:
             case TrialBegan():
                 self._begin(running, event, trainer)
@@ -271,7 +295,7 @@ class Worker:
         running.tokens = event.carried.get("tokens", 0)
         running.began -= event.carried.get("wall_s", 0.0)
         work = self._workload(running.spec)
-        run = self._track(running, event.step)
+        run = self._track(running, event.step, event.last.step if event.last else 0)
         if not event.step:
             run.params(running.spec, running.claimed.swept)
             run.dataset(work.data, running.spec)
@@ -282,6 +306,9 @@ class Worker:
             running.log.info("goes on from step %d", event.step)
         if event.last is not None:
             self._judge(running, event.last, trainer)
+        verdict = self.study.verdict(running.number)
+        if verdict:  # its worker died between the pruner's word and the end
+            trainer.prune(running.number, verdict)
 
     def _step(self, running: Running, event: StepEvent, trainer: Engine) -> None:
         running.tokens += event.tokens
@@ -317,12 +344,18 @@ class Worker:
             return
         self.study.report(running.number, event.step, value)
         if event.step < running.total_steps and self.study.should_prune(running.number, running.total_steps):
-            trainer.prune(running.number, f"{self.study.search.pruner}: {name} {value:.4f} at step {event.step}")
+            verdict = f"{self.study.search.pruner}: {name} {value:.4f} at step {event.step}"
+            self.study.condemn(running.number, verdict)
+            trainer.prune(running.number, verdict)
 
     def _checkpoint(self, running: Running, trainer: Engine) -> None:
         """Save what the trial needs to go on; MLflow may then hold the points up to here."""
+        self.study.ensure_ours(running.number)
         carried = {"tokens": running.tokens, "wall_s": time.perf_counter() - running.began}
-        step = trainer.checkpoint(running.number, running.folder / CHECKPOINT, carried)
+        try:
+            step = trainer.checkpoint(running.number, running.folder / CHECKPOINT, carried)
+        except FileNotFoundError as error:  # the next owner has tidied our half-written file away
+            raise LostLease(f"trial {running.number}: {error}") from error
         self.study.checkpointed(running.number, step)
         self._track(running).covered(step)
         running.saved = time.monotonic()
@@ -365,6 +398,7 @@ class Worker:
 
     def _finish(self, running: Running, result: dict[str, Any]) -> None:
         """Write result.json, end the MLflow run, tell the study; in this order, so that what is told is there."""
+        self.study.ensure_ours(running.number)
         if "params" in result:
             values = {f"params_{k}": v for k, v in result["params"].items()}
             values |= {k: result[k] for k in ("adapter_mb", "train_s", "eval_s", "peak_gib", "wall_s")}
@@ -377,7 +411,8 @@ class Worker:
         self._track_end(running, result)
         state, values = self._told(result)
         summary = {k: result[k] for k in SUMMARY if k in result}
-        summary["device_s"] = result.get("train_s", 0.0) + result.get("eval_s", 0.0)
+        used = ("train_s", "eval_s") if "train_s" in result else ("wall_s",)
+        summary["device_s"] = sum(result.get(k, 0.0) for k in used)
         summary["trainable"] = result.get("params", {}).get("trainable")
         self.study.tell(running.number, state, values, summary)
         shown = f"{result['metric']['name']}={result['metric']['value']:.4f} " if "metric" in result else ""
@@ -399,24 +434,22 @@ class Worker:
             return "PRUNED", None
         return result["state"], [value, *(outcome.objective(result, name) for name in more)]
 
-    def _fail_some(self, error: Exception) -> None:
-        """Fail the trials that an exception of the engine ended: one that could not begin, or else all that run.
-
-        Raises DiskFull where that was the reason: nothing is wrong with the trials.
-        """
-        if _no_space(error, self.study.folder):
-            raise DiskFull(f"{self.study.folder}: cannot write ({error}); free space or choose outputs=") from error
-        running = list(self._running.values())
-        failed = [r for r in running if r.counts is None] or running
-        if not running and self._held is not None:
-            failed, self._held = [self._held], None
-        for trial in failed:
-            self._fail(trial, traceback.format_exc())
-
     def _fail(self, running: Running, error: str) -> None:
         running.log.error("%s", error)
         last = error.strip().splitlines()[-1]
-        self._finish(running, self._described(running, {"state": "FAIL", "reason": last, "traceback": error}))
+        try:
+            self._finish(running, self._described(running, {"state": "FAIL", "reason": last, "traceback": error}))
+        except LostLease as lost:
+            self._drop(running, str(lost))
+
+    def _fail_unopened(self, number: int, error: str) -> None:
+        """Fail a trial whose point could not be drawn or composed."""
+        folder, last = self.study.trial_folder(number), error.strip().splitlines()[-1]
+        folder.mkdir(parents=True, exist_ok=True)
+        result = {"number": number, "params_swept": {}, "state": "FAIL", "reason": last, "traceback": error}
+        outcome.write(folder, result)
+        self.study.tell(number, "FAIL", None, {"reason": last})
+        self.display.say(f"trial={number} state=FAIL reason={last!r}")
 
     def _suspend(self, running: Running, trainer: Engine) -> None:
         """Save a trial that is to go on later and put it back into the queue."""
@@ -437,10 +470,12 @@ class Worker:
     def _forget(self, running: Running) -> None:
         _close(running.log)
         self._running.pop(running.number, None)
+        if self._trainer is not None:
+            self._trainer.drop(running.number)
 
     # --- MLflow ------------------------------------------------------------------------------------------------------
 
-    def _track(self, running: Running, step: int | None = 0) -> TrialRun:
+    def _track(self, running: Running, step: int | None = 0, evaluated: int | None = None) -> TrialRun:
         """Return the trial's log; the first call opens it, to go on after `step`, None after all that is there."""
         if running.run is None:
             tags = {
@@ -451,7 +486,7 @@ class Worker:
                 "commit": str(provenance.commit()),
             }
             parent, title = self.study.meta.mlflow_parent, f"{running.number} {running.name}"
-            running.run = start_trial(running.folder, running.spec, parent, title, tags, from_step=step)
+            running.run = start_trial(running.folder, running.spec, parent, title, tags, step, evaluated)
         return running.run
 
     def _track_end(self, running: Running, result: Mapping[str, Any]) -> None:
@@ -480,7 +515,7 @@ def settle(study: Study) -> None:
 
 def is_fatal(error: Exception | None) -> bool:
     """Return whether launching again would end the same way."""
-    return isinstance(error, DiskFull | ConfigError)
+    return isinstance(error, DiskFull | ConfigError | StorageDown)
 
 
 _prepared: dict[str, dict[str, group.Workload]] = {}
@@ -492,23 +527,32 @@ def prepare(study: Study, loaded: Mapping[str, group.Workload]) -> None:
     _prepared[str(study.folder)] = dict(loaded)
 
 
-def run_worker(folder: str, index: int = 0) -> None:
+def run_worker(folder: str) -> None:
     """Run the study's trials in this process; the entry point that launchers call by name."""
     study = Study.open(Path(folder))
-    _share_machine(study.search.workers, index)
-    Worker(study, _prepared.get(folder)).run()
+    with _own_device(study.search.workers):
+        Worker(study, _prepared.get(folder)).run()
     tracking.flush()
 
 
-def _share_machine(workers: int, index: int) -> None:
-    """Pin the worker to a GPU of its own, or to its part of the CPU's threads, unless a scheduler has done so."""
-    if workers == 1 or "SLURM_JOB_ID" in os.environ:
-        return
-    if torch.cuda.is_available():
-        if "CUDA_VISIBLE_DEVICES" not in os.environ:
-            torch.cuda.set_device(index % torch.cuda.device_count())
-    elif "OMP_NUM_THREADS" not in os.environ:
+@contextmanager
+def _own_device(workers: int) -> Iterator[None]:
+    """Take a GPU that no other worker of this machine has, or this worker's part of the CPU's threads."""
+    if torch.cuda.is_available() and torch.cuda.device_count() > 1:
+        with ExitStack() as held:
+            for device in range(torch.cuda.device_count()):
+                name = f"lorasweep-gpu-{torch.cuda.get_device_properties(device).uuid}.lock"
+                file = held.enter_context((Path(tempfile.gettempdir()) / name).open("a"))
+                with suppress(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    torch.cuda.set_device(device)
+                    yield
+                    return
+            yield
+            return
+    if workers > 1 and "SLURM_JOB_ID" not in os.environ and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
+    yield
 
 
 def _trial_log(study: str, number: int, folder: Path) -> logging.Logger:

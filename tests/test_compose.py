@@ -69,17 +69,17 @@ def test_overrides_of_a_trial_leave_out_where_it_is_kept():
 
 
 def test_grid_holds_every_combination_once():
-    grid = space.grid(["lora.r=8,16", "train.seed=1", "lora.init_lora_weights=true,pissa"])
-    assert grid.swept == ["lora.r", "lora.init_lora_weights"]
-    values = [(p["lora.r"], p["lora.init_lora_weights"]) for p in grid.points]
+    found, problems = space.read(["lora.r=8,16", "train.seed=1", "lora.init_lora_weights=true,pissa"])
+    assert (found.keys, problems) == (["lora.r", "lora.init_lora_weights"], [])
+    values = [(p["lora.r"], p["lora.init_lora_weights"]) for p in found.grid()]
     assert values == list(itertools.product([8, 16], [True, "pissa"]))
-    assert grid.lines[0] == ["train.seed=1", "lora.r=8", "lora.init_lora_weights=true"]
+    assert found.line(found.grid()[0]) == ["train.seed=1", "lora.r=8", "lora.init_lora_weights=true"]
 
 
 def test_every_point_of_a_grid_is_checked():
-    grid = space.grid(["lora.r=8,0,5000"])
+    found, problems = space.read(["lora.r=8,0,5000"])
     with pytest.raises(ConfigError) as caught:
-        compose.compose_points(grid.lines, grid.problems)
+        compose.compose_points([found.line(p) for p in found.grid()], problems)
     assert [p.split("got ")[1] for p in caught.value.problems] == ["0", "5000"]
 
 

@@ -13,6 +13,7 @@ import pytest
 from lorasweep.study import Study
 
 TRIALS = 24
+KILLS = 30
 LOWEST = 0.1
 """Accuracy below which the threshold pruner ends a trial; some of the trials fall below it."""
 
@@ -112,25 +113,25 @@ def calm(tiny_bert, tmp_path_factory) -> tuple[Study, Path]:
     return Study.open(outputs / "calm"), outputs
 
 
-def under_fire(tiny_bert, calm, outputs: Path, seed: int, kills: int, *more: str) -> None:
-    died = run(tiny_bert, outputs, f"storm{seed}", seed, kills, 4, *more)
-    assert died >= kills
+def under_fire(tiny_bert, calm, outputs: Path, seed: int, *more: str) -> None:
+    died = run(tiny_bert, outputs, f"storm{seed}", seed, KILLS, 4, *more)
+    assert died >= KILLS
     study = Study.open(outputs / f"storm{seed}")
     same_as_calm(calm[0], study)
     mlflow_agrees(study, outputs)
 
 
 def test_killed_workers_lose_nothing(tiny_bert, calm, tmp_path):
-    under_fire(tiny_bert, calm, tmp_path, 1, 30)
+    under_fire(tiny_bert, calm, tmp_path, 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [2, 3, 4, 5])
 def test_killed_workers_lose_nothing_whatever_the_moments(tiny_bert, calm, tmp_path, seed):
-    under_fire(tiny_bert, calm, tmp_path, seed, 30)
+    under_fire(tiny_bert, calm, tmp_path, seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3, 4, 5])
 def test_killed_workers_lose_nothing_on_postgres(tiny_bert, calm, tmp_path, seed, postgres):
-    under_fire(tiny_bert, calm, tmp_path, seed, 30, f"search.storage={postgres}", f"study=pg{seed}")
+    under_fire(tiny_bert, calm, tmp_path, seed, f"search.storage={postgres}")

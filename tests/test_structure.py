@@ -48,6 +48,7 @@ ORDER = [
     "search",
     "storage",
     "lease",
+    "meta",
     "study",
     "provenance",
     "display",

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from lorasweep import lease, space, storage
-from lorasweep.errors import ConfigError, LostLease
+from lorasweep.errors import ConfigError, LostLease, StorageDown
+from lorasweep.meta import Claimed, Entry, StudyMeta, read_meta
 from lorasweep.spec import SearchSpec
-from lorasweep.study import Entry, Study, StudyMeta, read_meta
+from lorasweep.study import Study
 
 SPACE, _ = space.read(["lora.r=2,4,8", "train.learning_rate=tag(log,interval(1e-4,1e-2))", "train.epochs=1"])
 
@@ -54,6 +55,11 @@ def nothing(key: str) -> None:
     raise AssertionError(key)
 
 
+def claim(study: Study) -> Claimed | None:
+    number = study.claim()
+    return None if number is None else study.drawn(number, nothing)
+
+
 def bury(study: Study, number: int) -> None:
     """Let the owner of a trial be a process that is no more."""
     dead = lease.me().to_dict() | {"pid": 2**22 - 1}
@@ -62,7 +68,7 @@ def bury(study: Study, number: int) -> None:
 
 def test_each_trial_is_claimed_once_and_drawn_in_the_space(make):
     study = make(4)
-    claimed = [worker.claim(nothing) for worker in (study, other(study), study, other(study), study)]
+    claimed = [claim(worker) for worker in (study, other(study), study, other(study), study)]
     assert [c.number if c else None for c in claimed] == [0, 1, 2, 3, None]
     for trial in study.trials():
         assert set(trial.params) == {"lora.r", "train.learning_rate"}
@@ -73,7 +79,7 @@ def test_each_trial_is_claimed_once_and_drawn_in_the_space(make):
 
 def _claim_all(folder: Path, answer) -> None:
     study, mine = Study.open(folder), []
-    while (claimed := study.claim(nothing)) is not None:
+    while (claimed := claim(study)) is not None:
         mine.append(claimed.number)
         study.tell(claimed.number, "COMPLETE", [0.5], {})
     answer.put(mine)
@@ -94,22 +100,22 @@ def test_four_processes_claim_no_trial_twice(make):
 
 def test_trial_of_a_dead_owner_goes_back_and_keeps_its_point(make):
     study, heir = make(1), None
-    first = study.claim(nothing)
+    first = claim(study)
     heir = other(study)
-    assert heir.reclaim() == [] and heir.claim(nothing) is None  # the owner lives
+    assert heir.reclaim() == [] and claim(heir) is None  # the owner lives
     bury(study, 0)
     assert heir.reclaim() == []
-    again = heir.claim(nothing)
+    again = claim(heir)
     assert again is not None and (again.number, again.overrides) == (0, first.overrides)
 
 
 def test_owner_thought_dead_may_neither_save_nor_tell(make):
     study = make(1)
-    study.claim(nothing)
+    claim(study)
     bury(study, 0)
     heir = other(study)
     heir.reclaim()
-    heir.claim(nothing)
+    claim(heir)
     with pytest.raises(LostLease):
         study.checkpointed(0, 5)
     with pytest.raises(LostLease):
@@ -121,12 +127,12 @@ def test_owner_thought_dead_may_neither_save_nor_tell(make):
 def test_only_deaths_without_a_new_checkpoint_count(make):
     study = make(1, max_retries=1)
     for step in (5, 10, 15):
-        assert study.claim(nothing) is not None
+        assert claim(study) is not None
         study.checkpointed(0, step)
         bury(study, 0)
         assert study.reclaim() == []
     assert study.trial(0).user_attrs["deaths"] == 1
-    study.claim(nothing)
+    claim(study)
     bury(study, 0)
     assert study.reclaim() == [0]
     assert study.trial(0).state.name == "FAIL"
@@ -151,10 +157,60 @@ def test_pid_that_came_back_is_another_process():
     assert lease.Watch(1).dead(mine | {"born": mine["born"] - 100}, 0)
 
 
+def test_trial_with_a_result_is_told_and_never_failed(make):
+    study = make(1, max_retries=0)
+    claim(study)
+    study.trial_folder(0).mkdir()
+    (study.trial_folder(0) / "result.json").write_text("{}")
+    bury(study, 0)
+    assert study.reclaim() == []
+    assert study.trial(0).state.name == "WAITING"
+
+
+def test_claim_whose_answer_was_lost_is_taken_up(make):
+    study = make(3)
+    assert study.claim() == 0
+    del study._ids[0]  # as if the answer had not come
+    assert study.claim() == 0
+    assert study.claim() == 1
+
+
+def test_told_twice_is_told_once(make):
+    study = make(1)
+    claim(study)
+    study.tell(0, "COMPLETE", [0.5], {})
+    study.tell(0, "COMPLETE", [0.5], {})
+    with pytest.raises(LostLease):
+        study.tell(0, "PRUNED", None, {})
+
+
+def test_verdict_of_the_pruner_outlives_its_worker(make):
+    study = make(1)
+    claim(study)
+    study.condemn(0, "asha: too slow")
+    bury(study, 0)
+    heir = other(study)
+    heir.reclaim()
+    claim(heir)
+    assert heir.verdict(0) == "asha: too slow"
+
+
+def test_target_of_a_loss_is_reached_from_above(tmp_path):
+    from dataclasses import replace
+
+    lower = replace(meta("loss", target=0.5), maximize=False)
+    study = Study.create(tmp_path / "loss", lower, [Entry()] * 3)
+    for value, spent in ((0.6, False), (0.5, True)):
+        number = study.claim()
+        study.drawn(number, nothing)
+        study.tell(number, "COMPLETE", [value], {})
+        assert bool(study.spent()) is spent
+
+
 def test_added_trial_goes_first(make):
     study = make(3)
     study.enqueue([Entry(["train.epochs=1", "lora.r=64"], {"lora.r": 64}, added=True)])
-    claimed = study.claim(nothing)
+    claimed = claim(study)
     assert claimed is not None and claimed.number == 3
     assert claimed.swept == {"lora.r": 64}
     assert study.trial(3).params == {}  # 64 lies outside: the sampler is not told
@@ -163,7 +219,7 @@ def test_added_trial_goes_first(make):
 def test_recipe_keeps_its_values_and_the_sampler_gives_the_rest(make):
     study = make(0)
     study.enqueue([Entry(given={"lora.r": 8}, extra=["lora.lora_dropout=0.3"])])
-    claimed = study.claim(nothing)
+    claimed = claim(study)
     assert claimed is not None and claimed.swept["lora.r"] == 8
     assert claimed.overrides[-1] == "lora.lora_dropout=0.3"
     assert 1e-4 <= claimed.swept["train.learning_rate"] <= 1e-2
@@ -176,10 +232,10 @@ def test_recipe_keeps_its_values_and_the_sampler_gives_the_rest(make):
 def test_no_trial_begins_once_a_budget_is_used_up(make, budget, words):
     study = make(2, **budget)
     study.begin()
-    study.claim(nothing)
+    claim(study)
     study.tell(0, "COMPLETE", [0.7], {"device_s": 3700.0})
     study._optuna.set_user_attr("began", time.time() - 3700)
-    assert study.claim(nothing) is None
+    assert claim(study) is None
     assert words in study.spent()
     assert study.waiting() == 1
 
@@ -193,17 +249,17 @@ def test_stops_are_told_and_forgotten_at_the_next_start(make):
     assert study.stops() == {"1": "slow"}
     assert study.end_waiting(1, "not needed")
     assert study.trial(1).state.name == "PRUNED"
-    study.claim(nothing)
+    claim(study)
     assert not study.end_waiting(0, "too late")
 
 
 def test_ended_trials_of_another_study_count_where_they_lie_in_the_space(make):
     old = make(2)
     for value in (0.1, 0.2):
-        claimed = old.claim(nothing)
+        claimed = claim(old)
         old.tell(claimed.number, "COMPLETE", [value], {})
     outside = old.enqueue([Entry(["lora.r=64"], {"lora.r": 64})])[0]
-    old.claim(nothing)
+    claim(old)
     old.tell(outside, "COMPLETE", [0.9], {})
     new = make(1)
     assert len(new.take_in(old.trials(), origin="old")) == 2
@@ -222,10 +278,18 @@ def test_second_machine_joins_by_url(make, tmp_path):
     if study.meta.storage is None:
         pytest.skip("a journal has no URL")
     joined = Study.join(study.meta.storage, study.meta.name, tmp_path / "elsewhere")
-    assert joined.claim(nothing).number == 0
+    assert claim(joined).number == 0
     assert read_meta(joined.folder).space == study.meta.space
     with pytest.raises(ConfigError, match="has no study 'nix'"):
         Study.join(study.meta.storage, "nix", tmp_path / "elsewhere")
+
+
+def test_sign_of_life_tells_how_far_the_trials_are(make):
+    study = make(1)
+    study.beat({0: {"step": 3, "of": 10, "loss": 0.5}}, busy_s=2.0, idle_s=0.1)
+    (worker,) = other(study).workers().values()
+    assert worker["trials"] == {"0": {"step": 3, "of": 10, "loss": 0.5}}
+    assert (worker["beat"], worker["busy_s"], worker["idle_s"]) == (1, 2.0, 0.1)
 
 
 # --- the journal file ------------------------------------------------------------------------------------------------
@@ -237,12 +301,12 @@ def journal(tmp_path) -> Study:
 
 
 def test_torn_last_line_is_no_line(journal):
-    journal.claim(nothing)
+    claim(journal)
     with open(journal.folder / "journal.log", "ab") as file:
         file.write(b'{"op_code": 5, "trial_id": 1, "sta')
     again = Study.open(journal.folder)
     assert [t.state.name for t in again.trials()] == ["RUNNING", "WAITING", "WAITING"]
-    assert again.claim(nothing).number == 1
+    assert claim(again).number == 1
     assert len(Study.open(journal.folder).trials()) == 3
     for line in (journal.folder / "journal.log").read_text().splitlines():
         json.loads(line)
@@ -257,10 +321,10 @@ def test_full_disk_leaves_the_journal_as_it_was(journal, monkeypatch):
 
     monkeypatch.setattr(storage, "_write_all", full)
     with pytest.raises(OSError, match="No space"):
-        journal.claim(nothing)
+        claim(journal)
     monkeypatch.undo()
     assert (journal.folder / "journal.log").read_bytes() == before
-    assert Study.open(journal.folder).claim(nothing).number == 0
+    assert claim(Study.open(journal.folder)).number == 0
 
 
 def test_study_whose_making_was_cut_short_is_told(tmp_path):
@@ -270,6 +334,46 @@ def test_study_whose_making_was_cut_short_is_told(tmp_path):
         Study.open(tmp_path / "half")
 
 
+def test_lost_connections_are_made_again(postgres, tmp_path):
+    import psycopg
+
+    def cut() -> None:
+        with psycopg.connect(postgres, autocommit=True) as connection:
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+
+    study = Study.create(tmp_path / "cut", meta("cut", storage=postgres), [Entry()] * 3)
+    for number in range(3):
+        cut()
+        assert claim(study).number == number
+        cut()
+        study.report(number, 1, 0.5)
+        cut()
+        study.tell(number, "COMPLETE", [0.5], {})
+    assert [t.state.name for t in study.trials()] == ["COMPLETE"] * 3
+
+
+def test_database_that_stays_away_is_told(postgres, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "PATIENCE_S", 1.5)
+    study = Study.create(tmp_path / "away", meta("away", storage=postgres), [Entry()])
+    study._store.optuna._backend.engine.dispose()
+    monkeypatch.setattr(study._store.optuna._backend.engine.dialect, "connect", _refused)
+    with pytest.raises(StorageDown, match="does not answer"):
+        study.trials()
+
+
+def _refused(*_, **__):
+    import psycopg
+
+    raise psycopg.OperationalError("connection refused")
+
+
 def test_password_stays_out_of_what_is_written():
     assert storage.without_password("postgresql://me:se:cret@host:5/db") == "postgresql://me@host:5/db"
     assert storage.without_password("postgresql://me@host/db") == "postgresql://me@host/db"
+
+
+def test_password_goes_to_the_environment(monkeypatch):
+    monkeypatch.setenv("PGPASSWORD", "")
+    kept = storage.keep_password("search.storage=postgresql://me:s%40cret@host/db")
+    assert kept == "search.storage=postgresql://me@host/db"
+    assert os.environ["PGPASSWORD"] == "s@cret"

@@ -417,3 +417,12 @@ def test_without_tracking_only_the_file_is_written(tmp_path):
     run.params(spec, {})
     run.close("FINISHED")
     assert [p.name for p in (tmp_path / "s/0").iterdir()] == ["metrics.jsonl"]
+
+
+def test_credentials_of_a_server_go_to_the_environment(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "")
+    kept = tracking.keep_credentials("tracking.uri=http://me:s%40cret@host:5000")
+    assert kept == "tracking.uri=http://host:5000"
+    assert (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]) == ("me", "s@cret")
+    assert tracking.keep_credentials("tracking.uri=http://host:5000") == "tracking.uri=http://host:5000"

@@ -99,6 +99,7 @@ def test_trial_begins_with_the_loss_that_the_other_ended_with(tiny_bert, tmp_pat
     spec, work, load = prepared(tiny_bert, "train.max_steps=6", "train.learning_rate=1e-2", "train.eval_every=6")
     made, jobs, evals, notes = engine.Engine(load(), work.task, work.prepared()), [], [], []
     again, _, _ = prepared(tiny_bert, "train.max_steps=1", "train.learning_rate=1e-9", "lora.r=12", "train.seed=4")
+    made.width = 1
     jobs = [engine.Job(1, again, start_from=tmp_path), engine.Job(0, spec)]
     for event in made.run(lambda: jobs.pop() if jobs else None):
         if isinstance(event, engine.TrialBegan):

@@ -1,6 +1,6 @@
 """What a trial costs besides training: claim, spec, folder, MLflow run, tell; and that no trial is claimed twice.
 
-    python benchmarks/queue.py --trials 100 1000 10000 --workers 4
+    python benchmarks/overhead.py --trials 100 1000 10000 --workers 4
 
 Runs studies of trials that train nothing. Prints a row a size: milliseconds a trial as the workers saw it (median and
 mean of one trial in one process) and of the machine (wall seconds times cores, divided by trials).
