@@ -1,6 +1,7 @@
-"""The loop people write: one LoRA trial with HF Trainer, peft and MLflow. Prints one JSON line.
+"""The loop people write: LoRA trials with HF Trainer, peft and MLflow, one after another. Prints a JSON line a trial.
 
-It takes lorasweep's override strings, so that both sides train the same examples with the same settings:
+It takes lorasweep's override strings, so that both sides train the same examples with the same settings; `--many FILE`
+takes a JSON list of such lists, run in one process with the data tokenised once:
     python benchmarks/trainer_loop.py train.max_steps=20 lora.r=8
 The base's own dropout is off, batches are padded to their longest row and grouped by length.
 """
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 STARTED = time.perf_counter()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -26,84 +28,116 @@ from lorasweep import compose, data, model, tasks
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
 
-def rows(spec, task, split, tokenizer) -> Dataset:
-    records = data.load(spec.data, task.columns(spec.data), task.name).splits[split]
-    index = {c: i for i, c in enumerate(task.classes)}
-    table = Dataset.from_dict(
-        {"text": [r["text"] for r in records], "labels": [index[str(r["label"])] for r in records]}
-    )
-    return table.map(
-        lambda batch: tokenizer(batch["text"], truncation=True, max_length=spec.data.max_tokens),
-        batched=True,
-        remove_columns=["text"],
-    )
+class Loop:
+    """What all trials share: the task, the tokenizer and the tokenised splits."""
+
+    def __init__(self, overrides: list[str]) -> None:
+        spec = compose.compose_trial(overrides)
+        self.task = tasks.make(spec.task_type)
+        loaded = data.load(spec.data, self.task.columns(spec.data), self.task.name)
+        self.task.fit(loaded)
+        self.tokenizer = model.load_tokenizer(spec.model)
+        self.splits = {name: self._tokens(spec, records) for name, records in loaded.splits.items()}
+        self.folder = Path(tempfile.mkdtemp())
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{self.folder}/mlflow.db"
+        os.environ["MLFLOW_EXPERIMENT_NAME"] = "loop"
+
+    def _tokens(self, spec: Any, records: list) -> Dataset:
+        index = {c: i for i, c in enumerate(self.task.classes)}
+        table = Dataset.from_dict(
+            {"text": [r["text"] for r in records], "labels": [index[str(r["label"])] for r in records]}
+        )
+        return table.map(
+            lambda batch: self.tokenizer(batch["text"], truncation=True, max_length=spec.data.max_tokens),
+            batched=True,
+            remove_columns=["text"],
+        )
+
+    def adapted(self, spec: Any) -> Any:
+        """Return a fresh base with the trial's adapter."""
+        transformers.set_seed(spec.train.seed)
+        base = transformers.AutoModelForSequenceClassification.from_pretrained(
+            model.source(spec.model), **self.task.model_kwargs(), **dict.fromkeys(DROPOUTS, 0.0)
+        )
+        lora = peft.LoraConfig(
+            task_type="SEQ_CLS",
+            r=spec.lora.r,
+            lora_alpha=spec.lora.alpha,
+            lora_dropout=spec.lora.lora_dropout,
+            target_modules=spec.lora.target_modules,
+            use_rslora=spec.lora.use_rslora,
+            init_lora_weights=spec.lora.init_lora_weights,
+        )
+        return peft.get_peft_model(base, lora)
+
+    def arguments(self, train: Any) -> Any:
+        return transformers.TrainingArguments(
+            output_dir=str(self.folder),
+            num_train_epochs=train.epochs,
+            max_steps=train.max_steps or -1,
+            per_device_train_batch_size=train.batch_size,
+            per_device_eval_batch_size=train.eval_batch_size,
+            learning_rate=train.learning_rate,
+            lr_scheduler_type=train.lr_scheduler_type,
+            warmup_steps=train.warmup_ratio,  # below 1 it is a share of the steps
+            weight_decay=train.weight_decay,
+            max_grad_norm=train.max_grad_norm,
+            train_sampling_strategy="group_by_length",
+            eval_strategy="epoch",
+            save_strategy="no",
+            logging_steps=1,
+            report_to=["mlflow"],
+            disable_tqdm=True,
+            seed=train.seed,
+            dataloader_pin_memory=False,
+        )
+
+    def trial(self, overrides: list[str]) -> dict[str, Any]:
+        """Train one trial; `right` tells for each test row whether it answers well, and is not in the times."""
+        import mlflow
+
+        spec = compose.compose_trial(overrides)
+        net = self.adapted(spec)
+        trainer = transformers.Trainer(
+            model=net,
+            args=self.arguments(spec.train),
+            train_dataset=self.splits["train"],
+            eval_dataset=self.splits["eval"],
+            data_collator=transformers.DataCollatorWithPadding(self.tokenizer),
+            processing_class=self.tokenizer,
+            compute_metrics=lambda p: {"accuracy": float((np.argmax(p.predictions, -1) == p.label_ids).mean())},
+        )
+        began = time.perf_counter()
+        trainer.train()
+        net.save_pretrained(self.folder / "adapter")
+        mlflow.end_run()
+        took, process_s = time.perf_counter() - began, time.perf_counter() - STARTED
+        right = self._right(trainer) if "--test" in sys.argv else None
+        history = [e for e in trainer.state.log_history if "eval_accuracy" in e]
+        return {
+            "accuracy": history[-1]["eval_accuracy"],
+            "loss": history[-1]["eval_loss"],
+            "evaluations": len(history),
+            "steps": trainer.state.global_step,
+            "trial_s": took,
+            "process_s": process_s,
+            "right": right,
+            "test_s": time.perf_counter() - STARTED - process_s,
+        }
+
+    def _right(self, trainer: Any) -> list[int]:
+        trainer.callback_handler.callbacks = []
+        found = trainer.predict(self.splits["test"])
+        return (np.argmax(found.predictions, -1) == found.label_ids).astype(int).tolist()
 
 
-def main(overrides: list[str]) -> dict:
-    spec = compose.compose_trial(overrides)
-    task = tasks.make(spec.task_type)
-    task.fit(data.load(spec.data, task.columns(spec.data), task.name))
-    tokenizer = model.load_tokenizer(spec.model)
-    transformers.set_seed(spec.train.seed)
-    off = dict.fromkeys(DROPOUTS, 0.0)
-    base = transformers.AutoModelForSequenceClassification.from_pretrained(
-        model.source(spec.model), **task.model_kwargs(), **off
-    )
-    lora = peft.LoraConfig(
-        task_type="SEQ_CLS",
-        r=spec.lora.r,
-        lora_alpha=spec.lora.alpha,
-        lora_dropout=spec.lora.lora_dropout,
-        target_modules=spec.lora.target_modules,
-    )
-    net = peft.get_peft_model(base, lora)
-    folder = Path(tempfile.mkdtemp())
-    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-    os.environ["MLFLOW_EXPERIMENT_NAME"] = "loop"
-    train = spec.train
-    arguments = transformers.TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=train.epochs,
-        max_steps=train.max_steps or -1,
-        per_device_train_batch_size=train.batch_size,
-        per_device_eval_batch_size=train.eval_batch_size,
-        learning_rate=train.learning_rate,
-        lr_scheduler_type=train.lr_scheduler_type,
-        warmup_steps=train.warmup_ratio,  # below 1 it is a share of the steps
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        train_sampling_strategy="group_by_length",
-        eval_strategy="epoch",
-        save_strategy="no",
-        logging_steps=1,
-        report_to=["mlflow"],
-        disable_tqdm=True,
-        seed=train.seed,
-        dataloader_pin_memory=False,
-    )
-    trainer = transformers.Trainer(
-        model=net,
-        args=arguments,
-        train_dataset=rows(spec, task, "train", tokenizer),
-        eval_dataset=rows(spec, task, "eval", tokenizer),
-        data_collator=transformers.DataCollatorWithPadding(tokenizer),
-        processing_class=tokenizer,
-        compute_metrics=lambda p: {"accuracy": float((np.argmax(p.predictions, -1) == p.label_ids).mean())},
-    )
-    began = time.perf_counter()
-    trainer.train()
-    net.save_pretrained(folder / "adapter")
-    took = time.perf_counter() - began
-    history = [e for e in trainer.state.log_history if "eval_accuracy" in e]
-    return {
-        "accuracy": history[-1]["eval_accuracy"],
-        "loss": history[-1]["eval_loss"],
-        "evaluations": len(history),
-        "steps": trainer.state.global_step,
-        "trial_s": took,
-        "process_s": time.perf_counter() - STARTED,
-    }
+def main(words: list[str]) -> None:
+    words = [w for w in words if w != "--test"]
+    many = json.loads(Path(words[1]).read_text()) if words[:1] == ["--many"] else [words]
+    loop = Loop(many[0])
+    for overrides in many:
+        print(json.dumps(loop.trial(overrides)), flush=True)
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1:])))
+    main(sys.argv[1:])

@@ -21,7 +21,20 @@ from typing import Any
 
 import torch
 
-from lorasweep import adapter, engine, group, interrupt, lease, model, outcome, provenance, schedule, search, tracking
+from lorasweep import (
+    adapter,
+    engine,
+    group,
+    interrupt,
+    lease,
+    model,
+    outcome,
+    peak,
+    provenance,
+    schedule,
+    search,
+    tracking,
+)
 from lorasweep.display import Display, short
 from lorasweep.engine import Engine, EvalEvent, Job, StepEvent, TrialBegan, TrialEnded
 from lorasweep.errors import ConfigError, DiskFull, LostLease, StorageDown
@@ -374,6 +387,7 @@ class Worker:
                 self._warn_of_reload(running, result["reload"])
         result["params"] = outcome.sizes(running.counts)
         result["tokens_per_s"] = running.tokens / event.train_s if event.train_s else 0.0
+        result["matmul_share"] = peak.share(trainer.base.model, running.counts.trainable, running.tokens, event.train_s)
         result["peak_gib"] = outcome.peak_gib(trainer.device)
         self._finish(running, self._described(running, result))
 

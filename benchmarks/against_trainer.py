@@ -1,0 +1,79 @@
+"""A study of ours against the loop people write (trainer_loop.py), over the same trials.
+
+    python benchmarks/against_trainer.py --trials 24 data=csv data.path=FOLDER data.label_column=category \
+        data.test_split=test train.batch_size=8
+
+The points of lora_search are drawn by our own solo study (random sampler, one seed; without eva, whose start looks at
+data); the loop then trains the same ones in one process. Prints the seconds of four whole processes: the loop, ours one
+trial at a time, ours packed, ours packed with ASHA; the ratios to the loop; the winners' metrics, and the
+paired-bootstrap interval of their difference on the test split. The loop's test scoring is taken off its time.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from pruning import DEFAULTS, correct, interval, run, steps
+
+from lorasweep.study import Study
+
+SPACE = ["lora.init_lora_weights=true,gaussian,pissa_niter_4,olora"]
+OURS = {
+    "solo": ["search.pruner=none", "train.slots=1"],
+    "packed": ["search.pruner=none"],
+    "asha": ["search.pruner=asha"],
+}
+
+
+def loop(study: Study, folder: Path) -> tuple[list[dict], float]:
+    """Train the study's trials with Trainer; return what each gave, and the seconds of all but their test scores."""
+    many = folder / "trials.json"
+    many.write_text(json.dumps([t.user_attrs["overrides"] for t in study.trials()]))
+    script = str(Path(__file__).with_name("trainer_loop.py"))
+    command = [sys.executable, script, "--test", "--many", str(many)]
+    began = time.perf_counter()
+    done = subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.returncode
+    took = time.perf_counter() - began
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"accuracy"')]
+    return rows, took - sum(r["test_s"] for r in rows)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=24)
+    options, overrides = parser.parse_known_args()
+    own = [*DEFAULTS, *SPACE, f"search.trials={options.trials}", *overrides]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        studies, seconds = {}, {}
+        for kind, more in OURS.items():
+            studies[kind], seconds[kind] = run(folder, kind, [*own, *more])
+        rows, seconds["trainer"] = loop(studies["solo"], folder)
+        best = max(rows, key=lambda r: r["accuracy"])
+        row = {
+            "trials": options.trials,
+            "seconds": {k: round(s, 1) for k, s in seconds.items()},
+            "times_faster": {k: round(seconds["trainer"] / s, 2) for k, s in seconds.items()},
+            "trial_s_of_trainer": round(float(np.mean([r["trial_s"] for r in rows])), 2),
+            "steps": {k: steps(s) for k, s in studies.items()} | {"trainer": sum(r["steps"] for r in rows)},
+            "best_eval": {k: s.best().values[0] for k, s in studies.items()} | {"trainer": best["accuracy"]},
+            "test": {"trainer": float(np.mean(best["right"]))},
+            "test_difference_95": {},
+        }
+        for kind, study in studies.items():
+            right = correct(study)
+            row["test"][kind] = float(right.mean())
+            row["test_difference_95"][kind] = interval(right, np.array(best["right"], dtype=float))
+    print(json.dumps(row, indent=1))
+    return 0 if all(low > -0.01 for low, _ in row["test_difference_95"].values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

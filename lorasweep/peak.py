@@ -1,0 +1,47 @@
+"""How well a trial uses its device: the arithmetic of its linear layers against what the device's matmul reaches."""
+
+import functools
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+SIZE = 1024
+"""Rows and columns of the measured product on a CPU; four times as many on an accelerator."""
+
+TRIES = 5
+
+
+@functools.cache
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the FLOP/s of a square matrix product, the fastest of a few; measured once a process."""
+    size = SIZE if device.type == "cpu" else 4 * SIZE
+    a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
+    times = []
+    for _ in range(TRIES + 1):
+        began = time.perf_counter()
+        torch.mm(a, b)
+        if device.type != "cpu":
+            torch.get_device_module(device).synchronize()
+        times.append(time.perf_counter() - began)
+    return 2 * size**3 / min(times)
+
+
+def flops_a_token(model: Any, trained: int) -> int:
+    """Return the FLOPs that a token costs in a step: 4 a frozen weight of a linear layer (forward, and the gradient
+    towards its input), 6 a trained one (and its own gradient). The output head and attention's products are left out.
+    """
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    weights = {
+        m.weight for m in model.modules() if isinstance(m, nn.Linear) and m is not head and not m.weight.requires_grad
+    }
+    return 4 * sum(w.numel() for w in weights) + 6 * trained
+
+
+def share(model: Any, trained: int, tokens: int, seconds: float) -> float:
+    """Return the share of the matmul peak that a trial reached on its tokens, padding not counted; 0 without a step."""
+    if not seconds:
+        return 0.0
+    parameter = next(p for p in model.parameters() if p.is_floating_point())
+    return tokens * flops_a_token(model, trained) / seconds / matmul_peak(parameter.device, parameter.dtype)
