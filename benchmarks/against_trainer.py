@@ -23,12 +23,19 @@ from pruning import DEFAULTS, correct, interval, run, steps
 
 from lorasweep.study import Study
 
-SPACE = ["lora.init_lora_weights=true,gaussian,pissa_niter_4,olora"]
+SEARCH = Path(__file__).parents[1] / "sweeps" / "lora_search.yaml"
 OURS = {
     "solo": ["search.pruner=none", "train.slots=1"],
     "packed": ["search.pruner=none"],
     "asha": ["search.pruner=asha"],
 }
+
+
+def without_eva(path: Path) -> str:
+    """Write lora_search without the initialisation that the loop would have to feed with data; return its path."""
+    lines = [line for line in SEARCH.read_text().splitlines() if "lora.eva_rho" not in line]
+    path.write_text("\n".join(lines).replace(",eva", "") + "\n")
+    return str(path)
 
 
 def loop(study: Study, folder: Path) -> tuple[list[dict], float]:
@@ -49,12 +56,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=24)
     options, overrides = parser.parse_known_args()
-    own = [*DEFAULTS, *SPACE, f"search.trials={options.trials}", *overrides]
+    own = [*DEFAULTS, f"search.trials={options.trials}", *overrides]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        studies, seconds = {}, {}
+        studies, seconds, sweep = {}, {}, without_eva(folder / "lora_search.yaml")
         for kind, more in OURS.items():
-            studies[kind], seconds[kind] = run(folder, kind, [*own, *more])
+            studies[kind], seconds[kind] = run(folder, kind, [*own, *more], sweep)
         rows, seconds["trainer"] = loop(studies["solo"], folder)
         best = max(rows, key=lambda r: r["accuracy"])
         row = {

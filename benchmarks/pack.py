@@ -1,14 +1,17 @@
 """Trials in one pass against the same trials one at a time: optimiser steps a second, taken in turn in one run.
 
-    python -P benchmarks/pack.py --batches 1 2 4 8 16 --lengths 16 64 256 --slots 1 2 4 8 --rounds 5
+    python benchmarks/pack.py --batches 1 2 4 8 16 --lengths 16 64 256 --slots 1 2 4 8 --rounds 5
+    python benchmarks/pack.py --batches 4 --lengths 128 --slots 4 task_type=causal_lm model=smollm2_135m
 
--P, since queue.py beside it would hide the library's own. MiniLM with a classification head, random tokens, LoRA on all
-linear layers. Prints a row a setting: steps a second of both, the median ratio with its range, what a pass costs by
-itself, and how many trials `train.slots=null` would put in one pass.
+MiniLM with a classification head (or the model and task of the overrides: seq_cls or causal_lm), random tokens, LoRA on
+all linear layers. Prints a row a setting: steps a second of both, the median ratio with its range, the share of the
+device's matmul peak that the linear layers reach when packed, what a pass costs by itself, and how many trials
+`train.slots=null` would put in one pass; at the end the most memory that the process had.
 """
 
 import argparse
 import os
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -18,14 +21,16 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 
-from lorasweep import compose, engine, model, pace, tasks
+from lorasweep import compose, engine, model, pace, peak, tasks
 from lorasweep.tasks import Example
 
 
-def examples(length: int, count: int) -> list[Example]:
+def examples(task: tasks.Task, length: int, count: int) -> list[Example]:
     random = torch.Generator().manual_seed(0)
-    ids = torch.randint(1000, 30_000, (count, length), generator=random).tolist()
-    return [Example(row=i, inputs={"input_ids": row}, target=i % 2, supervised=1) for i, row in enumerate(ids)]
+    rows = torch.randint(1000, 30_000, (count, length), generator=random).tolist()
+    if task.name == "CAUSAL_LM":
+        return [Example(i, {"input_ids": ids}, target=ids, supervised=length - 1) for i, ids in enumerate(rows)]
+    return [Example(i, {"input_ids": ids}, target=i % 2, supervised=1) for i, ids in enumerate(rows)]
 
 
 def steps(made: engine.Engine, spec: object, trials: int, width: int) -> Iterator[None]:
@@ -48,9 +53,10 @@ def setting(batch: int, length: int, slots: int, given: argparse.Namespace) -> s
     fixed = ["train.max_steps=1000000", "train.eval_every=1000000", f"train.batch_size={batch}", "train.device=cpu"]
     spec = compose.compose_trial([*fixed, *given.overrides])
     task = tasks.make(spec.task_type)
-    task.classes = ["a", "b"]
+    if task.name == "SEQ_CLS":
+        task.classes = ["a", "b"]
     tokenizer = model.load_tokenizer(spec.model)
-    data = examples(length, 256)
+    data = examples(task, length, 256)
     prepared = engine.Prepared(data, data[:2], tokenizer.pad_token_id)
     packed, solo = (
         engine.Engine(model.load(spec.model, spec.train, task, tokenizer), task, prepared) for _ in range(2)
@@ -64,9 +70,11 @@ def setting(batch: int, length: int, slots: int, given: argparse.Namespace) -> s
     ratios = [b / a for a, b in pairs]
     fast, slow = (count / median(p[i] for p in pairs) for i in (0, 1))
     width = pace.width(cost, spec.train, data)
+    trained = sum(p.numel() for p in packed.slots[0].attached.parameters())
+    share = peak.share(packed.base.model, trained, round(fast * batch * length), 1.0)
     return (
         f"| {batch} | {length} | {slots} | {fast:.1f} | {slow:.1f} | {median(ratios):.2f} "
-        f"({min(ratios):.2f} to {max(ratios):.2f}) | {cost:.0f} | {width} |"
+        f"({min(ratios):.2f} to {max(ratios):.2f}) | {share:.0%} | {cost:.0f} | {width} |"
     )
 
 
@@ -80,14 +88,15 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_intermixed_args()
     sys.stdout.write(
-        "| batch | length | slots | packed, steps/s | solo, steps/s | ratio | a pass costs, tokens | auto |\n"
+        "| batch | length | slots | packed, steps/s | solo, steps/s | ratio | of peak | a pass costs, tokens | auto |\n"
     )
-    sys.stdout.write("|--:|--:|--:|--:|--:|--:|--:|--:|\n")
+    sys.stdout.write("|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
     for batch in given.batches:
         for length in given.lengths:
             for slots in given.slots:
                 sys.stdout.write(setting(batch, length, slots, given) + "\n")
                 sys.stdout.flush()
+    sys.stdout.write(f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB\n")
 
 
 if __name__ == "__main__":

@@ -34,9 +34,9 @@ DEFAULTS = [
 RESAMPLES = 10_000
 
 
-def run(folder: Path, name: str, overrides: list[str]) -> tuple[Study, float]:
-    """Run lora_search; return the study and its seconds, imports and all."""
-    command = [sys.executable, "-m", "lorasweep", "--sweep", "lora_search", *overrides]
+def run(folder: Path, name: str, overrides: list[str], sweep: str = "lora_search") -> tuple[Study, float]:
+    """Run a sweep; return the study and its seconds, imports and all."""
+    command = [sys.executable, "-m", "lorasweep", "--sweep", sweep, *overrides]
     began = time.perf_counter()
     done = subprocess.run([*command, f"outputs={folder}", f"study={name}"], env=os.environ | {"HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.returncode

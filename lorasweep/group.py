@@ -25,9 +25,19 @@ class Workload:
         return Prepared(self.examples["train"], self.examples["eval"], self.tokenizer.pad_token_id)
 
 
+SECTIONS = ("model", "task_type", "data")
+TRAIN = ("device", "precision")
+"""Keys of train that a base is loaded with."""
+
+
+def varies(swept: Sequence[str]) -> bool:
+    """Tell whether trials that differ in these keys may need different bases or data."""
+    return any(k.split(".")[0] in SECTIONS or k in [f"train.{t}" for t in TRAIN] for k in swept)
+
+
 def key(spec: TrialSpec) -> str:
     """Return a string that is equal for trials that can share a base and its data."""
-    train = {k: v for k, v in asdict(spec.train).items() if k in ("device", "precision")}
+    train = {k: v for k, v in asdict(spec.train).items() if k in TRAIN}
     return json.dumps([asdict(spec.model), asdict(spec.task_type), asdict(spec.data), train], sort_keys=True)
 
 

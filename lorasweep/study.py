@@ -26,6 +26,8 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 DEFAULT_TRIALS = 20
+LOOK_AT = 32
+"""Waiting trials among which one is sought that shares what a worker has loaded."""
 KEPT = ("reason", "steps", "train_s", "eval_s", "adapter_mb", "peak_gib", "device_s", "trainable")
 """Of a trial of another study that is taken in, what stays true."""
 
@@ -155,8 +157,11 @@ class Study:
         return numbers
 
     @storage.patient
-    def claim(self) -> int | None:
-        """Return the number of a waiting trial that nobody else has; None: none waits, or a budget is spent."""
+    def claim(self, shares: Callable[[list[str]], bool] | None = None) -> int | None:
+        """Return the number of a waiting trial that nobody else has; None: none waits, or a budget is spent.
+
+        `shares` tells of a trial's overrides whether its base is loaded: of the next trials, such a one goes first.
+        """
         with self._store.exclusive():
             trial_id = self._dropped_answer()
             if trial_id is None:
@@ -164,12 +169,22 @@ class Study:
                 if not waiting or self.spent():
                     return None
                 first = self._attributes()
-                trial_id = next((i for i in waiting if f"first:{i}" in first), waiting[0])
+                trial_id = next((i for i in waiting if f"first:{i}" in first), None)
+                if trial_id is None:
+                    trial_id = self._alike(waiting[:LOOK_AT], shares)
                 self._store.optuna.set_trial_state_values(trial_id, TrialState.RUNNING)
                 self._store.optuna.set_trial_user_attr(trial_id, "owner", self.owner.to_dict())
         number = self._store.optuna.get_trial(trial_id).number
         self._ids[number] = trial_id
         return number
+
+    def _alike(self, waiting: Sequence[int], shares: Callable[[list[str]], bool] | None) -> int:
+        """Return the first trial whose point is known and shares what is loaded, or else the first."""
+        for trial_id in waiting if shares else ():
+            known = self._store.optuna.get_trial(trial_id).user_attrs
+            if "overrides" in known and shares is not None and shares(known["overrides"]):
+                return trial_id
+        return waiting[0]
 
     def _dropped_answer(self) -> int | None:
         """Return a trial that is ours without our knowing: the database took a claim and the answer was lost."""

@@ -1,5 +1,6 @@
 """A trial in a pack ends as it would alone: the same losses, gradients, metrics and weights, whoever is beside it."""
 
+import gc
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -425,3 +426,17 @@ def test_few_slots_where_a_trial_fills_the_machine_and_more_where_it_does_not(ti
     assert pace.width(0.1 * tokens, train, examples) == 1
     assert 2 <= pace.width(0.35 * tokens, train, examples) <= 4
     assert pace.width(float("inf"), train, examples) == pace.MOST
+
+
+def test_trial_leaves_no_tensor_behind(tiny_bert):
+    """The tensors that are alive after the 12th trial are as many as after the 2nd."""
+    spec = spec_of("seq_cls", tiny_bert, "train.max_steps=2", "lora.lora_dropout=0.1")
+    made, alive = trainer(spec, workload("seq_cls", tiny_bert)), []
+
+    def count(event: engine.Event) -> None:
+        if isinstance(event, engine.TrialBegan) and not event.number % 2:
+            gc.collect()
+            alive.append(sum(isinstance(o, torch.Tensor) for o in gc.get_objects()))
+
+    run(made, [engine.Job(i, spec) for i in range(13)], 1, count)
+    assert len(set(alive[1:])) == 1, alive

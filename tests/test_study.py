@@ -377,3 +377,10 @@ def test_password_goes_to_the_environment(monkeypatch):
     kept = storage.keep_password("search.storage=postgresql://me:s%40cret@host/db")
     assert kept == "search.storage=postgresql://me@host/db"
     assert os.environ["PGPASSWORD"] == "s@cret"
+
+
+def test_trial_that_shares_what_is_loaded_goes_first_and_all_are_run(tmp_path):
+    queue = [Entry(overrides=[f"lora.r={r}", "train.learning_rate=1e-3"]) for r in (2, 4, 8, 2)]
+    study = Study.create(tmp_path / "s", meta("s"), queue)
+    claimed = [study.claim(lambda overrides: "lora.r=2" in overrides) for _ in range(5)]
+    assert claimed == [0, 3, 1, 2, None]
