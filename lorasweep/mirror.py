@@ -28,6 +28,13 @@ T = TypeVar("T")
 LOCAL_FILE_SYSTEMS = ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs")
 
 KEY_TAG = "lorasweep.key"
+EXPERIMENT_NOTE = (
+    "LoRA sweeps. Each run of this table is a study: its description asks the question and gives the answer, and **+** "
+    f"opens its trials. Tick some and press **Compare**: `{ledger.OBJECTIVE}` is the metric that ranks a study's "
+    "trials (the tag `metric` says which it is). The search `tags.study = 'NAME'` shows one study alone."
+)
+EXPERIMENT_TAGS = {ledger.NOTE: EXPERIMENT_NOTE, "mlflow.experimentKind": "custom_model_development"}
+"""What MLflow shows above the table of runs; and that it is a table of runs, not of traces."""
 BATCH = 1000
 """Metrics in one call: MLflow's limit."""
 LOCK_TRIES = 8
@@ -74,6 +81,11 @@ class Mirror:
         self._artifacts(box)
         if status:
             self._ask("set_terminated", note.run_id, status, note.ended_ms)
+        if status and note.kind == "study" and ledger.NOTE in note.tags:
+            last = (
+                f"{EXPERIMENT_NOTE}\n\n### Last study: [{note.name}](#/runs/{note.run_id})\n\n{note.tags[ledger.NOTE]}"
+            )
+            self._ask("set_experiment_tag", self._experiment(note.experiment), ledger.NOTE, last)
         with box.lock:
             note.error = ""
             note.behind = note.status is None or note.status != status
@@ -130,7 +142,7 @@ class Mirror:
             if found is None:
                 with suppress(MlflowRefused, MlflowDown):  # another process may have been faster
                     place = (self._file.parent / "mlartifacts").as_uri() if self._file else None
-                    self._ask("create_experiment", name, artifact_location=place)
+                    self._ask("create_experiment", name, artifact_location=place, tags=EXPERIMENT_TAGS)
                     if self._file:
                         _write_ahead(self._file)
                 found = self._ask("get_experiment_by_name", name)
@@ -180,7 +192,8 @@ class Mirror:
             tags = [(k, v) for k, v in note.tags.items() if ("tag", k, v) not in box.sent]
         if box.held:
             points = [p for p in points if (p[0], p[3]) not in box.held]
-        points += [(k, v, note.ended_ms or note.started_ms, 0) for k, v in summary.items()]
+        # first, because MLflow's comparison begins with the metric that a run had first
+        points = [(k, v, note.ended_ms or note.started_ms, 0) for k, v in summary.items()] + points
         first = {"params": [Param(*p) for p in params], "tags": [RunTag(*t) for t in tags]}
         for part in _parts(points) or ([[]] if params or tags else []):
             self._ask("log_batch", note.run_id, metrics=[Metric(*p) for p in part], **first)
@@ -252,6 +265,9 @@ KINDS: dict[str, type[LorasweepError]] = {
 }
 """MLflow's error codes that mean more than a failure of the moment."""
 
+SHUT = ("UNAUTHENTICATED", "PERMISSION_DENIED")
+REFUSED = "it refuses user or password; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+
 
 def load() -> None:
     """Import MLflow, which takes seconds, with our defaults and without its chatter."""
@@ -278,6 +294,8 @@ def _guard(call: Callable[[], T]) -> T:
     try:
         return call()
     except MlflowException as error:
+        if error.error_code in SHUT:
+            raise MlflowDown(REFUSED) from None
         kind = KINDS.get(error.error_code, MlflowDown)
         raise kind(_line(error)) from None
     except (SQLAlchemyError, OSError, ValueError) as error:

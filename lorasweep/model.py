@@ -144,7 +144,7 @@ def load(spec: ModelSpec, train: TrainSpec, task: Task, tokenizer: Any) -> Base:
     kwargs: dict[str, Any] = {
         "dtype": dtype_of(train, device),
         "attn_implementation": spec.attn_implementation,
-        "use_safetensors": True,
+        "use_safetensors": spec.use_safetensors or None,
         "output_loading_info": True,
     }
     if spec.decoder is not None:

@@ -4,7 +4,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from lorasweep import display, outcome
+from lorasweep import answer, display, outcome, race
+from lorasweep.answer import Answer, Candidate
 from lorasweep.study import Study
 
 
@@ -14,31 +15,81 @@ def results(study: Study) -> list[dict[str, Any]]:
     return [r for r in found if r is not None]
 
 
-def show(study: Study, test: Mapping[str, float], outputs: str) -> None:
-    """Print the table, the winner with its rerun line, and the line that opens the UI."""
+def show(study: Study, test: Mapping[str, float], outputs: str, found: Answer) -> None:
+    """Print the table, the answer with its rerun lines, and the line that opens the UI."""
     meta = study.meta
+    again = {t.number: t.user_attrs for t in study.trials() if race.is_repeat(t)}
     columns = ["trial", *meta.swept, f"eval {meta.metric}", "trainable", "seconds", "adapter MB", "state"]
-    rows = [_row(r, meta.swept) for r in results(study)]
+    rows = [_row(r, meta.swept, again.get(r["number"])) for r in results(study)]
     display.table(f"study {meta.name}", columns, rows)
-    best = study.best()
-    if best is not None:
-        result = outcome.read(study.trial_folder(best.number))
-        if result is None:  # it ran on a machine without our disk
-            print(f"\nbest: trial {best.number}, eval {meta.metric} {best.values[0]:.4f}")
-            return
-        print(f"\nbest: trial {best.number}, eval {meta.metric} {best.values[0]:.4f}{_beside(result['baseline'])}")
-        if test:
-            known = {k: v for k, v in test.items() if k in result["baseline"]}
-            print(f"its test {meta.metric}: {test[meta.metric]:.4f}{_beside(known)} (read once, after choosing)")
-        print(f"run it again: {result['rerun']}")
-        print(f"its adapter:  {display.shown(study.trial_folder(best.number) / 'adapter')}")
+    if found.best is not None:
+        _show_best(study, found.best, test, found)
+        if len(found.candidates) > 1:
+            _show_others(found, found.best)
+        if found.best.overrides:
+            path = display.shown(study.folder / answer.BEST)
+            print(f"the best as a file: {path} (python -m lorasweep --sweep {shlex.quote(str(path))})")
     if meta.mlflow_parent:
         where = [] if outputs == "./outputs" else [f"outputs={outputs}"]
         print(f"compare in MLflow: {shlex.join(['python', '-m', 'lorasweep', 'ui', *where])}")
 
 
-def _row(result: Mapping[str, Any], swept: list[str]) -> list[str]:
+def _show_best(study: Study, best: Candidate, test: Mapping[str, float], found: Answer) -> None:
+    metric, folder = found.metric, study.trial_folder(best.number)
+    result = outcome.read(folder)
+    beside = _beside(result["baseline"]) if result else ""
+    seeds = f", mean of {len(best.values)} seeds" if len(best.values) > 1 else ""
+    sure = f", 95 % interval {best.interval}" if best.interval else ""
+    print(f"\nbest: trial {best.number}, eval {metric} {best.value:.4f}{seeds}{sure}{beside}")
+    if result is None:  # it ran on a machine without our disk
+        return
+    if test:
+        known = {k: v for k, v in test.items() if k in result["baseline"]}
+        print(f"its test {metric}: {test[metric]:.4f}{_beside(known)} (read once, after choosing)")
+    print(f"run it again: {result['rerun']}")
+    print(f"its adapter:  {display.shown(folder / 'adapter')}")
+
+
+def _show_others(found: Answer, best: Candidate) -> None:
+    """Print what cannot be told apart from the best, what is cheaper and nearly as good, and the Pareto front."""
+    if found.compared:
+        alike = ", ".join(str(c.number) for c in found.alike)
+        print(
+            f"\nnot distinguishable from it: {len(found.alike)} of {found.compared} others"
+            + (f" (trials {alike})" if alike else "")
+        )
+    cheap = found.cheapest
+    if cheap is not None:
+        least = f"cheapest within one standard error ({best.standard_error:.4f})"
+        if cheap.number == best.number:
+            print(f"{least}: the best itself")
+        else:
+            print(f"{least}: trial {cheap.number}, {_in_short(cheap, found.metric)}")
+            print(f"run that again: {cheap.rerun}")
+    print("no other trial is better and cheaper at once:")
+    for c in found.front:
+        against = ", ".join(name for cost, name in answer.COSTS.items() if c.number in found.fronts[cost])
+        print(f"  trial {c.number}, {_in_short(c, found.metric)} (by {against})")
+
+
+def _in_short(c: Candidate, metric: str) -> str:
+    return ", ".join([f"eval {metric} {c.value:.4f}", *(f"{_cost(k, v)}" for k, v in c.costs.items())])
+
+
+def _cost(name: str, value: float) -> str:
+    amount = f"{value:,.0f}" if name == "trainable" else f"{value:.2f}"
+    return {
+        "trainable": f"{amount} trainable",
+        "adapter_mb": f"{amount} MB",
+        "train_s": f"{amount} s",
+        "peak_gib": f"{amount} GiB",
+    }[name]
+
+
+def _row(result: Mapping[str, Any], swept: list[str], repeat: Mapping[str, Any] | None) -> list[str]:
     done = "params" in result
+    notes = [f"repeats {repeat['repeat_of']}"] if repeat else []
+    notes += [result["reason"]] if result["reason"] else []
     return [
         str(result["number"]),
         *[display.short(result["params_swept"].get(k)) for k in swept],
@@ -46,7 +97,7 @@ def _row(result: Mapping[str, Any], swept: list[str]) -> list[str]:
         f"{result['params']['trainable']:,}" if done else "-",
         f"{result['train_s'] + result['eval_s']:.1f}" if done else "-",
         f"{result['adapter_mb']:.2f}" if done else "-",
-        result["state"] + (f" ({result['reason']})" if result["reason"] else ""),
+        result["state"] + (f" ({'; '.join(notes)})" if notes else ""),
     ]
 
 

@@ -66,7 +66,8 @@ def suggest(trial: optuna.Trial, space: Space, lookup: Lookup | None = None) -> 
 
     `lookup` gives what a key is configured to that does not vary; None takes what the space knows.
     """
-    trial.study._thread_local.cached_all_trials = None  # as Study.ask does: samplers are to see what others finished
+    # As Study.ask does, samplers are to see what others finished; but not what runs again with another seed.
+    trial.study._thread_local.cached_all_trials = _searched(trial.study.get_trials(deepcopy=False))
     sampler = trial.study.sampler
     if isinstance(sampler, _Sobol):
         sampler.space = distributions(space)
@@ -241,17 +242,20 @@ class _FirstObjective:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._seen, name)
 
+    def _get_trials(self, deepcopy: bool, states: Sequence[TrialState] | None, use_cache: bool) -> list[FrozenTrial]:
+        return _searched(self._seen._get_trials(deepcopy, states, use_cache))
+
     @property
     def direction(self) -> optuna.study.StudyDirection:
         return self._seen.directions[0]
 
 
 class _OwnTrials(_FirstObjective):
-    """What pruners compare with: this study's trials, without those that warm-started its sampler."""
+    """What pruners compare with: this study's trials, without those that warm-started its sampler, and repeats."""
 
     def get_trials(self, deepcopy: bool = True, states: Sequence[TrialState] | None = None) -> list[FrozenTrial]:
         found = self._seen.get_trials(deepcopy=deepcopy, states=states)
-        return [t for t in found if "origin" not in t.user_attrs]
+        return [t for t in _searched(found) if "origin" not in t.user_attrs]
 
     @property
     def best_trial(self) -> FrozenTrial:
@@ -260,6 +264,11 @@ class _OwnTrials(_FirstObjective):
             raise ValueError("no trial is complete")
         sign = -1 if self.direction == optuna.study.StudyDirection.MAXIMIZE else 1
         return min(done, key=lambda t: sign * t.values[0])
+
+
+def _searched(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the trials that are no repeats of others with another seed."""
+    return [t for t in trials if "repeat_of" not in t.user_attrs]
 
 
 @contextmanager

@@ -44,6 +44,8 @@ class ModelSpec:
     """Attention kernel, transformers' name."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint. Only for sources you trust."""
+    use_safetensors: bool = True
+    """Load safetensors only. Off: pickled weights (pytorch_model.bin) too. Only for sources you trust."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,6 +332,23 @@ class TrackSpec:
     """Load the saved adapter with peft onto a fresh base, evaluate again and compare."""
     log_every: int = ranged(1, 1)
     """Optimiser steps between logged training points."""
+    system_metrics: bool = True
+    """Log CPU, memory and GPU every 10 seconds, under MLflow's names (system/...)."""
+    save_adapters: str = one_of("all", "all", "best", "pareto", "top_k", "none")
+    """Which adapters are left when a study has ended: all, the best, those on the report's Pareto front, or the best
+    keep_top. With anything but all, MLflow gets the best alone, as a model."""
+    keep_top: int = ranged(3, 1)
+    """How many adapters save_adapters=top_k leaves."""
+    log_model: bool = True
+    """Log the best adapter as an MLflow model when a study has ended; the base is found by config, not copied."""
+    register: str | None = None
+    """Name in MLflow's model registry under which the best adapter is registered; its alias is champion where it is
+    better than the champion so far by more than noise, else challenger."""
+
+    def problems(self) -> list[str]:
+        if self.register is not None and not re.fullmatch(r"[^/:]+", self.register):
+            return [f"tracking.register: must be a name without '/' and ':', got '{self.register}'"]
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,6 +390,11 @@ class SearchSpec:
     """No trial begins so many hours after the study was made."""
     target: float | None = None
     """No trial begins once the primary metric is this good."""
+    repeats: int = ranged(0, 0, 1000)
+    """Further seeds with which the best trials run again once the search is over; the best mean wins. A trial that can
+    no longer reach the best is not repeated any more."""
+    repeat_top: int = ranged(3, 1)
+    """How many of the best trials run again, and beside them the cheapest within one standard error of the best."""
     enqueue: list[str] | None = None
     """Recipes tried first, each a string of overrides: 'lora.r=8 lora.lora_alpha=16'."""
     warm_start: list[str] | None = None
@@ -439,6 +463,14 @@ class TrialSpec:
         return out
 
 
+NAME_RULE = "must be letters, digits, '.', '_' or '-'"
+
+
+def is_name(study: str) -> bool:
+    """Return whether a study may be called so: its name is a folder's, and cannot lead out of the outputs folder."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", study) is not None
+
+
 def trial_spec(tree: Mapping[str, Any], overrides: tuple[str, ...]) -> tuple[TrialSpec | None, list[str]]:
     """Return the spec of a nested mapping and its problems; the spec is None where there are any."""
     problems: list[str] = []
@@ -451,8 +483,8 @@ def trial_spec(tree: Mapping[str, Any], overrides: tuple[str, ...]) -> tuple[Tri
             problems.append(f"{name}: must be a string, got {value!r}")
         parts[name] = value
     study = parts["study"]
-    if isinstance(study, str) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", study):
-        problems.append(f"study: must be letters, digits, '.', '_' or '-', got '{study}'")
+    if isinstance(study, str) and not is_name(study):
+        problems.append(f"study: {NAME_RULE}, got '{study}'")
     if parts["outputs"] is None:
         parts["outputs"] = "./outputs"
     unknown = set(tree) - set(SECTIONS) - {"outputs", "study"}

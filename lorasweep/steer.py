@@ -7,11 +7,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lorasweep import compose, display, group, interrupt, outcome, space, sweeper, worker
+from lorasweep import compose, display, group, interrupt, outcome, race, space, sweeper, tracking, worker
 from lorasweep.errors import ConfigError, StudyMismatch
 from lorasweep.meta import Entry
 from lorasweep.space import Space
-from lorasweep.spec import SearchSpec
+from lorasweep.spec import NAME_RULE, SearchSpec, is_name
 from lorasweep.study import DEFAULT_TRIALS, ENDED, Study
 
 SETTLED = ("sampler", "question", "objectives", "direction", "storage", "enqueue", "warm_start")
@@ -25,12 +25,14 @@ def find(words: Sequence[str]) -> tuple[Study, list[str]]:
     """
     if not words or words[0].startswith("-"):
         raise ConfigError(["name a study first: its folder, e.g. outputs/NAME, or postgresql://... study=NAME"])
-    first, rest = words[0], list(words[1:])
+    first, rest = words[0], [tracking.keep_credentials(w) for w in words[1:]]
     outputs = next((w.split("=", 1)[1] for w in rest if w.startswith("outputs=")), "./outputs")
     if first.startswith("postgresql://"):
         from lorasweep import storage
 
         name = next((w.split("=", 1)[1] for w in rest if w.startswith("study=")), "")
+        if not is_name(name):
+            raise ConfigError([f"study: {NAME_RULE}, got '{name}'; name the database's study with study=NAME"])
         rest = [w for w in rest if w.split("=")[0] not in ("study", "outputs")]
         return Study.join(storage.keep_password(first), name, Path(outputs)), rest
     folder = (Path(first) if Path(first).is_dir() else Path(outputs) / first).resolve()
@@ -223,7 +225,14 @@ def resume(study: Study, overrides: Sequence[str], *, failed: bool = False) -> N
 
 def _again(trial: Any) -> Entry:
     known = trial.user_attrs
-    return Entry(known["overrides"], known["swept"], start_from=known.get("start_from"), retry_of=trial.number)
+    return Entry(
+        known["overrides"],
+        known["swept"],
+        start_from=known.get("start_from"),
+        retry_of=trial.number,
+        repeat_of=known.get("repeat_of"),
+        repeat=known.get("repeat", 0),
+    )
 
 
 def _refuse_other_space(study: Study, overrides: Sequence[str]) -> None:
@@ -248,7 +257,7 @@ def _change_search(study: Study, overrides: Sequence[str]) -> None:
     now = asdict(compose.compose_trial([*_search_overrides(study.meta.search), *overrides]).search)
     more: list[Entry] = []
     if "trials" in keys and now["trials"] is not None:
-        have = len(study.trials())
+        have = len([t for t in study.trials() if not race.is_repeat(t)])
         if now["trials"] < have:
             raise StudyMismatch(f"search.trials: the queue has {have} trials already; stop some of them one by one")
         if study.search.sampler != "grid":
@@ -353,8 +362,6 @@ def _copy_folder(old: Path, new: Path, number: int) -> None:
 
 def repair(words: Sequence[str]) -> int:
     """Send MLflow what it missed."""
-    from lorasweep import tracking
-
     study, _ = find(words)
     print(tracking.sync(study.folder, study.spec(study.space.fixed)))
     return 0

@@ -16,7 +16,7 @@ import optuna
 from optuna.exceptions import DuplicatedStudyError
 from optuna.trial import FrozenTrial, TrialState
 
-from lorasweep import compose, lease, search, storage
+from lorasweep import compose, lease, race, search, storage
 from lorasweep.errors import ConfigError, LostLease
 from lorasweep.meta import Claimed, Entry, StudyMeta, read_meta, search_spec
 from lorasweep.space import Space
@@ -140,6 +140,8 @@ class Study:
                 attributes["start_from"] = entry.start_from
             if entry.retry_of is not None:
                 attributes["retry_of"] = entry.retry_of
+            if entry.repeat_of is not None:
+                attributes |= {"repeat_of": entry.repeat_of, "repeat": entry.repeat}
             inside = {k: v for k, v in entry.given.items() if k in space and search.holds(space[k], v)}
             if entry.overrides is not None:
                 attributes |= {"overrides": entry.overrides, "swept": entry.given}
@@ -247,7 +249,8 @@ class Study:
     def should_prune(self, number: int, total_steps: int) -> bool:
         """Return whether the pruner ends the trial at the step it reported last."""
         pruner = search.make_pruner(self.search, total_steps)
-        return search.should_prune(pruner, self._optuna, self._store.optuna.get_trial(self._ids[number]))
+        trial = self._store.optuna.get_trial(self._ids[number])
+        return not race.is_repeat(trial) and search.should_prune(pruner, self._optuna, trial)
 
     @storage.patient
     def checkpointed(self, number: int, step: int) -> None:
@@ -395,6 +398,8 @@ class Study:
         space = search.distributions(self.space)
         numbers = []
         for trial in trials:
+            if race.is_repeat(trial):
+                continue
             swept = trial.user_attrs.get("swept", trial.params)
             if trial.values is not None and len(trial.values) != len(self._optuna.directions):
                 continue
@@ -462,10 +467,23 @@ class Study:
         return len(self._store.ids(self._id, TrialState.RUNNING))
 
     def best(self) -> FrozenTrial | None:
-        """Return the complete trial with the best primary metric; of equals, the first."""
-        done = [t for t in self.trials() if t.state == TrialState.COMPLETE and t.values]
-        sign = -1 if self.meta.maximize else 1
-        return min(done, key=lambda t: (sign * t.values[0], t.number), default=None)
+        """Return the complete trial with the best primary metric; of equals, the first.
+
+        Where configurations run again with other seeds, the one with the best mean, by its first trial.
+        """
+        return race.leader(self.trials(), self.racing(), self.meta.maximize)
+
+    def racing(self) -> race.Race:
+        """Return which trials run again with other seeds."""
+        return race.Race.from_dict(self._attributes().get("race"))
+
+    def run_again(self, found: race.Race, round_: Sequence[Entry]) -> list[int]:
+        """Store a race and queue what of its next round is not there yet; return the new numbers."""
+        with self._store.exclusive():
+            self._optuna.set_user_attr("race", found.to_dict())
+            there = race.repeats(self.trials())
+            new = [e for e in round_ if e.repeat_of is None or e.repeat not in there.get(e.repeat_of, {})]
+            return self.enqueue(new)
 
 
 def _optuna_study(meta: StudyMeta, store: storage.Store, more_objectives: int, create: bool) -> optuna.Study:

@@ -273,7 +273,7 @@ def _warm_start(study: Any) -> None:
 
 def carry_on(study: Any, launch: Launch, loaded: Mapping[str, Any]) -> int:
     """Run what is left of a study and show the outcome; return the exit code."""
-    from lorasweep import display, interrupt, worker
+    from lorasweep import display, interrupt, repeats, worker
 
     total = len(study.trials())
     print(
@@ -284,7 +284,10 @@ def carry_on(study: Any, launch: Launch, loaded: Mapping[str, Any]) -> int:
     worker.prepare(study, loaded)
     with interrupt.heard(lambda: study.stop(None, "Ctrl-C")) as interrupts:
         _run_workers(study, launch, interrupts)
-    if interrupts.count or "all" in study.stops():
+        while not _stopped(study, interrupts) and (again := repeats.next_round(study)):
+            print(f"repeats: {len(again)} trials run again with another seed", flush=True)
+            _run_workers(study, launch, interrupts)
+    if _stopped(study, interrupts):
         print(
             f"stopped, nothing is lost; go on with: python -m lorasweep resume {display.shown(study.folder)}",
             flush=True,
@@ -293,13 +296,17 @@ def carry_on(study: Any, launch: Launch, loaded: Mapping[str, Any]) -> int:
     return finish(study, loaded)
 
 
+def _stopped(study: Any, interrupts: Any) -> bool:
+    return bool(interrupts.count) or "all" in study.stops()
+
+
 def _run_workers(study: Any, launch: Launch, interrupts: Any) -> None:
     """Launch workers until nothing is left: a launcher whose process was killed may take the other workers with it."""
-    from lorasweep import worker
+    from lorasweep import tracking, worker
 
     idle = 0
     work = functools.partial(_work, str(study.folder))
-    while not interrupts.count and "all" not in study.stops():
+    while not _stopped(study, interrupts):
         worker.settle(study)
         if not study.waiting() or study.spent():
             if not study.running():
@@ -314,7 +321,8 @@ def _run_workers(study: Any, launch: Launch, interrupts: Any) -> None:
             raise
         except Exception as error:  # a launcher's own error, or a worker's: what it had goes back
             failure = error
-            print(f"a worker ended: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            told = tracking.redact(str(error))
+            print(f"a worker ended: {type(error).__name__}: {told.splitlines()[0] if told else ''}")
         idle = idle + 1 if _state(study) == before else 0
         if idle >= LAUNCHES_WITHOUT_PROGRESS or worker.is_fatal(failure):
             raise failure or RuntimeError(f"workers end without running a trial; see {study.folder}")
@@ -332,19 +340,34 @@ def _work(folder: str, config: Any) -> None:
     worker.run_worker(folder)
 
 
+def _settle_adapters(study: Any, spec: Any) -> None:
+    """Log the winner as an MLflow model, then leave the adapters that tracking.save_adapters keeps."""
+    from lorasweep import clean, registry
+
+    told = registry.log_winner(study, spec)
+    if told:
+        print(told)
+    clean.tidy(study, spec.tracking)
+
+
 def finish(study: Any, loaded: Mapping[str, Any]) -> int:
     """Score the winner on the test split, close the study in MLflow, print the table; return the exit code."""
-    from lorasweep import outcome, report, tracking
+    from lorasweep import answer, outcome, page, report, tracking
 
     test = outcome.score_winner(study, loaded)
     failed = study.failed()
-    best = study.best()
+    found = answer.answer(study)
     scores = {f"test_{k}": v for k, v in test.items()}
-    if best is not None:
-        scores |= {f"best_eval_{study.meta.metric}": best.values[0], "best_trial": best.number}
+    if found.best is not None:
+        scores |= {f"best_eval_{study.meta.metric}": found.best.value, "best_trial": found.best.number}
+    if found.best is not None and found.best.standard_error is not None:
+        scores[f"best_eval_{study.meta.metric}_standard_error"] = found.best.standard_error
+    answer.write_best(study, found)
+    page.write_if_possible(study, found)
     spec = study.spec(study.space.fixed)
     tracking.close_study(spec, study.meta.mlflow_parent, scores, ok=not failed, folder=study.folder)
-    report.show(study, test, study.meta.outputs)
+    report.show(study, test, study.meta.outputs, found)
+    _settle_adapters(study, spec)
     if study.waiting():
         print(f"{study.waiting()} trials were not begun: {study.spent()}")
     return EXIT_FAILED_TRIALS if failed else EXIT_OK

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from lorasweep import ledger
+from lorasweep import ledger, system
 from lorasweep.data import Data
-from lorasweep.errors import MlflowDown, MlflowRefused
+from lorasweep.errors import ConfigError, MlflowDown, MlflowRefused
 from lorasweep.ledger import Ledger, Outbox, redact
 from lorasweep.mirror import Mirror
 from lorasweep.sender import Sender
@@ -32,6 +32,8 @@ EXIT_S = 10.0
 """Longest wait for it when the process ends."""
 SYNC_S = 60.0
 """Longest time for the trials that are behind when a study ends; `sync` has as long as it needs."""
+REPORTS = ("report.html", "report.md")
+"""What `report` writes into a study's folder."""
 
 KEY_CONFIG = {
     "model": ("pretrained",),
@@ -52,16 +54,26 @@ def default_uri(outputs: str) -> str:
 
 
 def keep_credentials(text: str) -> str:
-    """Return an override `tracking.uri=http://USER:PASSWORD@HOST` without them.
+    """Return an override `tracking.uri=SCHEME://USER:PASSWORD@HOST` without its password: it is written nowhere.
 
-    They go into MLflow's own MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, for this process and its workers.
+    A server's go into MLflow's own MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, PostgreSQL's into PGPASSWORD,
+    for this process and its workers. Raises ConfigError for a database that has no such variable.
     """
-    found = re.search(r"^tracking\.uri=['\"]?https?://([^/:@]*):([^@/]*)@", text)
+    found = re.search(r"^\+{0,2}tracking\.uri=['\"]?([\w+]+)://([^/:@]*)(?::([^@/]*))?@", text)
     if not found:
         return text
-    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(found.group(1))
-    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(found.group(2))
-    return re.sub(r"://[^/@]*@", "://", text, count=1)
+    scheme, user, password = found.groups()
+    if scheme in ("http", "https"):
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(user)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(password or "")
+        return re.sub(r"://[^/@]*@", "://", text, count=1)
+    if password is None:
+        return text
+    if not scheme.startswith("postgresql"):
+        rule = "must hold no password, it would be written into the study's folder"
+        raise ConfigError([f"tracking.uri: {rule}, got {redact(text)}; use the driver's own password file"])
+    os.environ["PGPASSWORD"] = unquote(password)
+    return text.replace(f":{password}@", "@", 1)
 
 
 def store_uri(spec: TrialSpec) -> str:
@@ -100,10 +112,33 @@ def close_study(
         return
     flush()
     note.summary = {k: float(v) for k, v in metrics.items()}
+    note.tags[ledger.NOTE] = redact(ledger.answer(folder, metrics) or note.tags.get(ledger.NOTE, ""))
+    _add_report(folder, note)
     note.end("FINISHED" if ok else "FAILED", ledger.now_ms())
     note.save(folder)
     if _send_study(spec, Outbox(folder, note), CLOSE_S):
         sync(folder, spec, SYNC_S)
+
+
+def _add_report(folder: Path, note: Ledger) -> None:
+    pairs: list[list[str | None]] = [[name, None] for name in REPORTS if (folder / name).exists()]
+    note.artifacts += [pair for pair in pairs if pair not in note.artifacts]
+
+
+def send_report(folder: Path) -> str:
+    """Log a study's report to its run, whether that has ended or not; return why MLflow lacks it, or nothing."""
+    note = ledger.load(folder)
+    if note is None or not note.uri:
+        return ""
+    _add_report(folder, note)
+    note.behind = True
+    note.save(folder)
+    counts = SyncCounts()
+    try:
+        _catch_up(Mirror(note.uri), folder, counts)
+    except (MlflowDown, MlflowRefused, OSError) as error:
+        return str(error)
+    return "another process is sending this study" if counts.busy else ""
 
 
 def _send_study(spec: TrialSpec, box: Outbox, seconds: float) -> bool:
@@ -158,18 +193,26 @@ def start_trial(
     box.save()
     sender = _sender(store_uri(spec))
     sender.submit(box)
-    return TrialRun(folder, box, sender)
+    return TrialRun(folder, box, sender, system.watch() if spec.tracking.system_metrics else None)
 
 
 class TrialRun:
     """The log of one trial: metrics.jsonl, and its MLflow run where there is one. No method waits for MLflow but
     `close`, and that for some seconds at most."""
 
-    def __init__(self, folder: Path, box: Outbox | None = None, sender: Sender | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        box: Outbox | None = None,
+        sender: Sender | None = None,
+        machine: system.Watch | None = None,
+    ) -> None:
         self._folder = folder
         self._file = (folder / ledger.POINTS).open("a", encoding="utf8")
         self._box = box
         self._sender = sender
+        self._machine = machine
+        self._seen = time.monotonic()
 
     @property
     def run_id(self) -> str | None:
@@ -177,7 +220,13 @@ class TrialRun:
         return self._box.ledger.run_id if self._box else None
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Write the values of a step to the file, at once; MLflow has them when the step is covered."""
+        """Write the values of a step to the file, at once; MLflow has them when the step is covered.
+
+        A new look at the machine goes along, so that it has the step's fate when a trial goes back.
+        """
+        found = self._machine.newer(self._seen) if self._machine else None
+        if found:
+            self._seen, values = found.taken, {**values, **found.values}
         self._file.write(json.dumps({"step": step, "time_ms": ledger.now_ms(), **values}) + "\n")
         self._file.flush()
 
@@ -231,6 +280,8 @@ class TrialRun:
         if not (self._box and self._sender):
             return
         with self._box.lock:
+            if status != "KILLED":
+                ledger.summarise(self._box.ledger, ledger.read_result(self._folder))
             self._box.ledger.end(status, ledger.now_ms())
             self._box.closed = True
         self._box.save()

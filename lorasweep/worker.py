@@ -26,12 +26,14 @@ from lorasweep import (
     engine,
     group,
     interrupt,
+    learned,
     lease,
     model,
     outcome,
     peak,
     provenance,
     schedule,
+    scores,
     search,
     tracking,
 )
@@ -92,6 +94,9 @@ class Worker:
         """A trial that waits for its group."""
         self._trainer: Engine | None = None
         self._group = ""
+        """What is loaded."""
+        self._groups: dict[tuple[str, ...], str] = {}
+        """Of trials that were looked at while they waited."""
         self._stops: dict[str, str] = {}
         self._interrupts = interrupt.Interrupts()
         self._claiming: int | None = None
@@ -150,7 +155,7 @@ class Worker:
         while True:
             began = time.perf_counter()
             settle(self.study)
-            self._claiming = self.study.claim()
+            self._claiming = self.study.claim(self._shares if group.varies(self.study.meta.swept) else None)
             if self._claiming is None:
                 return None
             claimed = self.study.drawn(self._claiming, self._configured)
@@ -161,6 +166,16 @@ class Worker:
             self._claiming = None
             if running is not None:
                 return running
+
+    def _shares(self, overrides: list[str]) -> bool:
+        """Tell whether a waiting trial can use the base that is loaded."""
+        line = tuple(overrides)
+        if line not in self._groups:
+            try:
+                self._groups[line] = group.key(self.study.spec(overrides))
+            except ConfigError:  # it will say so when it is its turn
+                self._groups[line] = "none"
+        return self._groups[line] == self._group
 
     def _open(self, claimed: Claimed, folder: Path) -> Running | None:
         """Return the trial ready to run; None where it turned out to be over already, or cannot be."""
@@ -250,7 +265,7 @@ class Worker:
                     f"{self.study.folder}: cannot write ({error}); free space, then: "
                     f"python -m lorasweep resume {self.study.folder}"
                 ) from error
-            trace = traceback.format_exc()
+            trace = tracking.redact(traceback.format_exc())
             if running is None and self._claiming is not None:
                 number, self._claiming = self._claiming, None
                 self._fail_unopened(number, trace)
@@ -380,8 +395,10 @@ class Worker:
         result = outcome.measured(event, running.last, work, primary)
         folder = running.folder / "adapter"
         result["adapter_mb"] = adapter.save(event.attached, folder)
+        learned.write(running.folder, work.task)
         if running.last is not None:
             outcome.write_examples(running.folder / "examples.txt", running.last, work)
+            scores.write(running.folder, work.task, primary, running.last.predictions, work.data.splits["eval"])
             if running.spec.tracking.reload_check and event.state == "COMPLETE":
                 result["reload"] = outcome.reload(folder, running.spec, running.last, work, trainer, primary)
                 self._warn_of_reload(running, result["reload"])
@@ -508,7 +525,7 @@ class Worker:
         run.tag("state", result["state"])
         if result["reason"]:
             run.tag("reason", result["reason"][:500])
-        if "params" in result:
+        if "params" in result and running.spec.tracking.save_adapters == "all":
             run.artifact(running.folder / "adapter", "adapter")
         for name in ("config.yaml", "result.json", "log.txt"):
             run.artifact(running.folder / name)

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,16 +30,19 @@ VALUES = {"train_loss": 0.5, "learning_rate": 1e-4, "grad_norm": 1.0, "tokens_pe
 class Server:
     """An `mlflow server` that can be killed and started again on its port."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, options: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> None:
         self.folder, self.port = folder, free_port()
+        self.options, self.environment = options, environment or {}
         self.uri = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen | None = None
 
     def start(self) -> None:
         store = f"sqlite:///{self.folder}/server.db"
         options = ["--backend-store-uri", store, "--artifacts-destination", str(self.folder / "artifacts")]
-        command = [sys.executable, "-m", "mlflow", "server", *options, "--port", str(self.port), "--workers", "1"]
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        options += ["--port", str(self.port), "--workers", "1", *self.options]
+        command = [sys.executable, "-m", "mlflow", "server", *options]
+        quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        environment = {**os.environ, **quiet, **self.environment}
         with (self.folder / "server.log").open("a") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
         for _ in range(600):
@@ -91,7 +95,8 @@ def free_port() -> int:
 
 
 def made(outputs: Path, uri: str | None = None) -> TrialSpec:
-    return compose.compose_trial([f"outputs={outputs}", *([f"tracking.uri={uri}"] if uri else [])])
+    own = [f"tracking.uri={uri}"] if uri else []
+    return compose.compose_trial([f"outputs={outputs}", "tracking.system_metrics=false", *own])
 
 
 def start(spec: TrialSpec, parent: str | None, number: int = 0, **rest) -> tracking.TrialRun:
@@ -291,12 +296,44 @@ def test_trial_killed_after_its_result_is_ended_by_sync(tmp_path, store, state, 
     note.save(folder)
     (folder / "metrics.jsonl").write_text('{"step": 1, "time_ms": 5, "loss": 1.0}\n{"step": 2, "ti')
     assert tracking.sync(tmp_path / "s", spec).open == 1
-    (folder / "result.json").write_text(json.dumps({"state": state, "reason": "so"}))
+    metric = {"name": "f1", "value": 0.25}
+    (folder / "result.json").write_text(json.dumps({"state": state, "reason": "so", "metric": metric}))
     assert tracking.sync(tmp_path / "s", spec).sent == 1
     (run,) = runs(store)
     assert (run.info.status, run.data.tags["state"], run.data.tags["reason"]) == (status, state, "so")
+    assert run.data.tags["metric"] == "f1"
     assert [a.path for a in MlflowClient(store).list_artifacts(run.info.run_id)] == ["result.json"]
-    assert in_mlflow(store, folder) == Counter([("loss", 1, 1.0)])
+    assert in_mlflow(store, folder) == Counter([("loss", 1, 1.0), (ledger.OBJECTIVE, 0, 0.25)])
+
+
+def test_description_of_a_study_holds_question_answer_and_rerun_line(tmp_path, store):
+    spec, folder = made(tmp_path), tmp_path / "s/0"
+    parent = tracking.open_study(spec, "s", "Which rank?")
+    run = start(spec, parent)
+    rerun = "python -m lorasweep lora.r=8"
+    result = {"metric": {"name": "f1", "value": 0.25}, "rerun": rerun, "params_swept": {"lora.r": 8}}
+    (folder / "result.json").write_text(json.dumps(result))
+    run.close("FINISHED")
+    meta = {
+        "name": "s",
+        "question": "Which rank?",
+        "metric": "f1",
+        "outputs": "./outputs",
+        "overrides": ["lora.r=8,16"],
+    }
+    (tmp_path / "s/study.json").write_text(json.dumps(meta))
+    scores = {"best_trial": 0, "best_eval_f1": 0.25, "test_f1": 0.125}
+    tracking.close_study(spec, parent, scores, ok=True, folder=tmp_path / "s")
+    client = MlflowClient(store)
+    note = client.get_run(parent).data.tags[ledger.NOTE]
+    assert "**Question**: Which rank?" in note
+    assert f"**Best**: `lora.r=8`, [trial 0](#/runs/{run.run_id}), eval f1 0.2500, test f1 0.1250" in note
+    assert f"`{rerun}`" in note
+    assert "python -m lorasweep report outputs/s`" in note
+    assert rerun in client.get_run(run.run_id).data.tags[ledger.NOTE]
+    experiment = client.get_experiment_by_name("lorasweep")
+    assert f"[s](#/runs/{parent})" in experiment.tags[ledger.NOTE]
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
 
 
 def test_run_whose_creation_was_not_answered_is_found_again(tmp_path, store):

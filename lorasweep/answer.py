@@ -1,0 +1,250 @@
+"""A study's answer: the best configuration, how sure that is, and what is nearly as good for less.
+
+<study>/best.yaml   the best configuration, to run with: python -m lorasweep --sweep <study>/best.yaml
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lorasweep import display, outcome, race, scores, stats
+from lorasweep.ledger import redact
+from lorasweep.scores import Scores
+from lorasweep.stats import Difference, Interval
+from lorasweep.study import Study
+
+COSTS = {"trainable": "trainable", "adapter_mb": "adapter MB", "train_s": "train s", "peak_gib": "peak GiB"}
+"""What the Pareto fronts weigh the metric against, and its heading."""
+BEST = "best.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A complete configuration, with all its seeds."""
+
+    number: int
+    """Its trial; of several seeds, the first."""
+    point: Mapping[str, Any]
+    """The values of the keys that vary."""
+    values: tuple[float, ...]
+    """The primary metric, a seed each."""
+    value: float
+    """Their mean."""
+    standard_error: float | None
+    """Of the metric over eval examples or of the mean over seeds, whichever is larger; None: nothing tells."""
+    interval: Interval | None
+    """95 %: of the mean over seeds, or of a single seed over eval examples."""
+    costs: Mapping[str, float]
+    """By the keys of COSTS, as far as they are known."""
+    rerun: str
+    overrides: tuple[str, ...] = ()
+    difference: Difference | None = None
+    """The best one's metric minus its own, on the same examples; None: they cannot be compared so."""
+    alike: bool | None = None
+    """Whether it cannot be told apart from the best; None: nothing tells."""
+    dropped: bool = False
+    """Whether its repeats ended early, for it could not reach the best any more."""
+
+    @property
+    def label(self) -> str:
+        point = ", ".join(f"{k}={display.short(v)}" for k, v in self.point.items())
+        return f"trial {self.number}" + (f" ({point})" if point else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    metric: str
+    maximize: bool
+    going_on: bool
+    """Whether trials wait or run: the answer may change."""
+    candidates: Sequence[Candidate] = ()
+    best: Candidate | None = None
+    cheapest: Candidate | None = None
+    """Of those within one standard error of the best: fewest trainable parameters, then seconds. May be the best."""
+    fronts: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Cost -> the trials that no other one beats in metric and that cost at once, cheapest first."""
+
+    @property
+    def alike(self) -> list[Candidate]:
+        """The candidates that cannot be told apart from the best."""
+        return [c for c in self.candidates if c.alike]
+
+    @property
+    def compared(self) -> int:
+        """With how many candidates the best could be compared."""
+        return sum(c.alike is not None for c in self.candidates)
+
+    @property
+    def front(self) -> list[Candidate]:
+        """The candidates on any of the fronts, best metric first."""
+        there = {n for numbers in self.fronts.values() for n in numbers}
+        return in_order([c for c in self.candidates if c.number in there], self.maximize)
+
+    @property
+    def text(self) -> str:
+        """The answer in two sentences."""
+        if self.best is None:
+            return "No trial is complete yet. There is nothing to choose from."
+        return f"{'So far, ' if self.going_on else ''}{self._first(self.best)} {self._second(self.best)}"
+
+    def _first(self, best: Candidate) -> str:
+        seeds = f", the mean of {len(best.values)} seeds" if len(best.values) > 1 else ""
+        sure = f" (95 % interval {best.interval})" if best.interval else ""
+        others = len(self.candidates) - 1
+        said = f"{best.label} is best with eval {self.metric} {best.value:.4f}{seeds}{sure}"
+        if not others:
+            return f"{said}, the only complete one."
+        if not self.compared:
+            return f"{said}; nothing tells how sure the choice is."
+        if not self.alike:
+            return f"{said}, and can be told apart from {_of(self.compared, others)} others."
+        return f"{said}; {len(self.alike)} of {_of(self.compared, others)} others cannot be told apart from it."
+
+    def _second(self, best: Candidate) -> str:
+        cheap = self.cheapest
+        if cheap is None:
+            return "How much a difference has to be to count is not known, so no cheaper one is named."
+        if cheap.number == best.number:
+            return f"No other one within one standard error ({best.standard_error:.4f}) is cheaper: take it."
+        share = cheap.costs["trainable"] / best.costs["trainable"]
+        much = f"{100 * share:.0f} % of its trainable parameters" if share < 1 else "as many parameters in less time"
+        return (
+            f"{cheap.label} is the cheapest within one standard error ({best.standard_error:.4f}): "
+            f"{cheap.value:.4f} with {much}."
+        )
+
+
+def _of(compared: int, others: int) -> str:
+    return str(others) if compared == others else f"{compared} compared ({others})"
+
+
+def answer(study: Study) -> Answer:
+    """Return what a study says so far, finished or running."""
+    trials = study.trials()
+    going_on = bool(study.waiting() + study.running())
+    runs, first = race.runs(trials), study.best()
+    empty = Answer(metric=study.meta.metric, maximize=study.meta.maximize, going_on=going_on)
+    if first is None:
+        return empty
+    known = {t.number: scores.read(study.trial_folder(t.number)) for found in runs.values() for t in found}
+    parts = {n: [known[t.number] for t in found] for n, found in runs.items()}
+    values = {n: race.values(found) for n, found in runs.items()}
+    racing = study.racing()
+    candidates = []
+    for number, found in runs.items():
+        made = _candidate(study, found[0], values[number], parts[number])
+        gap = alike = None
+        if number != first.number:
+            gap = _difference(parts[first.number], parts[number])
+            alike = _alike(gap, number, first.number, values)
+        candidates.append(_with(made, difference=gap, alike=alike, dropped=number in racing.dropped))
+    best = next(c for c in candidates if c.number == first.number)
+    return _with(
+        empty,
+        candidates=candidates,
+        best=best,
+        cheapest=cheapest(best, candidates, study.meta.maximize),
+        fronts={cost: front(candidates, cost, study.meta.maximize) for cost in COSTS},
+    )
+
+
+def _with(thing: Any, **changed: Any) -> Any:
+    return type(thing)(**vars(thing) | changed)
+
+
+def _candidate(study: Study, trial: Any, values: Sequence[float], parts: Sequence[Scores | None]) -> Candidate:
+    result = outcome.read(study.trial_folder(trial.number)) or {}
+    overrides = tuple(trial.user_attrs.get("overrides", ()))
+    one = parts[0]
+    errors = [stats.standard_error(one)] if one is not None else []
+    errors += [stats.seed_error(values)] if len(values) > 1 else []
+    over_examples = stats.interval(one) if one is not None else None
+    found = {k: trial.user_attrs.get(k) for k in COSTS}
+    return Candidate(
+        number=trial.number,
+        point=trial.user_attrs.get("swept", trial.params),
+        values=tuple(values),
+        value=sum(values) / len(values),
+        standard_error=max(errors, default=None),
+        interval=stats.over_seeds(values) or over_examples,
+        costs={k: float(v) for k, v in found.items() if v is not None},
+        rerun=result.get("rerun", ""),
+        overrides=overrides,
+    )
+
+
+def _difference(first: Sequence[Scores | None], second: Sequence[Scores | None]) -> Difference | None:
+    """Return the difference of two configurations on the same examples, each the mean of its seeds."""
+    ours, theirs = ([s for s in side if s is not None] for side in (first, second))
+    return stats.paired(ours, theirs)
+
+
+def _alike(gap: Difference | None, number: int, best: int, values: Mapping[int, Sequence[float]]) -> bool | None:
+    """Return whether two cannot be told apart: over the examples, or over the seeds where both ran with several."""
+    if gap is None:
+        return None
+    several = {n: v for n, v in values.items() if len(v) > 1}
+    if gap.distinguishable and number in several and best in several:
+        seeds = stats.apart(values[best], values[number], list(several.values()))
+        return seeds is not None and seeds.holds(0.0)
+    return not gap.distinguishable
+
+
+# --- what is nearly as good for less ---------------------------------------------------------------------------------
+
+
+def cheapest(best: Candidate, candidates: Sequence[Candidate], maximize: bool) -> Candidate | None:
+    """Return the candidate within one standard error of the best with fewest trainable parameters, then seconds.
+
+    None where the best one's standard error or its costs are not known.
+    """
+    if best.standard_error is None or "trainable" not in best.costs:
+        return None
+    sign = 1 if maximize else -1
+    least = sign * best.value - best.standard_error
+    within = [c for c in candidates if sign * c.value >= least and "trainable" in c.costs]
+    return min(within, key=lambda c: (c.costs["trainable"], c.costs.get("train_s", 0.0), c.number))
+
+
+def front(candidates: Sequence[Candidate], cost: str, maximize: bool) -> list[int]:
+    """Return the candidates that no other one beats in metric and cost at once, cheapest first."""
+    priced = [c for c in in_order(candidates, maximize) if cost in c.costs]
+    out: list[int] = []
+    reached = None
+    for c in sorted(priced, key=lambda c: c.costs[cost]):  # of equal cost the best comes first
+        gained = c.value if maximize else -c.value
+        if reached is None or gained > reached:
+            out.append(c.number)
+            reached = gained
+    return out
+
+
+def in_order(candidates: Sequence[Candidate], maximize: bool) -> list[Candidate]:
+    """Return candidates with the best metric first."""
+    return sorted(candidates, key=lambda c: (-c.value if maximize else c.value, c.number))
+
+
+# --- best.yaml -------------------------------------------------------------------------------------------------------
+
+
+def write_best(study: Study, found: Answer) -> Path | None:
+    """Write best.yaml, a sweep file of one trial that `--sweep` runs, and return its path; None without a best."""
+    if found.best is None:
+        return None
+    path = study.folder / BEST
+    own = ("outputs=", "study=", "search.")
+    overrides = [redact(o) for o in found.best.overrides if not o.startswith(own)]
+    head = (
+        f"# {study.meta.name}: {' '.join(found.text.split())}\n"
+        f"# Run it: python -m lorasweep --sweep {display.shown(path)}\n"
+        f"# Every key with its value: {found.best.number}/config.yaml\n"
+    )
+    temporary = path.with_suffix(".part")
+    body = yaml.safe_dump({"overrides": overrides}, sort_keys=False, allow_unicode=True, width=1000)
+    temporary.write_text(redact(head) + body, encoding="utf8")
+    os.replace(temporary, path)
+    return path

@@ -1,0 +1,251 @@
+"""The winner in MLflow: a pyfunc model of adapter and settings, with a signature, and its place in the model registry.
+
+The base's weights are not copied: whoever loads the model finds the base by the settings, as every trial does. MLflow
+calls `_load_pyfunc` of this file, so the model needs lorasweep where it is used.
+"""
+
+import json
+import shutil
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorasweep import learned, ledger, predict, scores, stats, tracking, winner
+from lorasweep.errors import ConfigError, MlflowDown, MlflowRefused
+from lorasweep.mirror import Mirror, load
+from lorasweep.predict import Answer
+from lorasweep.spec import TrialSpec
+from lorasweep.study import Study
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+TAG = "lorasweep."
+PARTS = ("adapter", learned.CONFIG, learned.NAME)
+NORMAL_95 = 1.96
+"""Standard errors to each side of a 95 % interval."""
+
+
+# --- what MLflow loads -----------------------------------------------------------------------------------------------
+
+
+class Answerer:
+    """What mlflow.pyfunc.load_model returns wraps this."""
+
+    def __init__(self, folder: Path) -> None:
+        self._loaded = predict.load(folder)
+
+    def predict(self, model_input: Any, params: Any = None) -> list[Answer]:
+        """Return an answer for each row of a pandas DataFrame, as `lorasweep predict --json` prints it."""
+        return predict.answers(self._loaded, model_input.to_dict("records"))
+
+
+def _load_pyfunc(path: str) -> Answerer:
+    """MLflow's entry point: `path` holds config.yaml, task.json and the adapter."""
+    return Answerer(Path(path))
+
+
+# --- a study's winner ------------------------------------------------------------------------------------------------
+
+
+def log_winner(study: Study, spec: TrialSpec) -> str:
+    """Log the winner as an MLflow model, register it where `tracking.register` asks for that; return what was done.
+
+    "" where nothing was asked for, or it was done before. A study does not fail by MLflow: what went wrong is told.
+    """
+    track = spec.tracking
+    best = study.best()
+    if not track.enabled or best is None or not (track.log_model or track.register):
+        return ""
+    try:
+        number = winner.pick(study, best.number)
+        return Registry(tracking.store_uri(spec)).put(study, number, track.experiment, track.register)
+    except (MlflowDown, MlflowRefused, ConfigError, OSError) as error:
+        return f"the model was not logged: {ledger.redact(str(error))}"
+
+
+class Registry(Mirror):
+    """The models of a store."""
+
+    def put(self, study: Study, number: int, experiment: str, name: str | None) -> str:
+        """Log a trial as a model, and register it under `name`, each once; return what was done, "" for nothing."""
+        folder = study.trial_folder(number)
+        path = study.folder / "model.json"
+        note = json.loads(path.read_text(encoding="utf8")) if path.exists() else {}
+        if (note.get("uri"), note.get("trial")) != (self._here, number):
+            note = {"uri": self._here, "trial": number, "model_id": self._model(folder, experiment), "registered": ""}
+            ledger.replace_file(path, json.dumps(note, indent=1))
+        elif note["registered"] == (name or note["registered"]):
+            return ""
+        told = f"model in MLflow: models:/{note['model_id']}"
+        if name:
+            told += f"\n{self._register(name, note['model_id'], study, number)}"
+            ledger.replace_file(path, json.dumps(note | {"registered": name}, indent=1))
+        return told
+
+    def _model(self, folder: Path, experiment: str) -> str:
+        """Return the id of a new model that holds the trial's adapter and settings."""
+        from mlflow.entities import LoggedModelOutput
+
+        run = ledger.load(folder)
+        run_id = run.run_id if run and run.uri == self._here else None
+        model = self._ask("create_logged_model", self._experiment(experiment), "model", run_id)
+        with tempfile.TemporaryDirectory() as place:
+            saved = Path(place) / "model"
+            _save(folder, saved)
+            self._ask("log_model_artifacts", model.model_id, str(saved))
+        self._ask("finalize_logged_model", model.model_id, "READY")
+        if run_id:
+            self._ask("log_outputs", run_id, [LoggedModelOutput(model.model_id, 0)])
+        return str(model.model_id)
+
+    def _register(self, name: str, model_id: str, study: Study, number: int) -> str:
+        """Make a version of a registered model, and give it an alias; return what was done, and why."""
+        try:
+            self._ask("get_registered_model", name)
+        except MlflowRefused:
+            self._ask("create_registered_model", name)
+        score = Score.of(study, number)
+        model = self._ask("get_logged_model", model_id)
+        version = self._ask(
+            "create_model_version",
+            name,
+            model.artifact_location,
+            model.source_run_id,
+            score.tags(),
+            await_creation_for=0,
+            model_id=model_id,
+        ).version
+        alias, why = CHAMPION, "the first"
+        try:
+            champion = self._ask("get_model_version_by_alias", name, CHAMPION)
+        except MlflowRefused:
+            champion = None
+        if champion is not None:
+            better, why = score.beats(Score.from_tags(champion.tags))
+            alias = CHAMPION if better else CHALLENGER
+        self._ask("set_registered_model_alias", name, alias, version)
+        return f"registered as {name} version {version}, {alias}: {why}"
+
+
+def _save(folder: Path, place: Path) -> None:
+    """Write a trial as an MLflow model."""
+    load()
+    import mlflow.pyfunc
+    from mlflow.models import ModelSignature
+
+    parts = place.with_name("parts")
+    parts.mkdir()
+    for name in PARTS:
+        source = folder / name
+        if source.is_dir():
+            shutil.copytree(source, parts / name)
+        elif source.exists():
+            shutil.copyfile(source, parts / name)
+    inputs, outputs = signature(folder)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="(?s).*An input example was not provided")  # the signature is given
+        mlflow.pyfunc.save_model(
+            str(place),
+            loader_module=__name__,
+            data_path=str(parts),
+            signature=ModelSignature(_schema(inputs), _schema(outputs)),
+            pip_requirements=["lorasweep", "mlflow"],
+        )
+
+
+def _schema(columns: dict[str, str]) -> Any:
+    from mlflow.types import ColSpec, Schema
+    from mlflow.types.schema import Array, DataType, Map
+
+    kinds: dict[str, Any] = {"string": DataType.string, "double": DataType.double}
+    kinds |= {"strings": Array(DataType.string), "doubles": Array(DataType.double)}
+    kinds |= {"doubles by name": Map(DataType.double)}
+    return Schema([ColSpec(kinds[kind], name) for name, kind in columns.items()])
+
+
+def signature(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the columns that a trial's model takes and those of its answers, each with its kind."""
+    spec = learned.settings(folder)
+    task = learned.task_of(folder, spec)
+    must, _ = predict.asked(task, spec.data)
+    shapes: dict[str, dict[str, str]] = {
+        "SEQ_CLS": {
+            "single_label": {"label": "string", "probability": "double", "probabilities": "doubles by name"},
+            "multi_label": {"labels": "strings", "probabilities": "doubles by name"},
+            "regression": {"value": "double"},
+        }.get(getattr(task, "kind", ""), {}),
+        "TOKEN_CLS": {"tokens": "strings", "tags": "strings", "tagged": "string"},
+        "QUESTION_ANS": {"answer": "string"},
+        "FEATURE_EXTRACTION": {"embedding": "doubles"},
+    }
+    return dict.fromkeys(must, "string"), shapes.get(task.name, {"text": "string"})
+
+
+# --- champion or challenger ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Score:
+    """How good a version is, and where its evidence lies."""
+
+    metric: str
+    value: float
+    maximize: bool
+    standard_error: float | None
+    """None where no example has a part in the metric."""
+    fingerprint: str
+    """Of the data."""
+    folder: str
+    """The trial's folder on the machine that made it."""
+
+    @staticmethod
+    def of(study: Study, number: int) -> "Score":
+        folder = study.trial_folder(number)
+        found = winner.result(study, number)
+        parts = scores.read(folder)
+        error = stats.standard_error(parts) if parts is not None else None
+        value, fingerprint = found["metric"]["value"], found["data_fingerprint"]
+        return Score(study.meta.metric, value, study.meta.maximize, error, fingerprint, str(folder))
+
+    def tags(self) -> dict[str, str]:
+        return {f"{TAG}{k}": ledger.redact(json.dumps(v)) for k, v in vars(self).items()}
+
+    @staticmethod
+    def from_tags(tags: dict[str, str]) -> "Score | None":
+        """Return what a version's tags say, None for a version that lorasweep did not make."""
+        try:
+            return Score(**{k: json.loads(tags[f"{TAG}{k}"]) for k in Score.__dataclass_fields__})
+        except KeyError:
+            return None
+
+    def beats(self, champion: "Score | None") -> tuple[bool, str]:
+        """Return whether this one is better than the champion by more than noise, and a sentence about it."""
+        if champion is None:
+            return False, "the champion has no score of lorasweep's to compare with"
+        if (self.metric, self.maximize) != (champion.metric, champion.maximize):
+            return False, f"the champion is judged by {champion.metric}, this one by {self.metric}"
+        interval = self._same_examples(champion) or self._apart(champion)
+        by = f"{self.metric} {self.value:.4f}, the champion's {champion.value:.4f}"
+        if interval is None:
+            return False, f"{by}; their noise is not known"
+        better = interval.low > 0 if self.maximize else interval.high < 0
+        sure = "better by more than noise" if better else "not better by more than noise"
+        return better, f"{by}, {sure} (difference {interval}, 95 %)"
+
+    def _same_examples(self, champion: "Score") -> stats.Interval | None:
+        """Return the interval of the difference on the same examples, None where they differ or are gone."""
+        if self.fingerprint != champion.fingerprint:
+            return None
+        parts = [scores.read(Path(one.folder)) for one in (self, champion)]
+        if parts[0] is None or parts[1] is None:
+            return None
+        found = stats.paired([parts[0]], [parts[1]])
+        return found.interval if found else None
+
+    def _apart(self, champion: "Score") -> stats.Interval | None:
+        """Return the interval of the difference from the standard errors of both."""
+        if self.standard_error is None or champion.standard_error is None:
+            return None
+        half = NORMAL_95 * (self.standard_error**2 + champion.standard_error**2) ** 0.5
+        return stats.Interval(self.value - champion.value - half, self.value - champion.value + half)

@@ -1,0 +1,88 @@
+"""A study's best trial, or the one a person names, and its model: the adapter on its base, ready to answer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lorasweep import adapter, learned, model, outcome
+from lorasweep.errors import ConfigError
+from lorasweep.spec import TrialSpec
+from lorasweep.study import Study
+from lorasweep.tasks import Task
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An adapter on its base, in evaluation mode."""
+
+    spec: TrialSpec
+    task: Task
+    model: Any
+    """The peft model."""
+    tokenizer: Any
+
+    @property
+    def inner(self) -> Any:
+        """The base with the adapter in it, as tasks take it."""
+        return self.model.base_model.model
+
+
+def pick(study: Study, number: int | None = None) -> int:
+    """Return the trial to use: `number`, else the best. Raises ConfigError where it has left no adapter here."""
+    if number is None:
+        best = study.best()
+        if best is None:
+            raise ConfigError([f"{study.meta.name}: no trial is complete; name one with --trial NUMBER"])
+        number = best.number
+    study.trial(number)
+    folder = study.trial_folder(number)
+    if not (folder / "adapter" / "adapter_config.json").is_file():
+        there = sorted(int(p.parent.name) for p in study.folder.glob("*/adapter") if p.parent.name.isdigit())
+        kept = f"; trials with one: {', '.join(map(str, there))}" if there else ""
+        raise ConfigError(
+            [
+                f"trial {number} of {study.meta.name} has no adapter in {folder}{kept}; name another with --trial "
+                "NUMBER, or run it again (its rerun line is in result.json)"
+            ]
+        )
+    return number
+
+
+def load(folder: Path, **task_keys: Any) -> Loaded:
+    """Return the adapter in a trial's folder on its base, on whatever device is here.
+
+    `task_keys` change keys of task_type. Raises ConfigError where base, adapter or settings are gone.
+    """
+    found = learned.settings(folder)
+    trial = replace(found, train=replace(found.train, device="auto"))
+    task = learned.task_of(folder, trial, **task_keys)
+    tokenizer = model.load_tokenizer(trial.model)
+    base = model.load(trial.model, trial.train, task, tokenizer)
+    peft_model = adapter.reload(folder / "adapter", base, trial.lora, trial.task_type)
+    return Loaded(trial, task, peft_model, tokenizer)
+
+
+def result(study: Study, number: int) -> dict[str, Any]:
+    """Return a trial's result.json, {} where this disk has none."""
+    return outcome.read(study.trial_folder(number)) or {}
+
+
+def trial_option(words: Sequence[str]) -> tuple[int | None, list[str]]:
+    """Return what `--trial N` says, None without it, and the other words. Raises ConfigError where N is no number."""
+    value, rest = option(words, "--trial")
+    if value is not None and not value.isdigit():
+        raise ConfigError([f"--trial: must be a trial's number, got '{value}'"], "the command line")
+    return None if value is None else int(value), rest
+
+
+def option(words: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    """Return the word after the flag `name`, None without it, and the other words."""
+    rest = list(words)
+    if name not in rest:
+        return None, rest
+    at = rest.index(name)
+    if at + 1 == len(rest):
+        raise ConfigError([f"{name}: a value must follow"], "the command line")
+    value = rest[at + 1]
+    return value, rest[:at] + rest[at + 2 :]

@@ -1,0 +1,200 @@
+"""The report's figures: what they show, that plotly takes them, and what stands there where there is nothing."""
+
+import json
+import random
+import re
+
+import optuna
+import plotly.graph_objects as go
+import pytest
+
+from lorasweep import charts, evidence, landscape
+from lorasweep.evidence import Axis, Evidence, Shown
+
+
+def study(trials: list[Shown], **named) -> Evidence:
+    """Return evidence of these trials over rank and learning rate."""
+    ranks = sorted({t.point["lora.r"] for t in trials})
+    rates = sorted({t.point["train.learning_rate"] for t in trials})
+    best = max((t for t in trials if t.state == "COMPLETE"), key=lambda t: t.value or 0, default=None)
+    known = {
+        "name": "s",
+        "question": "",
+        "folder": "outputs/s",
+        "metric": "accuracy",
+        "maximize": True,
+        "axes": [
+            Axis(key="lora.r", numeric=True, log=True, values=ranks),
+            Axis(key="train.learning_rate", numeric=True, log=True, values=rates),
+        ],
+        "importance": {"train.learning_rate": 0.8, "lora.r": 0.2},
+        "no_importance": "",
+        "chosen": best.number if best else None,
+    }
+    return Evidence(trials=trials, **known | named)
+
+
+def trial(number: int, r: int = 4, rate: float = 1e-3, value: float | None = 0.5, **named) -> Shown:
+    known = {"state": "COMPLETE", "curve": [(1, 0.1), (2, value or 0.0)], "trainable": 100 * r, "train_s": 1.0 + number}
+    return Shown(number=number, point={"lora.r": r, "train.learning_rate": rate}, value=value, **known | named)
+
+
+MANY = [trial(i, r=2 ** (i % 4 + 1), rate=10 ** (-4 + i / 12), value=0.4 + 0.02 * i) for i in range(24)]
+MANY[3] = trial(3, value=0.2, state="PRUNED")
+MANY[5] = trial(5, value=None, state="FAIL", curve=())
+MANY[7] = trial(7, value=None, state="RUNNING", trainable=None, train_s=None)
+
+
+def traces(figure) -> dict[str, dict]:
+    return {t.get("name", t["type"]): t for t in figure.traces}
+
+
+@pytest.mark.parametrize("trials", [MANY, MANY[:1], MANY[3:4], MANY[5:6], MANY[:2]], ids=["many", "1", "p", "f", "2"])
+def test_plotly_takes_every_figure_and_each_has_a_sentence(trials):
+    for figure in charts.figures(study(trials, fronts={"trainable": [trials[0].number]})):
+        assert figure.says
+        assert figure.title
+        text = json.dumps([figure.traces, figure.layout], allow_nan=False)
+        if figure.traces:
+            drawn, layout = json.loads(re.sub(r'"@\w+"', '"#123456"', text))
+            go.Figure(data=drawn, layout=layout)  # raises for what plotly does not know
+
+
+def test_axes_have_units():
+    for figure in charts.figures(study(MANY, fronts={"trainable": [0], "train_s": [0]})):
+        for name in ("xaxis", "yaxis"):
+            title = (figure.layout or {}).get(name, {}).get("title", {}).get("text")
+            assert (
+                figure.id in ("parallel", "importance")
+                or "(" in title
+                or title
+                in (
+                    "trial number",
+                    "optimiser steps",
+                )
+            ), (figure.id, name)
+
+
+def test_history_draws_the_best_so_far():
+    found = traces(charts.history(study([trial(0, value=0.5), trial(1, value=0.3), trial(2, value=0.7)])))
+    assert (found["best so far"]["x"], found["best so far"]["y"]) == ([0, 2, 2], [0.5, 0.7, 0.7])
+
+
+def test_history_of_a_metric_to_be_small_goes_down():
+    figure = charts.history(study([trial(0, value=0.5), trial(1, value=0.3)], maximize=False))
+    assert traces(figure)["best so far"]["y"] == [0.5, 0.3, 0.3]
+
+
+def test_pruned_curves_are_grey_and_the_best_is_on_top():
+    figure = charts.curves(study(MANY))
+    found = traces(figure)
+    assert found["pruned or failed"]["line"]["color"] == "@grey"
+    assert set(found["pruned or failed"]["customdata"]) == {3}
+    assert list(found)[-1] == "best: trial 23"
+
+
+def test_long_curves_are_thinned_and_keep_their_end():
+    curve = [(i, i / 1e5) for i in range(1, 50_001)]
+    figure = charts.curves(study([trial(0, curve=curve), trial(1, value=0.9, curve=curve)]))
+    for found in figure.traces:
+        assert len(found["x"]) <= charts.MOST_CURVE_POINTS // 2 + 2
+        assert found["x"][-2] == 50_000
+
+
+def test_effect_is_the_mean_with_its_interval():
+    values = [0.5, 0.6, 0.7]
+    figure = landscape.effects(study([trial(i, value=v) for i, v in enumerate(values)] + [trial(3, r=8, value=0.9)]))
+    table = next(f.table for f in figure if f.title == "Effect of lora.r")
+    assert table[1] == [["4", "3", "0.6000", "± 0.2484"], ["8", "1", "0.9000", "-"]]  # t(0.975, 2) * 0.1 / sqrt(3)
+
+
+def test_many_values_are_binned_on_the_axis_scale():
+    axis = Axis(key="train.learning_rate", numeric=True, log=True, values=[10 ** (-5 + i / 10) for i in range(40)])
+    found = evidence.groups([trial(i, rate=v) for i, v in enumerate(axis.values)], axis)
+    assert [g.count for g in found] == [5] * 8
+
+
+def test_heat_map_takes_rank_by_learning_rate_before_more_important_ones():
+    other = Axis(key="lora.lora_dropout", numeric=True, log=False, values=[0.0, 0.1])
+    known = study(MANY)
+    known = study(MANY, axes=[other, *known.axes], importance={"lora.lora_dropout": 0.9})
+    assert [a.key for a in landscape.chosen_pair(known)] == ["train.learning_rate", "lora.r"]
+
+
+def test_heat_map_holds_the_mean_of_each_cell():
+    figure = landscape.heat_map(study([trial(0, value=0.4), trial(1, value=0.6), trial(2, r=8, rate=0.1, value=0.9)]))
+    assert figure.traces[0]["z"] == [[pytest.approx(0.5), None], [None, 0.9]]
+    assert figure.table[1] == [["4", "0.001", "0.5000", "2"], ["8", "0.1", "0.9000", "1"]]
+
+
+def test_text_from_data_is_escaped_for_plotly():
+    evil = "<b>x</b><script>alert(1)</script>"
+    axes = [
+        Axis(key=evil, numeric=False, log=False, values=[evil, "y"]),
+        Axis(key="k", numeric=False, log=False, values=["a", "b"]),
+    ]
+    trials = [
+        Shown(number=i, state="COMPLETE", point={evil: v, "k": w}, value=0.1 * i, trainable=i + 1, curve=[(1, 0.5)])
+        for i, (v, w) in enumerate([(evil, "a"), ("y", "b")])
+    ]
+    known = Evidence(
+        name=evil,
+        question="",
+        folder="",
+        metric="m<",
+        maximize=True,
+        trials=trials,
+        axes=axes,
+        importance={evil: 0.9, "k": 0.1},
+        no_importance="",
+        chosen=1,
+    )
+    for figure in charts.figures(known):
+        assert "<script" not in json.dumps([figure.traces, figure.layout]), figure.id
+
+
+def scored(key_values: dict, distributions: dict, value: float) -> optuna.trial.FrozenTrial:
+    return optuna.create_trial(value=value, params=key_values, distributions=distributions)
+
+
+def test_importance_looks_at_a_logarithmic_range_on_its_scale():
+    known = {
+        "a.rate": optuna.distributions.FloatDistribution(1e-5, 1e-1, log=True),
+        "b.rank": optuna.distributions.CategoricalDistribution([4, 8]),
+    }
+    draw, trials = random.Random(0), []
+    for _ in range(40):
+        exponent, rank = draw.uniform(-5, -1), draw.choice([4, 8])
+        value = -abs(exponent + 4) + 0.1 * (rank == 8)
+        trials.append(scored({"b.rank": rank, "a.rate": 10**exponent}, known, value))
+    found, why = evidence.importances(trials, ["b.rank", "a.rate"])
+    assert list(found) == ["a.rate", "b.rank"]
+    assert found["a.rate"] > 0.9
+    assert why == ""
+
+
+@pytest.mark.parametrize(
+    ("keys", "count", "words"),
+    [(["a"], 20, "Only one parameter"), (["a", "b"], 7, "at least 8"), (["a", "b"], 9, "same metric")],
+)
+def test_importance_says_why_there_is_none(keys, count, words):
+    known = {k: optuna.distributions.FloatDistribution(0, 1) for k in keys}
+    trials = [scored({k: i / 20 for k in keys}, known, 0.5) for i in range(count)]
+    found, why = evidence.importances(trials, keys)
+    assert found == {}
+    assert words in why
+
+
+def test_pruning_spares_the_steps_that_finished_trials_have():
+    ended = [trial(0, steps=100), trial(1, steps=100), trial(2, steps=25, state="PRUNED")]
+    found = evidence.cost(study(ended))
+    assert (found.steps, found.steps_spared) == (225, 75)
+    assert found.spared == pytest.approx(0.25)
+
+
+def test_trials_at_a_time_count_only_the_time_in_which_trials_ran():
+    spans = [(0, 10), (0, 10), (100, 110)]
+    ended = [trial(i, began_s=a + 1, ended_s=b + 1, device_s=1) for i, (a, b) in enumerate(spans)]
+    found = evidence.cost(study(ended))
+    assert found.elapsed_s == 20
+    assert found.side_by_side == pytest.approx(1.5)

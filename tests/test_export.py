@@ -1,0 +1,127 @@
+"""An exported folder: plain peft or plain transformers load it, and its card is what a hub reads."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+import yaml
+from peft import PeftModel
+
+from lorasweep import cli, export, winner
+from lorasweep.study import Study
+
+SMALL = [
+    "train.max_steps=3",
+    "train.batch_size=8",
+    "train.learning_rate=0.02",
+    "data.max_train_samples=64",
+    "data.max_eval_samples=32",
+    "tracking=none",
+    "model.sha256=null",
+]
+TEXT = "Open a socket"
+
+
+def study(outputs: Path, model: Path, *overrides: str) -> Path:
+    assert cli.main([f"model.pretrained={model}", *SMALL, *overrides, f"outputs={outputs}", "study=s"]) == 0
+    return outputs / "s"
+
+
+@pytest.fixture(scope="module")
+def classified(tiny_bert, tmp_path_factory) -> Path:
+    return study(tmp_path_factory.mktemp("export"), tiny_bert, "model.pooling=model", "lora.use_dora=true")
+
+
+def logits(model, folder: Path) -> torch.Tensor:
+    tokens = transformers.AutoTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt")
+    with torch.inference_mode():
+        return model(**tokens).logits
+
+
+def adapted(folder: Path) -> torch.Tensor:
+    loaded = winner.load(folder / "0")
+    with torch.inference_mode():
+        return loaded.model(**loaded.tokenizer(TEXT, return_tensors="pt")).logits
+
+
+def test_adapter_loads_with_plain_peft(classified, tiny_bert, tmp_path, capsys):
+    assert cli.main(["export", str(classified), "--to", str(tmp_path / "out")]) == 0
+    assert str(tmp_path / "out") in capsys.readouterr().out
+    classes = winner.load(classified / "0").task.model_kwargs()
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(tiny_bert, **classes)
+    found = PeftModel.from_pretrained(base, tmp_path / "out").eval()
+    assert torch.equal(logits(found, tmp_path / "out"), adapted(classified))
+
+
+def test_merged_model_needs_transformers_alone(classified, tmp_path):
+    assert cli.main(["export", str(classified), "--merged", "--to", str(tmp_path / "out")]) == 0
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= names
+    assert "adapter_config.json" not in names
+    found = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    torch.testing.assert_close(logits(found, tmp_path / "out"), adapted(classified), rtol=1e-4, atol=1e-5)
+    assert set(found.config.label2id) == set(winner.load(classified / "0").task.classes)
+
+
+def test_merged_language_model_equals_its_adapter(tiny_llama, tmp_path):
+    folder = study(tmp_path, tiny_llama, "task_type=causal_lm", "lora.init_lora_weights=pissa")
+    assert cli.main(["export", str(folder), "--merged"]) == 0
+    out = folder / "export-0-merged"
+    found = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
+    torch.testing.assert_close(logits(found, out), adapted(folder), rtol=1e-4, atol=1e-5)
+
+
+def test_bias_without_a_place_in_the_base_is_refused(tiny_llama, tmp_path, capsys):
+    folder = study(tmp_path, tiny_llama, "task_type=causal_lm", "lora.lora_bias=true", "lora.target_modules=[q_proj]")
+    assert cli.main(["export", str(folder), "--merged"]) == 1
+    error = capsys.readouterr().err
+    assert "lora.lora_bias gave a bias" in error and "export without --merged" in error
+    assert not (folder / "export-0-merged").exists()
+    assert cli.main(["export", str(folder)]) == 0
+
+
+def test_card_tells_data_metrics_and_how_to_make_it_again(classified, tiny_bert, tmp_path):
+    assert cli.main(["export", str(classified), "--to", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "README.md").read_text()
+    front = yaml.safe_load(text.split("---\n")[1])
+    assert front["library_name"] == "peft" and front["metrics"] == ["accuracy"] and "lora" in front["tags"]
+    assert front["pipeline_tag"] == "text-classification" and "base_model" not in front
+    result = json.loads((classified / "0" / "result.json").read_text())
+    values = {m["name"]: m["value"] for m in front["model-index"][0]["results"][0]["metrics"]}
+    assert values["eval accuracy"] == result["metric"]["value"]
+    assert values["test accuracy"] == result["test"]["accuracy"]
+    line = next(row for row in text.splitlines() if row.startswith("| eval | accuracy |"))
+    low, high = line.split("|")[4].split(" to ")
+    assert float(low) <= result["metric"]["value"] <= float(high)
+    assert result["rerun"] in text and result["data_fingerprint"] in text and "use_dora: true" in text
+    named = json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert named == tiny_bert.name
+
+
+@pytest.mark.parametrize(
+    ("pretrained", "expected"),
+    [("org/model", "org/model"), ("bert-base-uncased", "bert-base-uncased"), ("package:gt_x", None), ("/a/b", None)],
+)
+def test_base_is_named_where_the_hub_knows_it(pretrained, expected):
+    from lorasweep.spec import ModelSpec
+
+    assert export.hub_id(ModelSpec(pretrained=pretrained)) == expected
+
+
+def test_text_of_data_and_settings_is_escaped():
+    assert export._plain("<script>a|b</script>\n# c") == r"&lt;script&gt;a\|b&lt;/script&gt; \# c"
+
+
+def test_nothing_is_written_over(classified, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    assert cli.main(["export", str(classified), "--to", str(tmp_path)]) == 1
+    assert "is there already" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_names_from_settings_stay_in_the_study(classified):
+    assert cli.main(["export", str(classified)]) == 0
+    assert (classified / "export-0" / "README.md").is_file()
+    assert Study.open(classified).trial_folder(0).parent == classified

@@ -1,0 +1,161 @@
+"""The winner as an MLflow model: loaded in a fresh process without a network, and champion or challenger."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+
+from lorasweep import cli, compose, predict, registry, scores
+from lorasweep.errors import ConfigError
+from lorasweep.registry import Score
+from lorasweep.study import Study
+
+SMALL = ["train.max_steps=2", "train.batch_size=8", "data.max_train_samples=64", "data.max_eval_samples=32"]
+
+
+def study(outputs: Path, model: Path, name: str, *overrides: str) -> Path:
+    own = [f"model.pretrained={model}", "model.sha256=null", "model.pooling=model", f"outputs={outputs}"]
+    assert cli.main([*own, *SMALL, f"study={name}", *overrides]) == 0
+    return outputs / name
+
+
+@pytest.fixture(scope="module")
+def registered(tiny_bert, tmp_path_factory) -> Path:
+    outputs = tmp_path_factory.mktemp("registry")
+    study(outputs, tiny_bert, "one", "tracking.register=py")
+    study(outputs, tiny_bert, "two", "tracking.register=py", "train.seed=1", "tracking.save_adapters=best")
+    return outputs
+
+
+def client(outputs: Path) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(f"sqlite:///{outputs}/mlflow.db")
+
+
+def model_id(outputs: Path, name: str) -> str:
+    return json.loads((outputs / name / "model.json").read_text())["model_id"]
+
+
+def test_model_answers_in_a_fresh_process_without_a_network(registered):
+    code = """
+import socket, sys
+class Shut(socket.socket):
+    def connect(self, *_): raise OSError("no network here")
+socket.socket = Shut
+import mlflow, pandas
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(sys.argv[2])
+print(model.metadata.signature.inputs.input_names(), model.metadata.signature.outputs.input_names())
+print("RESULT", model.predict(pandas.DataFrame({"text": ["Open a socket", "Parse the tree"]}))[1]["label"])
+"""
+    words = [f"sqlite:///{registered}/mlflow.db", f"models:/{model_id(registered, 'one')}"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "['text'] ['label', 'probability', 'probabilities']" in done.stdout
+    expected = predict.answers(predict.load(registered / "one" / "0"), ["Parse the tree"])[0]["label"]
+    assert done.stdout.split("RESULT ")[1].strip() == expected
+
+
+def test_base_is_not_copied(registered, tiny_bert):
+    model = client(registered).get_logged_model(model_id(registered, "one"))
+    folder = Path(model.artifact_location.removeprefix("file://"))
+    sizes = {p.name: p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+    adapter = (registered / "one" / "0" / "adapter" / "adapter_model.safetensors").stat().st_size
+    assert sizes["adapter_model.safetensors"] == adapter
+    assert sum(sizes.values()) < adapter + 50_000
+
+
+def test_model_belongs_to_the_trials_run(registered):
+    run_id = client(registered).get_logged_model(model_id(registered, "one")).source_run_id
+    outputs = client(registered).get_run(run_id).outputs.model_outputs
+    assert [m.model_id for m in outputs] == [model_id(registered, "one")]
+    assert client(registered).get_run(run_id).data.tags["kind"] == "trial"
+
+
+@pytest.mark.parametrize(("name", "copied"), [("one", True), ("two", False)])
+def test_adapters_go_to_mlflow_with_their_run_only_where_all_are_kept(registered, name, copied):
+    run_id = client(registered).get_logged_model(model_id(registered, name)).source_run_id
+    assert ("adapter" in {a.path for a in client(registered).list_artifacts(run_id)}) is copied
+
+
+def test_second_winner_within_noise_is_challenger(registered):
+    found = client(registered).get_registered_model("py").aliases
+    assert (str(found["champion"]), str(found["challenger"])) == ("1", "2")
+
+
+def test_same_winner_is_logged_once(registered):
+    opened = Study.open(registered / "one")
+    assert registry.log_winner(opened, opened.spec([*opened.space.fixed])) == ""
+    assert len(client(registered).search_model_versions("name='py'")) == 2
+
+
+def test_study_does_not_fail_by_mlflow(registered):
+    opened = Study.open(registered / "one")
+    spec = opened.spec([*opened.space.fixed, "tracking.uri=http://127.0.0.1:9"])
+    assert "the model was not logged" in registry.log_winner(opened, spec)
+
+
+def test_nothing_is_logged_where_tracking_or_log_model_is_off(registered):
+    opened = Study.open(registered / "two")
+    (registered / "two" / "model.json").unlink()
+    for off in (["tracking=none"], ["tracking.log_model=false", "tracking.register=null"]):
+        assert registry.log_winner(opened, opened.spec([*opened.space.fixed, *off])) == ""
+
+
+def score(folder: Path, value: float, error: float | None, maximize: bool = True, data: str = "d") -> Score:
+    return Score("accuracy" if maximize else "loss", value, maximize, error, data, str(folder))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "maximize", "better"),
+    [
+        ((0.9, 0.01), (0.8, 0.01), True, True),
+        ((0.9, 0.1), (0.8, 0.1), True, False),
+        ((0.8, 0.01), (0.9, 0.01), True, False),
+        ((0.8, 0.01), (0.9, 0.01), False, True),
+        ((0.9, None), (0.1, 0.01), True, False),
+    ],
+)
+def test_champion_is_better_by_more_than_noise(ours, theirs, maximize, better, tmp_path):
+    found, why = score(tmp_path, *ours, maximize).beats(score(tmp_path, *theirs, maximize, data="other"))
+    assert found is better, why
+
+
+def test_same_examples_are_compared_one_by_one(tmp_path):
+    """Of 100 examples 60 and 66 are right, the second a superset: apart they are within noise, paired they are not."""
+    for name, right in (("a", 60), ("b", 66)):
+        (tmp_path / name).mkdir()
+        made = scores.Scores("accuracy", scores.RATIO, np.arange(100), np.arange(100) < right, np.ones(100))
+        written(tmp_path / name, made)
+    champion, ours = score(tmp_path / "a", 0.60, 0.05), score(tmp_path / "b", 0.66, 0.05)
+    assert ours.beats(champion)[0]
+    assert not score(tmp_path / "b", 0.66, 0.05, data="other").beats(champion)[0]
+
+
+def written(folder: Path, found: scores.Scores) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {"row": found.rows, "score": np.asarray(found.first, float), "of": np.asarray(found.second, float)}
+    told = {"metric": found.metric, "kind": found.kind}
+    pq.write_table(pa.table(columns).replace_schema_metadata(told), folder / scores.NAME)
+
+
+def test_version_that_is_not_ours_leaves_its_alias(tmp_path):
+    assert Score.from_tags({"mine": "1"}) is None
+    ours = score(tmp_path, 0.9, 0.01)
+    assert Score.from_tags(ours.tags()) == ours
+    assert ours.beats(None) == (False, "the champion has no score of lorasweep's to compare with")
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a:b"])
+def test_name_that_mlflow_refuses_is_told_before_the_study(name):
+    with pytest.raises(ConfigError, match=r"tracking\.register"):
+        compose.compose_trial([f"tracking.register='{name}'"])

@@ -1,0 +1,180 @@
+"""How sure a metric is: against formulas, against the tasks' own metrics, and for two trials on the same examples."""
+
+import numpy as np
+import pytest
+import torch
+
+from lorasweep import scores, stats
+from lorasweep.scores import Scores
+from lorasweep.spec import TaskSpec
+from lorasweep.tasks import make
+from lorasweep.tasks.feature_extraction import PAIR_METRICS
+
+RNG = np.random.default_rng(0)
+
+
+def hits(count: int, right: int) -> Scores:
+    marks = np.zeros(count)
+    marks[:right] = 1
+    return Scores("accuracy", scores.RATIO, np.arange(count), marks, np.ones(count))
+
+
+@pytest.mark.parametrize(("count", "right"), [(100, 80), (1000, 500), (400, 20)])
+def test_standard_error_of_a_share_is_the_binomial_one(count, right):
+    share = right / count
+    found = hits(count, right)
+    expected = (share * (1 - share) / count) ** 0.5
+    assert stats.standard_error(found) == pytest.approx(expected, rel=0.08)
+    interval = stats.interval(found)
+    assert interval.low == pytest.approx(share - 1.96 * expected, abs=0.5 * expected)
+    assert interval.high == pytest.approx(share + 1.96 * expected, abs=0.5 * expected)
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says():
+    covered = 0
+    for _ in range(200):
+        drawn = RNG.normal(1.0, 2.0, size=100)
+        covered += stats.interval(Scores("mse", scores.RATIO, np.arange(100), drawn, np.ones(100))).holds(1.0)
+    assert 0.90 <= covered / 200 <= 0.99
+
+
+def test_same_predictions_differ_by_nothing():
+    gap = stats.paired([hits(50, 20)], [hits(50, 20)])
+    assert gap is not None
+    assert (gap.value, gap.interval.low, gap.interval.high, gap.distinguishable) == (0, 0, 0, False)
+
+
+def test_clear_difference_is_told_apart_and_a_small_one_is_not():
+    clear, small = stats.paired([hits(200, 160)], [hits(200, 100)]), stats.paired([hits(200, 102)], [hits(200, 100)])
+    assert clear is not None and small is not None
+    assert clear.value == pytest.approx(0.3) and clear.distinguishable and clear.interval.low > 0.2
+    assert small.value == pytest.approx(0.01) and not small.distinguishable
+
+
+def test_pairing_tells_apart_what_two_intervals_of_their_own_cannot():
+    loss = RNG.exponential(1.0, size=300)
+    ours = Scores("loss", scores.RATIO, np.arange(300), loss, np.ones(300))
+    theirs = Scores("loss", scores.RATIO, np.arange(300), loss + RNG.normal(0.03, 0.05, 300), np.ones(300))
+    gap = stats.paired([ours], [theirs])
+    assert gap is not None and gap.distinguishable
+    assert stats.interval(ours).holds(stats.metric(theirs))
+
+
+def test_other_examples_cannot_be_paired():
+    assert stats.paired([hits(50, 20)], [hits(51, 20)]) is None
+    assert stats.paired([], [hits(51, 20)]) is None
+
+
+def test_interval_over_seeds_is_students():
+    found = stats.over_seeds([1.0, 2.0, 3.0])
+    assert found is not None
+    assert (found.low, found.high) == (pytest.approx(2 - 4.3027 / 3**0.5, abs=1e-3), pytest.approx(4.4841, abs=1e-3))
+    assert stats.over_seeds([1.0]) is None
+
+
+def test_seeds_of_all_candidates_tell_two_apart():
+    values = [[0.80, 0.82], [0.50, 0.52], [0.79, 0.81]]
+    far, near = stats.apart(values[0], values[1], values), stats.apart(values[0], values[2], values)
+    assert far is not None and near is not None
+    assert far.low > 0 and near.holds(0)
+    assert stats.apart([0.8], [0.5], [[0.8], [0.5]]) is None
+
+
+# --- each metric is the task's own -----------------------------------------------------------------------------------
+
+
+def seq_cls(kind: str):
+    task = make(TaskSpec(name="SEQ_CLS", problem_type=kind))
+    task.kind, task.classes = kind, ["a", "b", "c", "never"]
+    labels = {
+        "single_label": RNG.integers(0, 3, (60, 2)).tolist(),
+        "multi_label": RNG.integers(0, 2, (60, 2, 4)).tolist(),
+        "regression": RNG.normal(size=(60, 2)).tolist(),
+    }[kind]
+    return task, [
+        {"row": i, "loss": 0.1 * i, "supervised": 1, "prediction": p, "label": t} for i, (p, t) in enumerate(labels)
+    ]
+
+
+def token_cls(tags: list[str]):
+    task = make(TaskSpec(name="TOKEN_CLS"))
+    task.classes = tags
+    rows = [(RNG.choice(tags, 6).tolist(), RNG.choice(tags, 6).tolist()) for _ in range(40)]
+    return task, [
+        {"row": i, "loss": 0.1 * i, "supervised": 6, "prediction": p, "label": t} for i, (p, t) in enumerate(rows)
+    ]
+
+
+def question_ans():
+    task = make(TaskSpec(name="QUESTION_ANS"))
+    texts = [("the red cat", "red cat"), ("blue", "blue dog"), ("", "green"), ("dog", "dog")] * 3
+    known = {"supervised": 1, "score": 1.0, "null": 0.0, "by_character": False}
+    return task, [
+        {"row": i // 2, "loss": 0.3, "prediction": p, "answers": (t,), **known} | {"score": float(i)}
+        for i, (p, t) in enumerate(texts)
+    ]
+
+
+def causal_lm():
+    counts = [(3.0, 5, 2), (8.0, 4, 1), (0.5, 9, 9), (2.5, 2, 1)]
+    return make(TaskSpec(name="CAUSAL_LM", generate=True)), [
+        {"row": i, "loss": loss, "supervised": n, "correct": right, **({"text": "x", "right": i < 2} if i < 3 else {})}
+        for i, (loss, n, right) in enumerate(counts)
+    ]
+
+
+def feature_extraction():
+    task = make(TaskSpec(name="FEATURE_EXTRACTION"))
+    vectors = torch.nn.functional.normalize(torch.randn(2, 30, 3, generator=torch.Generator().manual_seed(0)), dim=-1)
+    return task, [
+        {"row": i, "loss": 1.0, "supervised": 1, "vectors": [vectors[0, i], vectors[1, i]], "info": ((i,), (i + 99,))}
+        for i in range(30)
+    ]
+
+
+def pairs():
+    task = make(TaskSpec(name="FEATURE_EXTRACTION"))
+    task.metric_names = PAIR_METRICS
+    drawn = RNG.normal(size=(40, 2)).round(1).tolist()  # rounded: some are equal
+    return task, [
+        {"row": i, "loss": (a - b) ** 2, "supervised": 1, "cosine": a, "score": b} for i, (a, b) in enumerate(drawn)
+    ]
+
+
+CASES = {
+    **{k: (lambda k=k: seq_cls(k)) for k in ("single_label", "multi_label", "regression")},
+    "bio": lambda: token_cls(["O", "B-x", "I-x", "B-y"]),
+    "words": lambda: token_cls(["N", "V", "ADJ"]),
+    "question_ans": question_ans,
+    "causal_lm": causal_lm,
+    "feature_extraction": feature_extraction,
+    "pairs": pairs,
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_metric_from_the_parts_is_the_tasks_own(case, tmp_path, monkeypatch):
+    task, predictions = CASES[case]()
+    monkeypatch.setattr(task, "readable", lambda record, p: "an answer")
+    own = task.metrics(predictions)
+    for metric, value in own.items():
+        scores.write(tmp_path, task, metric, predictions, [{}] * len(predictions))
+        found = scores.read(tmp_path)
+        if (case, metric) == ("feature_extraction", "loss"):
+            assert found is None
+            continue
+        assert found is not None, metric
+        assert stats.metric(found) == pytest.approx(value, abs=1e-5), metric
+        assert 0 < stats.standard_error(found) < 100, metric
+
+
+def test_resampled_metric_is_the_tasks_own_on_that_resample():
+    task, predictions = seq_cls("single_label")
+    for metric in ("accuracy", "macro_f1", "mcc"):
+        found = scores.of(task, metric, predictions)
+        again = [p for p, n in zip(predictions, stats._weights(60)[5].astype(int), strict=True) for _ in range(n)]
+        assert stats.replicates(found)[5] == pytest.approx(task.metrics(again)[metric], abs=1e-5), metric
+
+
+def test_trial_without_predictions_has_no_scores(tmp_path):
+    assert scores.read(tmp_path) is None

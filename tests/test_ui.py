@@ -1,0 +1,150 @@
+"""The MLflow UI in a real browser: a study and its trials are found, compared and read as a person would.
+
+With LORASWEEP_SCREENSHOTS=FOLDER it leaves the pictures of the README there:
+
+    LORASWEEP_SCREENSHOTS=docs python -m pytest -m slow tests/test_ui.py
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorasweep import ledger
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="the extra dev has playwright")
+CHROMIUM = shutil.which("chromium")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
+]
+
+QUESTION = "Which rank is enough?"
+SMALL = ["train.max_steps=20", "train.eval_every=5", "data.max_train_samples=200", "data.max_eval_samples=100"]
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("ui")
+    words = ["-m", "lora.r=2,4,8", *SMALL, "study=ranks", f"search.question='{QUESTION}'"]
+    for line in (words, ["report", "outputs/ranks"]):
+        done = subprocess.run([sys.executable, "-m", "lorasweep", *line], cwd=folder, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+    return folder / "outputs"
+
+
+@pytest.fixture(scope="module")
+def address(outputs) -> Iterator[str]:
+    """Yield where `python -m lorasweep ui` serves."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "lorasweep", "ui", f"port={port}"]
+    log = (outputs.parent / "ui.log").open("w")
+    ui = subprocess.Popen(command, cwd=outputs.parent, start_new_session=True, stdout=log, stderr=log)
+    for _ in range(300):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
+            break
+        except OSError:
+            time.sleep(0.2)
+    yield f"http://127.0.0.1:{port}"
+    os.killpg(ui.pid, signal.SIGKILL)
+    ui.wait()
+
+
+@pytest.fixture(scope="module")
+def page(address) -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        page = browser.new_page(viewport={"width": 1280, "height": 720})
+        page.set_default_timeout(15_000)
+        page.goto(f"{address}/#/experiments/1/runs")
+        page.locator(".ag-row").first.wait_for()
+        page.get_by_role("button", name="Close").first.click()  # the assistant's panel
+        yield page
+        browser.close()
+
+
+def results(outputs: Path) -> dict[str, dict]:
+    """Return the result.json of each trial, by the name of its run."""
+    folders = [outputs / "ranks" / str(i) for i in range(3)]
+    return {json.loads((f / ledger.NAME).read_text())["name"]: ledger.read_result(f) for f in folders}
+
+
+def picture(page: Any, name: str) -> None:
+    folder = os.environ.get("LORASWEEP_SCREENSHOTS")
+    if folder:
+        page.wait_for_timeout(1500)  # charts and menus come to rest
+        page.screenshot(path=Path(folder) / f"{name}.png")
+
+
+def param(page: Any, key: str) -> list[str]:
+    """Return what a row of the comparison's table holds, a cell a run."""
+    row = page.locator("tr").filter(has=page.get_by_role("rowheader", name=key, exact=True))
+    return [cell.strip() for cell in row.locator("td").all_inner_texts()]
+
+
+METRIC = """key => {
+    const all = [...document.querySelectorAll("a[title='Plot chart']")];
+    const top = all.find(a => a.innerText.trim() === key).parentElement.style.top;
+    const row = [...document.querySelectorAll("div")].filter(d => d.style.top === top && !d.querySelector("a"));
+    return row.sort((a, b) => parseInt(a.style.left) - parseInt(b.style.left)).map(d => d.innerText.trim());
+}"""
+"""Cells of the table of metrics, which is drawn of boxes at fixed places."""
+
+
+def test_study_opens_to_its_trials_and_three_compared_say_what_their_results_say(page, outputs):
+    wanted = results(outputs)
+    rows = page.locator(".ag-pinned-left-cols-container .ag-row")
+    rows.get_by_text("ranks", exact=True).wait_for()
+    rows.first.locator("[col-id*='Run Name'] button").first.click()
+    for name in wanted:
+        rows.get_by_text(name, exact=True).wait_for()
+        rows.filter(has_text=name).locator(".ag-checkbox-input").check()
+    picture(page, "trials")
+    page.get_by_test_id("runs-compare-button").click()
+    page.get_by_text("Comparing 3 Runs").wait_for()
+    page.get_by_title("Plot chart").first.wait_for()
+    picture(page, "compare")
+    names, ranks = param(page, "Run Name:"), param(page, "lora.r")
+    objectives = page.evaluate(METRIC, ledger.OBJECTIVE)
+    assert sorted(names) == sorted(wanted)
+    for name, rank, objective in zip(names, ranks, objectives, strict=True):
+        assert int(rank) == wanted[name]["params_swept"]["lora.r"]
+        assert float(objective) == pytest.approx(wanted[name]["metric"]["value"], abs=1e-3)
+
+
+def test_study_shows_question_and_answer_and_leads_to_its_best_trial(page, address, outputs):
+    study = ledger.load(outputs / "ranks")
+    assert study is not None
+    page.goto(f"{address}/#/experiments/1/runs/{study.run_id}")
+    page.get_by_text(QUESTION).first.wait_for()
+    link = page.get_by_role("link", name=re.compile(r"^trial \d$")).first
+    number = link.inner_text().removeprefix("trial ")
+    best = ledger.load(outputs / "ranks" / number)
+    assert best is not None
+    assert link.get_attribute("href") == f"#/runs/{best.run_id}"
+    page.goto(f"{address}/{link.get_attribute('href')}")
+    page.get_by_role("heading", name=best.name).wait_for()
+
+
+def test_report_opens_under_the_studys_artifacts(page, address, outputs):
+    study = ledger.load(outputs / "ranks")
+    assert study is not None
+    page.goto(f"{address}/#/experiments/1/runs/{study.run_id}/artifacts/report.html")
+    report = page.frame_locator("iframe")
+    report.get_by_text(QUESTION).first.wait_for()
