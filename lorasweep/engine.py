@@ -82,6 +82,8 @@ class Engine:
         """What a pass costs by itself, in tokens; infinite: all trials always share one."""
         self.most = MOST_SLOTS
         """Trials that a pass can hold."""
+        self._comparison: pace.Comparison | None = None
+        """Where the number of slots was left to us."""
         self._free = True
         """Whether a slot was freed since `source` had nothing."""
 
@@ -212,6 +214,7 @@ class Engine:
         )
         slot.optimizer.zero_grad(set_to_none=True)
         self.width = wanted or pace.width(self.overhead, slot.spec.train, self.prepared.train)
+        self._comparison = pace.Comparison() if wanted is None else None
 
     def _first_inputs(self, spec: TrialSpec) -> list[dict[str, torch.Tensor]]:
         """Return the model inputs of the trial's first examples, for initialisations that look at data.
@@ -243,7 +246,9 @@ class Engine:
     def _steps(self) -> Iterator[StepEvent]:
         """Take one step of each trial; of one that has to run alone, before all others."""
         slots = [s for s in self.slots if s.alone][:1] or self.slots
-        for group in self._passes([Step(s, next(s.batches)) for s in slots]):
+        todo, compared = [Step(s, next(s.batches)) for s in slots], self._comparison if len(slots) > 1 else None
+        together = compared is None or compared.together(tuple(s.number for s in slots))
+        for group in self._passes(todo) if together else [[step] for step in todo]:
             self._gradients(group)
             for step in group:
                 if step.slot not in self.slots:
@@ -254,6 +259,8 @@ class Engine:
                     step.slot.pruned = str(error)
                     continue
                 yield event
+        if compared is not None:
+            compared.took(together, sum(s.seconds for s in todo), sum(s.tokens for s in todo))
 
     def _passes(self, todo: list[Step]) -> list[list[Step]]:
         """Return which steps share a pass; within one, those with equally many rows and about equal ranks in a row."""

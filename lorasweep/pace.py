@@ -30,6 +30,32 @@ LONG_S = 1.0
 """Seconds after which a size is not timed again."""
 
 
+ROUNDS = 3
+"""Steps that are timed in one way and in the other; the first of each is not counted."""
+
+
+class Comparison:
+    """Which is faster for the trials in the slots: a pass for all of them or one each. Timed on their own steps."""
+
+    def __init__(self) -> None:
+        self._who: tuple[int, ...] = ()
+        self._costs: dict[bool, list[float]] = {True: [], False: []}
+
+    def together(self, who: tuple[int, ...]) -> bool:
+        """Tell whether these trials' next step is to be taken in common passes."""
+        if who != self._who:
+            self._who, self._costs = who, {True: [], False: []}
+        common, apart = self._costs[True], self._costs[False]
+        if min(len(common), len(apart)) < ROUNDS:
+            return len(common) <= len(apart)
+        return statistics.median(common[1:]) <= statistics.median(apart[1:])
+
+    def took(self, together: bool, seconds: float, tokens: int) -> None:
+        """Take in what a step of all cost; only the first ones count."""
+        if len(self._costs[together]) < ROUNDS:
+            self._costs[together].append(seconds / max(1, tokens))
+
+
 def overhead(model: Any, task: Task, examples: Sequence[Example], pad_id: int, device: torch.device) -> float:
     """Return what a pass costs by itself, in tokens, from the times of a small and a large one.
 

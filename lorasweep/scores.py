@@ -32,7 +32,7 @@ OVER_CLASSES = ("macro_f1", "macro_precision", "macro_recall", "mcc")
 Pair = tuple[Any, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scores:
     """A trial's primary metric, taken apart. `first` and `second` hold a number an example, or an array of classes."""
 

@@ -45,7 +45,7 @@ class Difference:
     @property
     def distinguishable(self) -> bool:
         """Whether the interval leaves 0 out."""
-        return not self.interval.holds(0.0)
+        return self.interval.low > 0 or self.interval.high < 0
 
 
 def metric(found: Scores) -> float:
@@ -53,6 +53,7 @@ def metric(found: Scores) -> float:
     return float(_metrics(found, np.ones((1, len(found))))[0])
 
 
+@lru_cache(maxsize=1024)
 def replicates(found: Scores) -> np.ndarray:
     """Return the metric on each resample, [R]; NaN where a resample has nothing to score."""
     return _metrics(found, _weights(len(found)))
@@ -60,7 +61,8 @@ def replicates(found: Scores) -> np.ndarray:
 
 def standard_error(found: Scores) -> float:
     """Return the bootstrap standard error of the metric."""
-    return float(np.nanstd(replicates(found), ddof=1))
+    values_R = _finite(replicates(found))
+    return float(np.std(values_R, ddof=1)) if len(values_R) > 1 else math.nan
 
 
 def interval(found: Scores) -> Interval:
@@ -113,12 +115,12 @@ def apart(first: Sequence[float], second: Sequence[float], beside: Sequence[Sequ
 # --- resamples -------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def _weights(count: int) -> np.ndarray:
     """Return how often each resample has each of so many examples, [R, N]: the same for every trial."""
     rng = np.random.default_rng([SEED, count])
     resamples = max(FEWEST_RESAMPLES, min(RESAMPLES, MOST_DRAWS // count))
-    out_RN = np.empty((resamples, count), dtype=np.float32)
+    out_RN = np.empty((resamples, count))
     for row_N in out_RN:
         row_N[:] = np.bincount(rng.integers(0, count, count), minlength=count)
     return out_RN
@@ -130,7 +132,7 @@ def _metrics(found: Scores, weights_RN: np.ndarray) -> np.ndarray:
         match found.kind:
             case scores.RATIO | scores.EXP_RATIO:
                 both_N2 = np.stack([np.asarray(found.first, float), np.asarray(found.second, float)], axis=1)
-                sums_R2 = weights_RN.astype(float, copy=False) @ both_N2
+                sums_R2 = weights_RN @ both_N2
                 ratio_R = sums_R2[:, 0] / sums_R2[:, 1]
                 return np.exp(np.minimum(ratio_R, 700)) if found.kind == scores.EXP_RATIO else ratio_R
             case scores.PEARSON:
@@ -143,7 +145,7 @@ def _metrics(found: Scores, weights_RN: np.ndarray) -> np.ndarray:
 def _pearson(first_N: np.ndarray, second_N: np.ndarray, weights_RN: np.ndarray) -> np.ndarray:
     x_N, y_N = first_N - first_N.mean(), second_N - second_N.mean()
     columns_N5 = np.stack([x_N, y_N, x_N * y_N, x_N**2, y_N**2], axis=1)
-    means_R5 = weights_RN.astype(float, copy=False) @ columns_N5 / weights_RN.sum(1, dtype=float)[:, None]
+    means_R5 = weights_RN @ columns_N5 / weights_RN.sum(1)[:, None]
     x, y, xy, xx, yy = means_R5.T
     return (xy - x * y) / np.sqrt((xx - x**2) * (yy - y**2))
 
@@ -171,7 +173,7 @@ def _over_classes(found: Scores, weights_RN: np.ndarray) -> np.ndarray:
     ):
         kept = marked & (cells >= 0)
         np.add.at(table_NC, (owner[kept], cells[kept]), 1)
-    right_RC, found_RC, there_RC = weights_RN.astype(float, copy=False) @ counts_3NC
+    right_RC, found_RC, there_RC = weights_RN @ counts_3NC
     if found.kind == "mcc":
         total_R = found_RC.sum(1)
         apart_R = right_RC.sum(1) * total_R - (found_RC * there_RC).sum(1)
@@ -187,8 +189,15 @@ def _over_classes(found: Scores, weights_RN: np.ndarray) -> np.ndarray:
 
 
 def _percentiles(values_R: np.ndarray) -> Interval:
-    low, high = np.nanpercentile(values_R, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    known_R = _finite(values_R)
+    if not len(known_R):
+        return Interval(math.nan, math.nan)
+    low, high = np.percentile(known_R, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     return Interval(float(low), float(high))
+
+
+def _finite(values_R: np.ndarray) -> np.ndarray:
+    return values_R[np.isfinite(values_R)]
 
 
 def _mean(replicates_R: Sequence[np.ndarray]) -> np.ndarray:

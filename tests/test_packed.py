@@ -432,11 +432,30 @@ def test_trial_leaves_no_tensor_behind(tiny_bert):
     """The tensors that are alive after the 12th trial are as many as after the 2nd."""
     spec = spec_of("seq_cls", tiny_bert, "train.max_steps=2", "lora.lora_dropout=0.1")
     made, alive = trainer(spec, workload("seq_cls", tiny_bert)), []
-
-    def count(event: engine.Event) -> None:
-        if isinstance(event, engine.TrialBegan) and not event.number % 2:
+    made.width, jobs = 1, [engine.Job(i, spec) for i in reversed(range(13))]
+    for event in made.run(lambda: jobs.pop() if jobs else None):
+        if isinstance(event, engine.TrialBegan):
             gc.collect()
             alive.append(sum(isinstance(o, torch.Tensor) for o in gc.get_objects()))
+    assert len(set(alive[2:])) == 1, alive
 
-    run(made, [engine.Job(i, spec) for i in range(13)], 1, count)
-    assert len(set(alive[1:])) == 1, alive
+
+def test_faster_way_is_found_on_the_trials_own_steps():
+    found, costs = pace.Comparison(), {True: 3.0, False: 2.0}
+    ways = []
+    for _ in range(10):
+        ways.append(found.together((1, 2)))
+        found.took(ways[-1], costs[ways[-1]], 1)
+    assert ways == [True, False] * pace.ROUNDS + [False] * 4
+    assert found.together((1, 3)), "other trials are timed anew"
+
+
+def test_trials_that_are_compared_end_as_they_would_alone(tiny_bert, double):
+    specs = [spec_of("seq_cls", tiny_bert, "train.max_steps=9", *one) for one in (PLAIN, DROPPED)]
+    work = workload("seq_cls", tiny_bert)
+    made = trainer(specs[0], work)
+    made._comparison = pace.Comparison()
+    made._comparison.took = lambda together, *cost: pace.Comparison.took(made._comparison, together, 1 + together, 1)
+    found = run(made, [engine.Job(i, spec) for i, spec in enumerate(specs)], 2)
+    for i, spec in enumerate(specs):
+        close(found[i], alone(spec, work, i), EXACT)

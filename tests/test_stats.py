@@ -125,7 +125,8 @@ def causal_lm():
 
 def feature_extraction():
     task = make(TaskSpec(name="FEATURE_EXTRACTION"))
-    vectors = torch.nn.functional.normalize(torch.randn(2, 30, 3, generator=torch.Generator().manual_seed(0)), dim=-1)
+    drawn = torch.randn(2, 30, 3, generator=torch.Generator().manual_seed(0))
+    vectors = torch.nn.functional.normalize(torch.stack([drawn[0], drawn[0] + 0.5 * drawn[1]]), dim=-1)
     return task, [
         {"row": i, "loss": 1.0, "supervised": 1, "vectors": [vectors[0, i], vectors[1, i]], "info": ((i,), (i + 99,))}
         for i in range(30)

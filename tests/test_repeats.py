@@ -1,0 +1,163 @@
+"""Repeats: who runs again, with which seeds, who leaves the race, and what a stop in between changes."""
+
+import pytest
+
+from lorasweep import answer, cli, race, repeats, search, steer, sweeper
+from lorasweep.study import Study
+from test_answer import SMALL, end, study_of
+
+
+def seeds(study: Study) -> list[tuple[int, int, int]]:
+    """Return origin, round and seed of each repeat."""
+    again = [t for t in study.trials() if race.is_repeat(t)]
+    return [
+        (t.user_attrs["repeat_of"], t.user_attrs["repeat"], study.spec(t.user_attrs["overrides"]).train.seed)
+        for t in again
+    ]
+
+
+def searched(tmp_path, values=(0.6, 0.79, 0.80, 0.5), **keys) -> Study:
+    study = study_of(tmp_path, [2, 4, 8, 16][: len(values)], **{"repeats": 2, "repeat_top": 2} | keys)
+    for value, trainable in zip(values, (100, 100, 200, 400), strict=False):
+        end(study, value, trainable=trainable)
+    return study
+
+
+def test_best_run_again_with_one_new_seed_a_round(tmp_path):
+    study = searched(tmp_path)
+    assert len(repeats.next_round(study)) == 2
+    assert seeds(study) == [(2, 1, 1), (1, 1, 1)]
+    assert repeats.next_round(study) == []  # they wait
+    end(study, 0.78), end(study, 0.80)
+    repeats.next_round(study)
+    assert seeds(study)[2:] == [(2, 2, 2), (1, 2, 2)]
+    end(study, 0.78), end(study, 0.80)
+    assert repeats.next_round(study) == []
+    assert [t.user_attrs["overrides"][-1] for t in study.trials()[4:]] == [f"train.seed={s}" for s in (1, 1, 2, 2)]
+
+
+def test_winner_has_the_best_mean_not_the_best_run(tmp_path):
+    study = searched(tmp_path)
+    assert study.best().number == 2
+    repeats.next_round(study)
+    end(study, 0.76), end(study, 0.81)
+    repeats.next_round(study)
+    end(study, 0.76), end(study, 0.79)
+    found = answer.answer(study)
+    assert study.best().number == found.best.number == 1
+    assert found.best.values == (0.79, 0.81, 0.79)
+    assert found.best.value == pytest.approx(0.7967, abs=1e-4)
+    assert found.best.interval.low == pytest.approx(0.7967 - 4.3027 * 0.011547 / 3**0.5, abs=1e-4)
+    assert "the mean of 3 seeds" in found.text
+    assert [c.number for c in found.candidates] == [0, 1, 2, 3]
+
+
+def test_cheapest_within_noise_runs_again_too(tmp_path):
+    study = study_of(tmp_path, [2, 4, 8, 16], repeats=1, repeat_top=2)
+    for value, trainable in ((0.79, 10), (0.60, 5), (0.795, 300), (0.80, 200)):
+        end(study, value, trainable=trainable)
+    repeats.next_round(study)
+    assert [origin for origin, *_ in seeds(study)] == [3, 2, 0]
+
+
+def test_candidate_that_cannot_reach_the_best_is_not_repeated_any_more(tmp_path):
+    study = searched(tmp_path, repeats=3, repeat_top=3)
+    repeats.next_round(study)  # 2, 1, 0
+    end(study, 0.81), end(study, 0.80), end(study, 0.605)
+    repeats.next_round(study)
+    assert study.racing().dropped == {0: 1}
+    assert [s[:2] for s in seeds(study)[3:]] == [(2, 2), (1, 2)]
+    assert next(c for c in answer.answer(study).candidates if c.number == 0).dropped
+
+
+def test_race_ends_when_one_is_left(tmp_path):
+    study = searched(tmp_path, values=(0.6, 0.8), repeats=5)
+    repeats.next_round(study)
+    end(study, 0.801), end(study, 0.601)
+    assert repeats.next_round(study) == []
+    assert study.racing().live == [1] and study.best().number == 1
+
+
+def test_minimised_metric_drops_the_larger(tmp_path):
+    study = study_of(tmp_path, [2, 4], maximize=False, repeats=3)
+    end(study, 2.0), end(study, 1.0)
+    repeats.next_round(study)
+    end(study, 1.01), end(study, 2.01)
+    repeats.next_round(study)
+    assert study.racing().dropped == {0: 1}
+
+
+def test_single_configuration_runs_with_all_seeds(tmp_path):
+    study = searched(tmp_path, values=(0.6,))
+    for _ in range(2):
+        assert len(repeats.next_round(study)) == 1
+        end(study, 0.61)
+    assert repeats.next_round(study) == []
+    assert len(answer.answer(study).best.values) == 3
+
+
+def test_half_queued_round_is_completed_and_no_seed_comes_twice(tmp_path):
+    study = searched(tmp_path)
+    repeats.next_round(study)
+    study.end_waiting(study.trials()[-1].number, "stopped")
+    half = Study.open(study.folder)
+    found = half.racing()
+    assert half.run_again(found, [repeats._entry(half.trial(n), found, 1) for n in found.live]) == []
+    end(half, 0.8)
+    repeats.next_round(half)
+    assert sorted(seeds(half)) == [(1, 1, 1), (1, 2, 2), (2, 1, 1), (2, 2, 2)]
+
+
+def test_seed_of_a_repeat_is_new_where_the_search_varied_it(tmp_path):
+    study = searched(tmp_path, values=(0.6, 0.8))
+    found = repeats.Race(seed=7)
+    trial = study.trial(1)
+    trial.user_attrs["swept"]["train.seed"] = 7
+    entry = repeats._entry(trial, found, 2)
+    assert entry.overrides[-1] == "train.seed=9" and entry.given["train.seed"] == 9
+
+
+def test_samplers_and_pruners_do_not_see_repeats(tmp_path):
+    study = searched(tmp_path, pruner="median", pruner_startup_trials=1)
+    repeats.next_round(study)
+    number = study.claim()
+    study.report(number, 1, 0.0)
+    assert not study.should_prune(number, 10)
+    seen = search._OwnTrials.of(study._optuna).get_trials(deepcopy=False)
+    assert [t.number for t in seen] == [0, 1, 2, 3]
+    assert [t.number for t in search._FirstObjective.of(study._optuna)._get_trials(False, None, False)] == [0, 1, 2, 3]
+
+
+def test_failed_repeat_is_done_again_as_the_same_repeat(tmp_path):
+    study = searched(tmp_path)
+    repeats.next_round(study)
+    number = study.claim()
+    study.tell(number, "FAIL", None, {"reason": "out of luck"})
+    end(study, 0.8)
+    steer.resume(study, [], failed=True)
+    again = study.trials()[-1].user_attrs
+    assert (again["retry_of"], again["repeat_of"], again["repeat"]) == (number, 2, 1)
+
+
+def test_budget_that_is_spent_ends_the_race(tmp_path):
+    study = searched(tmp_path, target=0.7)
+    assert repeats.next_round(study) == []
+
+
+def test_stopped_study_goes_on_with_its_repeats(tiny_bert, tmp_path, monkeypatch, capsys):
+    rounds = repeats.next_round
+    monkeypatch.setattr(repeats, "next_round", lambda s: s.stop(None, "here") or rounds(s))
+    model = [f"model.pretrained={tiny_bert}", "model.sha256=null"]
+    keys = ["search.repeats=2", "search.repeat_top=1", "lora.r=2,4", f"outputs={tmp_path}", "study=s"]
+    assert cli.main(["-m", *keys, *model, *SMALL]) == sweeper.EXIT_INTERRUPTED
+    study = Study.open(tmp_path / "s")
+    assert study.waiting() >= 1
+    monkeypatch.setattr(repeats, "next_round", rounds)
+    assert cli.main(["resume", str(tmp_path / "s")]) == 0
+    found = seeds(study)
+    assert len(set(found)) == len(found) and {s for *_, s in found} <= {1, 2}
+    best = answer.answer(study).best
+    assert best is not None and len(best.values) >= 2
+    out = capsys.readouterr().out
+    assert f"mean of {len(best.values)} seeds" in out and f"(repeats {best.number})" in out
+    assert study.trial_folder(best.number).joinpath("result.json").read_text().count('"test"') == 1
