@@ -21,6 +21,8 @@ RESAMPLES, FEWEST_RESAMPLES = 1000, 200
 MOST_DRAWS = 10_000_000
 """Draws in all; a larger split has fewer resamples, down to FEWEST_RESAMPLES."""
 SEED = 0
+FEWEST_FREE = 2
+"""Degrees of freedom below which the spread over seeds is not taken as known."""
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,12 @@ def seed_error(values: Sequence[float]) -> float:
 
 
 def apart(first: Sequence[float], second: Sequence[float], beside: Sequence[Sequence[float]]) -> Interval | None:
-    """Return the t-interval of the difference of two configurations' means; None where no seed was repeated.
+    """Return the t-interval of the difference of two configurations' means; None where too few seeds were repeated.
 
     The spread over seeds is taken as one, learned from all the configurations `beside`, these two among them.
     """
     free = sum(len(v) - 1 for v in beside)
-    if free < 1:
+    if free < FEWEST_FREE:
         return None
     from scipy.stats import t
 

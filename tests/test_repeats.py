@@ -1,10 +1,10 @@
 """Repeats: who runs again, with which seeds, who leaves the race, and what a stop in between changes."""
 
 import pytest
+from test_answer import SMALL, end, study_of
 
 from lorasweep import answer, cli, race, repeats, search, steer, sweeper
 from lorasweep.study import Study
-from test_answer import SMALL, end, study_of
 
 
 def seeds(study: Study) -> list[tuple[int, int, int]]:
@@ -140,7 +140,8 @@ def test_failed_repeat_is_done_again_as_the_same_repeat(tmp_path):
 
 
 def test_budget_that_is_spent_ends_the_race(tmp_path):
-    study = searched(tmp_path, target=0.7)
+    study = searched(tmp_path)
+    study.change_search({"target": 0.7})
     assert repeats.next_round(study) == []
 
 

@@ -78,6 +78,7 @@ def test_seeds_of_all_candidates_tell_two_apart():
     assert far is not None and near is not None
     assert far.low > 0 and near.holds(0)
     assert stats.apart([0.8], [0.5], [[0.8], [0.5]]) is None
+    assert stats.apart([0.8, 0.8], [0.5], [[0.8, 0.8], [0.5]]) is None  # that two runs were equal says little
 
 
 # --- each metric is the task's own -----------------------------------------------------------------------------------
@@ -126,7 +127,7 @@ def causal_lm():
 def feature_extraction():
     task = make(TaskSpec(name="FEATURE_EXTRACTION"))
     drawn = torch.randn(2, 30, 3, generator=torch.Generator().manual_seed(0))
-    vectors = torch.nn.functional.normalize(torch.stack([drawn[0], drawn[0] + 0.5 * drawn[1]]), dim=-1)
+    vectors = torch.nn.functional.normalize(torch.stack([drawn[0], drawn[0] + 2 * drawn[1]]), dim=-1)
     return task, [
         {"row": i, "loss": 1.0, "supervised": 1, "vectors": [vectors[0, i], vectors[1, i]], "info": ((i,), (i + 99,))}
         for i in range(30)
