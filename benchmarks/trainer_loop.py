@@ -23,7 +23,7 @@ import peft
 import transformers
 from datasets import Dataset
 
-from lorasweep import compose, data, model, tasks
+from lorasweep import adapter, compose, data, model, tasks
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
@@ -59,15 +59,7 @@ class Loop:
         base = transformers.AutoModelForSequenceClassification.from_pretrained(
             model.source(spec.model), **self.task.model_kwargs(), **dict.fromkeys(DROPOUTS, 0.0)
         )
-        lora = peft.LoraConfig(
-            task_type="SEQ_CLS",
-            r=spec.lora.r,
-            lora_alpha=spec.lora.alpha,
-            lora_dropout=spec.lora.lora_dropout,
-            target_modules=spec.lora.target_modules,
-            use_rslora=spec.lora.use_rslora,
-            init_lora_weights=spec.lora.init_lora_weights,
-        )
+        lora = adapter.config(spec.lora, spec.task_type, model.skeleton(spec.model, self.task, self.tokenizer))
         return peft.get_peft_model(base, lora)
 
     def arguments(self, train: Any) -> Any:

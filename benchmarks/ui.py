@@ -3,7 +3,7 @@
     python benchmarks/ui.py [--trials 500] [--points 200]
 
 The store is made of synthetic folders that `sync` sends, as it would after a study without its server. Prints seconds
-from the call of the address to the first rows of the table, and until the trials of one study are found.
+from the call of the address to the first rows of the table.
 """
 
 import argparse
