@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lorasweep import adapter, display, group, model
+from lorasweep import adapter, display, group, memory, model, pace, packed
 from lorasweep.schedule import step_counts
 from lorasweep.spec import TrialSpec
 from lorasweep.tasks import Example
@@ -33,12 +33,15 @@ class Plan:
     unmatched: dict[str, int]
     """The same of linear layers that are not adapted."""
     layers: list[int]
+    missing: tuple[str, ...]
+    """Modules that the checkpoint lacks."""
     whole: list[str]
     """Modules trained in full."""
     counts: adapter.Counts
     adapter_mb: float
     """Size of the file, 10^6 bytes."""
-    memory_gib: dict[str, float]
+    memory: memory.Estimate
+    """Of the trial by itself."""
     flops: float
     """Floating-point operations an optimiser step, of the matrix products."""
     steps: int
@@ -62,10 +65,11 @@ def plan(spec: TrialSpec, work: group.Workload) -> Plan:
         matched=dict(Counter(n.rpartition(".")[2] for n in adapted)),
         unmatched=dict(Counter(n.rpartition(".")[2] for n in linear if n not in adapted and n not in whole)),
         layers=sorted({int(m[1]) for n in adapted if (m := model.LAYER_INDEX.match(n))}),
+        missing=base.missing,
         whole=whole,
         counts=counts,
         adapter_mb=saved * 4 / 1e6,
-        memory_gib=_memory(spec, work, counts, linear),
+        memory=_memory(spec, work, base.missing),
         flops=_flops(spec, work, counts, linear),
         steps=steps,
         steps_per_epoch=per_epoch,
@@ -80,20 +84,28 @@ def _base(spec: TrialSpec, work: group.Workload) -> model.Base:
     return model.skeleton(spec.model, work.task, work.tokenizer)
 
 
-def _memory(
-    spec: TrialSpec, work: group.Workload, counts: adapter.Counts, linear: Mapping[str, nn.Module]
-) -> dict[str, float]:
-    """Return GiB by kind: weights, the trained parameters with gradient and two moments, and the longest batch's
-    activations (inputs and outputs of the linear layers); Python and its libraries come on top."""
-    width = 4 if model.dtype_of(spec.train, model.device_of(spec.train)).itemsize == 4 else 2
-    longest = max(len(e) for e in work.examples["train"])
-    tokens = (spec.train.micro_batch_size or spec.train.batch_size) * longest
-    through = sum(sum(_weight(m).shape) for m in linear.values())
-    return {
-        "weights": (counts.total - counts.trainable) * width / 2**30,
-        "training": counts.trainable * 16 / 2**30,
-        "activations": tokens * through * width / 2**30,
-    }
+def _memory(spec: TrialSpec, work: group.Workload, missing: tuple[str, ...], slots: int = 1) -> memory.Estimate:
+    return memory.estimate(spec, work.task, work.tokenizer, work.examples, slots=slots, missing=missing)
+
+
+def _phases(found: memory.Estimate) -> str:
+    return ", ".join(f"{name} {gib:.2f}" for name, gib in found.phases.items())
+
+
+def _free(spec: TrialSpec) -> str:
+    device = model.device_of(spec.train)
+    return f"{memory.free_gib(device):.1f} GiB are free on the {device.type}"
+
+
+def _shared(spec: TrialSpec, work: group.Workload, found: Plan) -> dict[str, str]:
+    """Return what trials need that share their passes, where they may."""
+    slots = pace.MOST if spec.train.slots is None else spec.train.slots
+    if slots == 1 or packed.alone_reason(spec):
+        return {}
+    one, all_ = found.memory, _memory(spec, work, found.missing, slots)
+    each = (all_.phases["training"] - one.phases["training"]) / (slots - 1)
+    most = "at most " if spec.train.slots is None else ""
+    return {"in slots": f"{all_.gib:.2f} GiB with {most}{slots} trials in one pass, {each:.2f} for each further trial"}
 
 
 def _flops(spec: TrialSpec, work: group.Workload, counts: adapter.Counts, linear: Mapping[str, nn.Module]) -> float:
@@ -116,7 +128,6 @@ def show(spec: TrialSpec, work: group.Workload) -> None:
     found = plan(spec, work)
     counts, train = found.counts, spec.train
     micro = train.micro_batch_size or train.batch_size
-    memory = found.memory_gib
     lines = {
         "model": f"{spec.model.pretrained}, {counts.total - counts.trainable:,} parameters",
         "task": f"{work.task.name}, ranked by {spec.task_type.primary or work.task.primary}",
@@ -135,7 +146,9 @@ def show(spec: TrialSpec, work: group.Workload) -> None:
         "start": start(spec),
         "batch": f"{train.batch_size} examples a step in {math.ceil(train.batch_size / micro)} passes of {micro}",
         "steps": f"{found.steps} in all, {found.steps_per_epoch} an epoch",
-        "memory": f"about {sum(memory.values()):.2f} GiB: " + ", ".join(f"{k} {v:.3f}" for k, v in memory.items()),
+        "memory": f"about {found.memory.gib:.2f} GiB at the most ({_phases(found.memory)}), {_free(spec)}; training: "
+        + ", ".join(f"{k} {v:.3f}" for k, v in found.memory.parts.items() if v >= 5e-4),
+        **_shared(spec, work, found),
         "compute": f"about {found.flops / 1e9:.1f} GFLOP a step",
     }
     for name, text in lines.items():
@@ -156,7 +169,7 @@ def show_grid(
                 str(sum(found.matched.values())),
                 f"{found.counts.trainable:,}",
                 f"{found.adapter_mb:.2f}",
-                f"{sum(found.memory_gib.values()):.2f}",
+                f"{found.memory.gib:.2f}",
                 f"{found.flops / 1e9:.1f}",
                 str(found.steps),
             ]

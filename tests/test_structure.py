@@ -37,6 +37,8 @@ ORDER = [
     "pack",
     "packed",
     "schedule",
+    "meter",
+    "memory",
     "checkpoint",
     "events",
     "slots",

@@ -1,0 +1,275 @@
+"""How much memory a trial will need, before its model is loaded: its own forward and backward pass runs on the meta
+device, and what is alive is counted. So any architecture, adapter and option is counted as it computes.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from lorasweep import adapter, model, pack, packed
+from lorasweep.meter import META, FusedAttention, Meter
+from lorasweep.schedule import MEGABATCH
+from lorasweep.spec import TrialSpec
+from lorasweep.tasks import Batch, Example, Task
+
+GIB = 2**30
+
+MOMENTS = 2
+"""Numbers that the optimiser keeps for each trained one."""
+
+PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "logits")
+
+Examples = Mapping[str, Sequence[Example]]
+"""The splits `train` and `eval`."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """GiB of tensors at the worst moment; Python and its libraries come on top."""
+
+    parts: Mapping[str, float]
+    """What is alive at the peak of training, by PARTS."""
+    phases: Mapping[str, float]
+    """The peak of each phase: start, training, evaluation, and reload where the saved adapter is loaded again."""
+    counted: bool
+    """Whether the pass itself was counted; else the inputs and outputs of linear layers."""
+
+    @property
+    def gib(self) -> float:
+        return max(self.phases.values())
+
+
+def solo_gib(
+    spec: TrialSpec, task: Task, tokenizer: Any, examples: Examples, missing: tuple[str, ...] | None = None
+) -> float:
+    """Return what a trial by itself needs to train and to be evaluated, whoever shares its passes."""
+    phases = estimate(spec, task, tokenizer, examples, missing=missing).phases
+    return max(phases["start"], phases["training"], phases["evaluation"])
+
+
+def estimate(
+    spec: TrialSpec,
+    task: Task,
+    tokenizer: Any,
+    examples: Examples,
+    *,
+    slots: int = 1,
+    missing: tuple[str, ...] | None = None,
+) -> Estimate:
+    """Return what `slots` trials like this one need that share their passes.
+
+    `missing` are the modules that the checkpoint lacks; None takes the heads for them. Raises ConfigError where there
+    is no such model.
+    """
+    key = _key(spec, slots, missing)
+    if key not in _known:
+        _known[key] = _estimate(spec, task, tokenizer, examples, slots, missing)
+    return _known[key]
+
+
+_known: dict[str, Estimate] = {}
+
+
+def _key(spec: TrialSpec, slots: int, missing: tuple[str, ...] | None) -> str:
+    """Return what an estimate depends on: neither on rates, nor on seeds."""
+    lora = asdict(spec.lora) | {"lora_dropout": spec.lora.lora_dropout > 0}
+    for name in ("lora_alpha", "alpha_ratio", "use_rslora", "loraplus_lr_ratio"):
+        lora.pop(name)
+    train = {k: v for k, v in asdict(spec.train).items() if k in SIZED}
+    own = [asdict(spec.model), asdict(spec.task_type), asdict(spec.data), lora, train]
+    return json.dumps([*own, spec.tracking.reload_check, slots, missing], sort_keys=True)
+
+
+SIZED = ("batch_size", "micro_batch_size", "eval_batch_size", "device", "precision")
+"""Keys of train that change the memory."""
+
+
+def _estimate(
+    spec: TrialSpec, task: Task, tokenizer: Any, examples: Examples, slots: int, missing: tuple[str, ...] | None
+) -> Estimate:
+    base = model.skeleton(spec.model, task, tokenizer)
+    base.model.to(model.dtype_of(spec.train, model.device_of(spec.train)))
+    base.missing = _heads(base.model) if missing is None else missing
+    trials = _Trials(spec, base, task, slots)
+    counted = True
+    try:
+        parts, evaluation = trials.counted(examples)
+    except RuntimeError:  # what the model does depends on values (experts), and there are none
+        parts, evaluation, counted = trials.rough(examples), Counter(), False
+    finally:
+        trials.leave()
+    weights, copies = trials.weights, trials.copies
+    beside = evaluation["activations"] + evaluation["logits"]
+    phases = {
+        "start": weights + copies + trials.trained,
+        "training": parts.total(),
+        "evaluation": weights + trials.residuals + trials.trained * (1 + MOMENTS) + beside,
+    }
+    if spec.tracking.reload_check:
+        phases["reload"] = phases["evaluation"] + weights
+    return Estimate(
+        {name: parts[name] / GIB for name in PARTS}, {name: size / GIB for name, size in phases.items()}, counted
+    )
+
+
+def free_gib(device: torch.device) -> float:
+    """Return what is free on the device, or in the machine for one without a memory of its own."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / GIB
+    return psutil.virtual_memory().available / GIB
+
+
+class _Trials:
+    """Trials in slots on a base of the meta device."""
+
+    def __init__(self, spec: TrialSpec, base: model.Base, task: Task, slots: int) -> None:
+        self.spec, self.base, self.task = spec, base, task
+        self.weights = _bytes([*base.model.parameters(), *base.model.buffers()])
+        self.linear = [m for m in base.model.modules() if isinstance(m, model.LINEAR)]
+        self.matrices = _bytes(p for p in base.model.parameters() if p.dim() == 2)
+        self.seats = [self._seat() for _ in range(slots)]
+        self.trained = _bytes(p for attached, _ in self.seats for p in attached.parameters())
+
+    def _seat(self) -> tuple[adapter.Attached, packed.Layers]:
+        """Return one more adapter, beside the base; with a plain initialisation, shapes are the same."""
+        plain = replace(self.spec.lora, init_lora_weights=True)
+        attached = adapter.attach(self.base, plain, self.spec.task_type, 0)
+        stream = _NoDraws(META)
+        layers = packed.layers(attached, stream, pack.install(attached.peft_model, stream))
+        layers.train(True)
+        attached.take_off()
+        return attached, layers
+
+    def leave(self) -> None:
+        for attached, _ in self.seats:
+            adapter.detach(attached)
+
+    @property
+    def copies(self) -> int:
+        """Bytes of the base's weights that are kept while the adapter is initialised."""
+        init = self.spec.lora.init_lora_weights
+        return self.matrices if self.spec.lora.changes_base or init == "loftq" else 0
+
+    @property
+    def residuals(self) -> int:
+        """Bytes of weights in the place of the base's while a trial computes by itself."""
+        if not self.copies:
+            return 0
+        places = self.seats[0][0].swap.places
+        return _bytes(p.base.weight for p in places if isinstance(p.base, model.LINEAR))
+
+    def counted(self, examples: Examples) -> tuple[Counter[str], Counter[str]]:
+        """Return bytes by kind at the peak of training, and at that of evaluation."""
+        train = self.spec.train
+        rows = min(_rows(train), len(examples["train"]))
+        batch = self._batch([widest(examples["train"], rows)] * len(self.seats))
+        with FusedAttention(), Meter(_words(self.base.model)) as meter, self._held(meter):
+            meter.begin()
+            for _ in range(2 if rows < train.batch_size else 1):  # from the second on, gradients are there
+                with self._together(batch):
+                    self.task.row_losses(self.base.model, batch).sum().backward()
+            parts = Counter(meter.peak)
+            for attached, _ in self.seats:
+                for parameter in attached.parameters():
+                    parameter.grad = None
+            meter.begin()
+            rows = min(train.eval_batch_size, len(examples["eval"]))
+            batch = self._batch([widest(examples["eval"], rows)])
+            self._seated(0)
+            with torch.no_grad():
+                self.task.row_losses(self.base.model, batch)
+            evaluation = Counter(meter.peak)
+        parts["optimizer"] = MOMENTS * self.trained
+        if len(self.seats) == 1:
+            parts["weights"] += self.residuals
+        return parts, evaluation
+
+    @contextmanager
+    def _held(self, meter: Meter) -> Iterator[None]:
+        """Count what is there before a pass, and each gradient as one."""
+        meter.hold("weights", [*self.base.model.parameters(), *self.base.model.buffers()])
+        hooks = []
+        for attached, _ in self.seats:
+            meter.hold("adapters", attached.parameters())
+            for parameter in attached.parameters():
+                hooks.append(parameter.register_post_accumulate_grad_hook(lambda p: meter.hold("gradients", [p.grad])))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _together(self, batch: Batch) -> Any:
+        if len(self.seats) == 1:
+            self._seated(0)
+            return nullcontext()
+        return packed.Pass(packed.parts([layers for _, layers in self.seats], batch)).on()
+
+    def _seated(self, index: int) -> None:
+        self.seats[index][0].put_on()
+
+    def _batch(self, groups: Sequence[Sequence[Example]]) -> Batch:
+        return self.task.collate(groups, self.base.tokenizer.pad_token_id, "cpu")
+
+    def rough(self, examples: Examples) -> Counter[str]:
+        """Return bytes by kind, the activations as the inputs and outputs of all linear layers."""
+        rows = min(_rows(self.spec.train), len(examples["train"])) * len(self.seats)
+        tokens = rows * max(map(len, examples["train"]))
+        width = next(self.base.model.parameters()).element_size()
+        through = sum(sum(m.weight.shape) for m in self.linear)
+        return Counter(
+            weights=self.weights,
+            adapters=self.trained,
+            gradients=self.trained,
+            optimizer=MOMENTS * self.trained,
+            activations=tokens * through * width,
+        )
+
+
+class _NoDraws(pack.DropoutStream):
+    """The stream's shapes: the meta device has no random numbers."""
+
+    def __post_init__(self) -> None:
+        pass
+
+    def _drawn(self, like: Tensor, p: float) -> Tensor:
+        count = like.numel()
+        bits = torch.empty((count + 3) // 4, dtype=torch.int64, device=META)
+        return (bits.view(torch.int16)[:count] >= 0).view(like.shape)
+
+
+def widest(examples: Sequence[Example], rows: int) -> list[Example]:
+    """Return a batch as the longest example will meet it: batches hold examples of similar length."""
+    order = sorted(examples, key=lambda e: (len(e), e.supervised), reverse=True)
+    step = max(1, len(order) // (MEGABATCH * rows))
+    return order[::step][:rows]
+
+
+def _heads(base: Any) -> tuple[str, ...]:
+    """Return the modules beside the model proper that no language model's checkpoint has: a task's new head."""
+    if base.get_output_embeddings() is not None:
+        return ()
+    children = {name: module for name, module in base.named_children() if any(True for _ in module.parameters())}
+    return (
+        tuple(name for name in children if name != base.base_model_prefix) if base.base_model_prefix in children else ()
+    )
+
+
+def _rows(train: Any) -> int:
+    return train.micro_batch_size or train.batch_size
+
+
+def _words(base: Any) -> int:
+    return int(getattr(base.config.get_text_config(), "vocab_size", 0) or 0)
+
+
+def _bytes(tensors: Any) -> int:
+    """Return the size of tensors, shared ones once."""
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
