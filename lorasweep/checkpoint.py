@@ -22,7 +22,7 @@ VERSION = 1
 SECTIONS = ("model", "task_type", "lora", "data", "train")
 """Parts of a spec that a checkpoint depends on."""
 
-FREE = ("train.slots",)
+FREE = ("train.slots", "train.prefix_cache_gib")
 """Keys that change no number."""
 
 UNREADABLE = (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, AssertionError)

@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 
-from lorasweep import adapter, checkpoint, pace, packed, transfer
+from lorasweep import adapter, checkpoint, pace, packed, prefix, transfer
 from lorasweep.errors import ConfigError, Unpackable, Unstable
 from lorasweep.events import EvalEvent, Event, Job, StepEvent, TrialBegan, TrialEnded
 from lorasweep.model import Base
 from lorasweep.schedule import epochs, learning_rate
 from lorasweep.slots import Slot, fits, new_slot
 from lorasweep.spec import TrainSpec, TrialSpec
-from lorasweep.tasks import Example, Prediction, Task
+from lorasweep.tasks import Batch, Example, Prediction, Task
 
 LOOK_AT = 32
 """Training batches, or as many examples in larger ones, that a data-driven initialisation sees."""
@@ -70,11 +70,13 @@ class Step:
 class Engine:
     """Trains trials that share a base, a task and a data set."""
 
-    def __init__(self, base: Base, task: Task, prepared: Prepared) -> None:
+    def __init__(self, base: Base, task: Task, prepared: Prepared, scratch: Path | None = None) -> None:
+        """`scratch` is a folder for what memory does not hold."""
         self.base = base
         self.task = task
         self.prepared = prepared
         self.device = next(base.model.parameters()).device
+        self.prefix = prefix.Prefix(base.model, scratch)
         self.slots: list[Slot] = []
         self.width: int | None = None
         """Slots in all; None until the first trial is there."""
@@ -196,7 +198,16 @@ class Engine:
             if slot in self.slots and (slot.pruned or slot.step == slot.total_steps):
                 self._seat(slot)
                 state = "PRUNED" if slot.pruned else "COMPLETE"
-                yield TrialEnded(slot.number, slot.step, state, slot.pruned, slot.train_s, slot.eval_s, slot.attached)
+                yield TrialEnded(
+                    slot.number,
+                    slot.step,
+                    state,
+                    slot.pruned,
+                    slot.train_s,
+                    slot.eval_s,
+                    slot.attached,
+                    slot.prefix_saved_s,
+                )
                 if slot in self.slots:
                     self._remove(slot)
         return self.slots != before
@@ -294,7 +305,10 @@ class Engine:
             began = time.perf_counter()
             active = [(s, p[i]) for s, p in zip(group, parts, strict=True) if i < len(p)]
             batch = self.task.collate([p for _, p in active], self.prepared.pad_id, self.device)
-            with together([s.slot.layers for s, _ in active], batch):
+            with (
+                self.prefix.reused([s.slot for s, _ in active], batch),
+                together([s.slot.layers for s, _ in active], batch),
+            ):
                 rows_B = self.task.row_losses(self.base.model, batch)
             losses = [
                 rows_B[rows].sum() / sum(e.supervised for e in s.examples)
@@ -330,7 +344,14 @@ class Engine:
     def _evaluate(self, slot: Slot) -> EvalEvent:
         began = time.perf_counter()
         self._seat(slot)
-        predictions = predict(self.base.model, self.task, self.prepared.eval, slot.spec.train, self.prepared.pad_id)
+        predictions = predict(
+            self.base.model,
+            self.task,
+            self.prepared.eval,
+            slot.spec.train,
+            self.prepared.pad_id,
+            functools.partial(self.prefix.reused, [slot]),
+        )
         metrics = self.task.metrics(predictions)
         took = time.perf_counter() - began
         slot.eval_s += took
@@ -341,13 +362,23 @@ class Engine:
 
 @torch.inference_mode()
 def predict(
-    model: torch.nn.Module, task: Task, examples: Sequence[Example], train: TrainSpec, pad_id: int
+    model: torch.nn.Module,
+    task: Task,
+    examples: Sequence[Example],
+    train: TrainSpec,
+    pad_id: int,
+    within: Callable[[Batch], contextlib.AbstractContextManager[None]] = lambda _: contextlib.nullcontext(),
 ) -> list[Prediction]:
-    """Return the predictions of all examples in their own order; batches go by length, so that little is padding."""
+    """Return the predictions of all examples in their own order; batches go by length, so that little is padding.
+
+    Each forward pass runs `within` what its batch calls for.
+    """
     device = next(model.parameters()).device
     order = sorted(examples, key=len, reverse=True)
     size = train.eval_batch_size
     out: list[Prediction] = []
     for start in range(0, len(order), size):
-        out += task.predict(model, task.collate([order[start : start + size]], pad_id, device))
+        batch = task.collate([order[start : start + size]], pad_id, device)
+        with within(batch):
+            out += task.predict(model, batch)
     return sorted(out, key=lambda p: p["row"])

@@ -1,5 +1,6 @@
 """What goes into the engine, a trial to run, and what comes out: what happens to trials, in order."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,8 @@ class TrialEnded:
     eval_s: float
     attached: Attached
     """On the base until the iteration goes on."""
+    prefix_saved_s: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of "train" and "eval" that kept states of frozen layers saved, an estimate."""
 
 
 Event = TrialBegan | StepEvent | EvalEvent | TrialEnded

@@ -39,6 +39,7 @@ def measured(event: TrialEnded, last: EvalEvent | None, work: group.Workload, pr
     return out | {
         "train_s": event.train_s,
         "eval_s": event.eval_s,
+        "prefix_saved_s": sum(event.prefix_saved_s.values()),
         "data_fingerprint": work.data.fingerprint,
     }
 

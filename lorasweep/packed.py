@@ -128,7 +128,7 @@ class Pass:
                 undo.enter_context(part.layers.stream.padded(part.count, part.lengths))
             for module in set().union(*(p.layers.modules for p in self.trials)):
                 before = module.__dict__.get("forward")
-                undo.callback(_give_back, module, before)
+                undo.callback(give_back, module, before)
                 module.__dict__["forward"] = self._forward(module, module.forward)
             yield
 
@@ -266,7 +266,8 @@ def _joined(outputs: Sequence[Any], counts: Sequence[int]) -> Any:
     return torch.cat(filled)
 
 
-def _give_back(module: nn.Module, forward: Any) -> None:
+def give_back(module: nn.Module, forward: Any) -> None:
+    """Let a module have the forward of its own that it had before; None for that of its class."""
     if forward is None:
         module.__dict__.pop("forward", None)
     else:

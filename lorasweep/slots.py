@@ -65,6 +65,8 @@ class Slot:
     step: int = 0
     train_s: float = 0.0
     eval_s: float = 0.0
+    prefix_saved_s: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "eval": 0.0})
+    """What kept states of frozen layers saved, an estimate."""
     last: EvalEvent | None = None
     limit: LossLimit = field(default_factory=LossLimit)
     pruned: str = ""
@@ -112,6 +114,7 @@ class Slot:
             "step": self.step,
             "train_s": self.train_s,
             "eval_s": self.eval_s,
+            "prefix_saved_s": dict(self.prefix_saved_s),
             "pruned": self.pruned,
             "limit": asdict(self.limit),
             "last": checkpoint.plain(vars(self.last)) if self.last else None,
@@ -130,6 +133,7 @@ class Slot:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step, self.pruned = saved["step"], saved["pruned"]
         self.train_s, self.eval_s = saved["train_s"], saved["eval_s"]
+        self.prefix_saved_s |= saved.get("prefix_saved_s", {})
         self.limit = LossLimit(**saved["limit"])
         self.last = EvalEvent(**saved["last"]) if saved["last"] else None
         checkpoint.set_random_state(saved["random"], device)

@@ -297,6 +297,9 @@ class TrainSpec:
     slots: int | None = ranged(None, 1, 64)
     """Trials of a worker that train at once in one forward and backward pass; null measures what pays here. It changes
     speed and memory, not results."""
+    prefix_cache_gib: float = ranged(1.0, 0)
+    """Memory of a worker in which the output of layers that no active trial changes is kept for each example, GiB;
+    beyond it, files in the study's folder. 0 keeps nothing. It changes speed and memory, not results."""
     eval_batch_size: int = ranged(32, 1)
     """Examples a forward pass of evaluation."""
     eval_every: int | None = ranged(None, 1)

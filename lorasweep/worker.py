@@ -296,7 +296,7 @@ class Worker:
     def _engine(self, spec: TrialSpec) -> Engine:
         work = self._workload(spec)
         base = model.load(spec.model, spec.train, work.task, work.tokenizer)
-        return Engine(base, work.task, work.prepared())
+        return Engine(base, work.task, work.prepared(), self.study.folder)
 
     def _workload(self, spec: TrialSpec) -> group.Workload:
         wanted = group.key(spec)
@@ -404,7 +404,8 @@ class Worker:
                 self._warn_of_reload(running, result["reload"])
         result["params"] = outcome.sizes(running.counts)
         result["tokens_per_s"] = running.tokens / event.train_s if event.train_s else 0.0
-        result["matmul_share"] = peak.share(trainer.base.model, running.counts.trainable, running.tokens, event.train_s)
+        worked_s = event.train_s + event.prefix_saved_s["train"]
+        result["matmul_share"] = peak.share(trainer.base.model, running.counts.trainable, running.tokens, worked_s)
         result["peak_gib"] = outcome.peak_gib(trainer.device)
         self._finish(running, self._described(running, result))
 

@@ -42,6 +42,8 @@ ORDER = [
     "checkpoint",
     "events",
     "slots",
+    "kept",
+    "prefix",
     "pace",
     "peak",
     "engine",
