@@ -4,6 +4,7 @@
 """
 
 import os
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,7 @@ import yaml
 
 from lorasweep import display, outcome, race, scores, stats
 from lorasweep.ledger import redact
-from lorasweep.scores import Scores
-from lorasweep.stats import Difference, Interval
+from lorasweep.stats import Difference, Interval, Spread
 from lorasweep.study import Study
 
 COSTS = {"trainable": "trainable", "adapter_mb": "adapter MB", "train_s": "train s", "peak_gib": "peak GiB"}
@@ -31,13 +31,19 @@ class Candidate:
     point: Mapping[str, Any]
     """The values of the keys that vary."""
     values: tuple[float, ...]
-    """The primary metric, a seed each."""
+    """The primary metric of each repeat; of the search's own run where there are none."""
     value: float
     """Their mean."""
+    searched: float
+    """The primary metric of the search's own run, by which it was chosen."""
+    repeated: bool
+    """Whether it ran again with new seeds, which alone make `values`."""
     standard_error: float | None
     """Of the metric over eval examples or of the mean over seeds, whichever is larger; None: nothing tells."""
     interval: Interval | None
-    """95 %: of the mean over seeds, or of a single seed over eval examples."""
+    """95 %, over eval examples or of the mean over seeds, whichever is wider."""
+    scored: tuple[Path, ...] = ()
+    """The folders of the runs that make `values`."""
     costs: Mapping[str, float]
     """By the keys of COSTS, as far as they are known."""
     rerun: str
@@ -48,6 +54,14 @@ class Candidate:
     """Whether it cannot be told apart from the best; None: nothing tells."""
     dropped: bool = False
     """Whether its repeats ended early, for it could not reach the best any more."""
+
+    @property
+    def over(self) -> str:
+        """How many runs `value` is the mean of, "" for the search's own."""
+        if not self.repeated:
+            return ""
+        seeds = f"the mean of {len(self.values)} new seeds" if len(self.values) > 1 else "with a new seed"
+        return f"{seeds} (the search's own run, which chose it, had {self.searched:.4f})"
 
     @property
     def label(self) -> str:
@@ -79,6 +93,14 @@ class Answer:
         return sum(c.alike is not None for c in self.candidates)
 
     @property
+    def method(self) -> str:
+        """How the comparisons with the best were made, in a sentence."""
+        if not self.compared:
+            return ""
+        several = f", corrected for {self.compared} comparisons (Holm, 5 % for all together)"
+        return f"compared on the same eval examples, by paired bootstrap{several if self.compared > 1 else ''}"
+
+    @property
     def front(self) -> list[Candidate]:
         """The candidates on any of the fronts, best metric first."""
         there = {n for numbers in self.fronts.values() for n in numbers}
@@ -92,7 +114,7 @@ class Answer:
         return f"{'So far, ' if self.going_on else ''}{self._first(self.best)} {self._second(self.best)}"
 
     def _first(self, best: Candidate) -> str:
-        seeds = f", the mean of {len(best.values)} seeds" if len(best.values) > 1 else ""
+        seeds = f", {best.over}" if best.repeated else ""
         sure = f" (95 % interval {best.interval})" if best.interval else ""
         others = len(self.candidates) - 1
         said = f"{best.label} is best with eval {self.metric} {best.value:.4f}{seeds}{sure}"
@@ -130,24 +152,21 @@ def answer(study: Study) -> Answer:
     empty = Answer(metric=study.meta.metric, maximize=study.meta.maximize, going_on=going_on)
     if first is None:
         return empty
-    known = {t.number: scores.read(study.trial_folder(t.number)) for found in runs.values() for t in found}
-    parts = {n: [known[t.number] for t in found] for n, found in runs.items()}
-    values = {n: race.values(found) for n, found in runs.items()}
-    racing = study.racing()
-    candidates = []
-    for number, found in runs.items():
-        made = _candidate(study, found[0], values[number], parts[number])
-        gap = alike = None
-        if number != first.number:
-            gap = _difference(parts[first.number], parts[number])
-            alike = _alike(gap, number, first.number, values)
-        candidates.append(_with(made, difference=gap, alike=alike, dropped=number in racing.dropped))
+    spread, racing = stats.spread(race.values(found) for found in runs.values()), study.racing()
+    made = {n: _candidate(study, found, spread) for n, found in runs.items()}
+    gaps = _differences(made, first.number, spread)
+    told = stats.holm([gap.p for gap in gaps.values()])
+    alike = {n: not apart for n, apart in zip(gaps, told, strict=True)}
+    candidates = [
+        _with(c, difference=gaps.get(n), alike=alike.get(n), dropped=n in racing.dropped) for n, c in made.items()
+    ]
     best = next(c for c in candidates if c.number == first.number)
+    among = [c for c in candidates if c.repeated or not best.repeated]  # a run that was not repeated may be luck
     return _with(
         empty,
         candidates=candidates,
         best=best,
-        cheapest=cheapest(best, candidates, study.meta.maximize),
+        cheapest=cheapest(best, among, study.meta.maximize),
         fronts={cost: front(candidates, cost, study.meta.maximize) for cost in COSTS},
     )
 
@@ -156,42 +175,49 @@ def _with(thing: Any, **changed: Any) -> Any:
     return type(thing)(**vars(thing) | changed)
 
 
-def _candidate(study: Study, trial: Any, values: Sequence[float], parts: Sequence[Scores | None]) -> Candidate:
+def _candidate(study: Study, runs: Sequence[Any], spread: Spread | None) -> Candidate:
+    trial, judged = runs[0], race.judged(runs)
     result = outcome.read(study.trial_folder(trial.number)) or {}
-    overrides = tuple(trial.user_attrs.get("overrides", ()))
-    one = parts[0]
-    errors = [stats.standard_error(one)] if one is not None else []
-    errors += [stats.seed_error(values)] if len(values) > 1 else []
-    over_examples = stats.interval(one) if one is not None else None
+    folders = tuple(study.trial_folder(t.number) for t in judged)
+    values = tuple(race.values(judged))
+    parts = [s for s in map(scores.read, folders) if s is not None]
+    errors = [stats.standard_error(*parts)] if parts else []
+    intervals = [stats.interval(*parts)] if parts else []
+    if spread is not None and len(runs) > 1:
+        errors.append(spread.of_mean(len(values)))
+        intervals.append(spread.around(values))
     found = {k: trial.user_attrs.get(k) for k in COSTS}
     return Candidate(
         number=trial.number,
         point=trial.user_attrs.get("swept", trial.params),
-        values=tuple(values),
-        value=sum(values) / len(values),
+        values=values,
+        value=statistics.fmean(values),
+        searched=trial.values[0],
+        repeated=len(runs) > 1,
         standard_error=max(errors, default=None),
-        interval=stats.over_seeds(values) or over_examples,
+        interval=max(intervals, key=lambda i: i.high - i.low, default=None),
+        scored=folders,
         costs={k: float(v) for k, v in found.items() if v is not None},
         rerun=result.get("rerun", ""),
-        overrides=overrides,
+        overrides=tuple(trial.user_attrs.get("overrides", ())),
     )
 
 
-def _difference(first: Sequence[Scores | None], second: Sequence[Scores | None]) -> Difference | None:
-    """Return the difference of two configurations on the same examples, each the mean of its seeds."""
-    ours, theirs = ([s for s in side if s is not None] for side in (first, second))
-    return stats.paired(ours, theirs)
+def _differences(made: Mapping[int, Candidate], best: int, spread: Spread | None) -> dict[int, Difference]:
+    """Return how far the others are from the best on the same examples, as far as that can be told.
 
-
-def _alike(gap: Difference | None, number: int, best: int, values: Mapping[int, Sequence[float]]) -> bool | None:
-    """Return whether two cannot be told apart: over the examples, or over the seeds where both ran with several."""
-    if gap is None:
-        return None
-    several = {n: v for n, v in values.items() if len(v) > 1}
-    if gap.distinguishable and number in several and best in several:
-        seeds = stats.apart(values[best], values[number], list(several.values()))
-        return seeds is not None and seeds.holds(0.0)
-    return not gap.distinguishable
+    Where both ran again, the one of examples and seeds that says less counts.
+    """
+    first, out = made[best], {}
+    ours = [scores.read(f) for f in first.scored]
+    for number, other in made.items():
+        theirs = [scores.read(f) for f in other.scored]
+        gap = stats.paired([s for s in ours if s], [s for s in theirs if s]) if number != best else None
+        if gap is not None and spread is not None and first.repeated and other.repeated:
+            gap = max(gap, spread.apart(first.values, other.values), key=lambda g: g.p)
+        if gap is not None:
+            out[number] = gap
+    return out
 
 
 # --- what is nearly as good for less ---------------------------------------------------------------------------------

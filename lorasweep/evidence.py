@@ -60,7 +60,7 @@ class Shown:
     rerun: str = ""
     seed: int | None = None
     interval: str = ""
-    """95 % of its metric: over seeds where it has several, whose mean is `value`, else over eval examples."""
+    """95 % of its metric, over eval examples or seeds; of several seeds the mean is `value`."""
     standing: str = ""
     """How it stands to the best one."""
     repeat_of: int | None = None
@@ -110,6 +110,8 @@ class Evidence:
     """Why there is none, or which parameters it leaves out."""
     said: str = ""
     """The answer in two sentences."""
+    method: str = ""
+    """How the others were compared with the best, in a sentence."""
     chosen: int | None = None
     """The best trial."""
     fronts: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -172,6 +174,7 @@ def gather(study: Study, said: answer.Answer | None = None) -> Evidence:
         axes=axes,
         importance=importance,
         said=said.text,
+        method=said.method,
         chosen=chosen,
         fronts=said.fronts,
         no_importance=why,
@@ -222,8 +225,14 @@ def _judged(trial: Shown, found: answer.Candidate | None, said: answer.Answer) -
         return trial
     words = {None: "", True: "not distinguishable", False: "distinguishable"}
     standing = "best" if said.best and said.best.number == found.number else words[found.alike]
+    notes = [standing] if standing else []
     if said.cheapest and said.cheapest.number == found.number:
-        standing += ("; " if standing else "") + "cheapest within one standard error"
+        notes.append("cheapest within one standard error")
+    if found.repeated:
+        notes.append(found.over)
+    elif said.best and said.best.repeated:
+        notes.append("one seed")
+    standing = "; ".join(notes)
     value = found.value if math.isfinite(found.value) else None
     return replace(trial, value=value, interval=str(found.interval or ""), standing=standing)
 

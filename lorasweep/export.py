@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from lorasweep import adapter, model, provenance, scores, stats, winner
+from lorasweep import adapter, answer, model, provenance, scores, stats, winner
 from lorasweep.errors import ConfigError, did_you_mean
 from lorasweep.ledger import redact
 from lorasweep.spec import ModelSpec, TrialSpec
@@ -200,6 +200,12 @@ def _metrics(study: Study, number: int, result: Mapping[str, Any]) -> str:
             lines.append(f"| {split} | {_plain(name)}{trivial} | {value:.4f} | {shown} |")
     lines += [f"| eval | {_plain(k)} (trivial answer) | {v:.4f} | - |" for k, v in result.get("baseline", {}).items()]
     told = "The interval is a bootstrap over the eval examples. Test was read once, after choosing."
+    judged = next((c for c in answer.answer(study).candidates if c.number == number), None)
+    if judged is not None and judged.repeated:
+        told += (
+            f" Its configuration ran again with {len(judged.values)} new seeds: eval {_plain(study.meta.metric)} "
+            f"{judged.value:.4f} on average, 95 % interval {judged.interval}."
+        )
     return "\n".join([*lines, "", f"{told}\n"])
 
 

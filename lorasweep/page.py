@@ -89,6 +89,7 @@ def page(evidence: Evidence, drawn: Sequence[Figure]) -> str:
 <main>
 <noscript><p>The charts need JavaScript; each one's sentence and the tables do not.</p></noscript>
 <h2 id="leaders">Leaders</h2>{_table(summary.leaders(evidence), "All trials, the best first", best)}
+<p class="soft">{escape(summary.reading(evidence))}</p>
 {body}
 <h2 id="cost">Cost</h2>{_table(summary.costs(evidence), "What the study used and what it was spared")}
 <h2 id="failures">Failures</h2>{_table(summary.failures(evidence), "Failed trials and why")}

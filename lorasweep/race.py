@@ -1,9 +1,12 @@
-"""Repeats: the best configurations of a study run again with other seeds, and the mean decides.
+"""Repeats: the best configurations of a study run again with other seeds, and the mean of those decides.
+
+The run of the search is left out of the mean: it was chosen for being high, so it is too high on average.
 
 A repeat is a trial of the study with the user attributes `repeat_of` (the trial that it repeats) and `repeat` (1, 2,
 ...; a round has one repeat for each candidate, all with the same seed). Samplers and pruners do not see repeats.
 """
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,10 +80,20 @@ def values(runs_of_one: Sequence[FrozenTrial]) -> list[float]:
     return [t.values[0] for t in runs_of_one]
 
 
+def judged(runs_of_one: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the runs that a configuration is judged by: its repeats, or the search's own run where there are none."""
+    return list(runs_of_one[1:] or runs_of_one)
+
+
 def leader(trials: Sequence[FrozenTrial], race: Race, maximize: bool) -> FrozenTrial | None:
-    """Return the complete trial with the best mean of those still in the race, or of all; of equals, the first."""
-    means = {n: sum(values(found)) / len(found) for n, found in runs(trials).items()}
-    among = [n for n in race.live if n in means] or list(means)
+    """Return the complete trial with the best mean of those still in the race, or of all; of equals, the first.
+
+    Once some have run again, the others of the race are not among them.
+    """
+    found = runs(trials)
+    means = {n: statistics.fmean(values(judged(r))) for n, r in found.items()}
+    live = [n for n in race.live if n in means]
+    among = [n for n in live if len(found[n]) > 1] or live or list(means)
     sign = -1 if maximize else 1
     best = min(among, key=lambda n: (sign * means[n], n), default=None)
     return next((t for t in trials if t.number == best), None)
@@ -89,13 +102,10 @@ def leader(trials: Sequence[FrozenTrial], race: Race, maximize: bool) -> FrozenT
 def out_of_reach(trials: Sequence[FrozenTrial], race: Race, maximize: bool) -> list[int]:
     """Return the candidates whose mean lies below the best one's by more than its interval."""
     first = leader(trials, race, maximize)
-    found = {n: values(r) for n, r in runs(trials).items() if n in race.live}
-    if first is None or first.number not in found:
+    found = {n: r for n, r in runs(trials).items() if n in race.live and len(r) > 1}
+    spread = stats.spread(values(r) for r in found.values())
+    if first is None or first.number not in found or spread is None:
         return []
-    sign = 1 if maximize else -1
-    out = []
-    for number, seen in found.items():
-        gap = stats.apart(found[first.number], seen, list(found.values()))
-        if gap is not None and number != first.number and (gap.low if sign > 0 else -gap.high) > 0:
-            out.append(number)
-    return out
+    best, sign = values(judged(found[first.number])), 1 if maximize else -1
+    gaps = {n: spread.apart(best, values(judged(r))) for n, r in found.items() if n != first.number}
+    return [n for n, gap in gaps.items() if gap.distinguishable and sign * gap.value > 0]

@@ -1,48 +1,20 @@
-"""The winner in MLflow: a pyfunc model of adapter and settings, with a signature, and its place in the model registry.
-
-The base's weights are not copied: whoever loads the model finds the base by the settings, as every trial does. MLflow
-calls `_load_pyfunc` of this file, so the model needs lorasweep where it is used.
-"""
+"""The winner in MLflow: logged as a model, and its place in the model registry."""
 
 import json
-import shutil
 import tempfile
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lorasweep import learned, ledger, predict, scores, stats, tracking, winner
+from lorasweep import answer, flavor, ledger, scores, stats, tracking, winner
 from lorasweep.errors import ConfigError, MlflowDown, MlflowRefused
-from lorasweep.mirror import Mirror, load
-from lorasweep.predict import Answer
+from lorasweep.mirror import Mirror
 from lorasweep.spec import TrialSpec
 from lorasweep.study import Study
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 TAG = "lorasweep."
-PARTS = ("adapter", learned.CONFIG, learned.NAME)
 NORMAL_95 = 1.96
 """Standard errors to each side of a 95 % interval."""
-
-
-# --- what MLflow loads -----------------------------------------------------------------------------------------------
-
-
-class Answerer:
-    """What mlflow.pyfunc.load_model returns wraps this."""
-
-    def __init__(self, folder: Path) -> None:
-        self._loaded = predict.load(folder)
-
-    def predict(self, model_input: Any, params: Any = None) -> list[Answer]:
-        """Return an answer for each row of a pandas DataFrame, as `lorasweep predict --json` prints it."""
-        return predict.answers(self._loaded, model_input.to_dict("records"))
-
-
-def _load_pyfunc(path: str) -> Answerer:
-    """MLflow's entry point: `path` holds config.yaml, task.json and the adapter."""
-    return Answerer(Path(path))
 
 
 # --- a study's winner ------------------------------------------------------------------------------------------------
@@ -89,10 +61,10 @@ class Registry(Mirror):
 
         run = ledger.load(folder)
         run_id = run.run_id if run and run.uri == self._here else None
-        model = self._ask("create_logged_model", self._experiment(experiment), "model", run_id)
         with tempfile.TemporaryDirectory() as place:
             saved = Path(place) / "model"
-            _save(folder, saved)
+            flavor.save(folder, saved, folder.parent.parent / flavor.BASES)
+            model = self._ask("create_logged_model", self._experiment(experiment), "model", run_id)
             self._ask("log_model_artifacts", model.model_id, str(saved))
         self._ask("finalize_logged_model", model.model_id, "READY")
         if run_id:
@@ -128,60 +100,6 @@ class Registry(Mirror):
         return f"registered as {name} version {version}, {alias}: {why}"
 
 
-def _save(folder: Path, place: Path) -> None:
-    """Write a trial as an MLflow model."""
-    load()
-    import mlflow.pyfunc
-    from mlflow.models import ModelSignature
-
-    parts = place.with_name("parts")
-    parts.mkdir()
-    for name in PARTS:
-        source = folder / name
-        if source.is_dir():
-            shutil.copytree(source, parts / name)
-        elif source.exists():
-            shutil.copyfile(source, parts / name)
-    inputs, outputs = signature(folder)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="(?s).*An input example was not provided")  # the signature is given
-        mlflow.pyfunc.save_model(
-            str(place),
-            loader_module=__name__,
-            data_path=str(parts),
-            signature=ModelSignature(_schema(inputs), _schema(outputs)),
-            pip_requirements=["lorasweep", "mlflow"],
-        )
-
-
-def _schema(columns: dict[str, str]) -> Any:
-    from mlflow.types import ColSpec, Schema
-    from mlflow.types.schema import Array, DataType, Map
-
-    kinds: dict[str, Any] = {"string": DataType.string, "double": DataType.double}
-    kinds |= {"strings": Array(DataType.string), "doubles": Array(DataType.double)}
-    kinds |= {"doubles by name": Map(DataType.double)}
-    return Schema([ColSpec(kinds[kind], name) for name, kind in columns.items()])
-
-
-def signature(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the columns that a trial's model takes and those of its answers, each with its kind."""
-    spec = learned.settings(folder)
-    task = learned.task_of(folder, spec)
-    must, _ = predict.asked(task, spec.data)
-    shapes: dict[str, dict[str, str]] = {
-        "SEQ_CLS": {
-            "single_label": {"label": "string", "probability": "double", "probabilities": "doubles by name"},
-            "multi_label": {"labels": "strings", "probabilities": "doubles by name"},
-            "regression": {"value": "double"},
-        }.get(getattr(task, "kind", ""), {}),
-        "TOKEN_CLS": {"tokens": "strings", "tags": "strings", "tagged": "string"},
-        "QUESTION_ANS": {"answer": "string"},
-        "FEATURE_EXTRACTION": {"embedding": "doubles"},
-    }
-    return dict.fromkeys(must, "string"), shapes.get(task.name, {"text": "string"})
-
-
 # --- champion or challenger ------------------------------------------------------------------------------------------
 
 
@@ -196,17 +114,15 @@ class Score:
     """None where no example has a part in the metric."""
     fingerprint: str
     """Of the data."""
-    folder: str
-    """The trial's folder on the machine that made it."""
+    folders: list[str]
+    """Of the runs that make the value, on the machine that made them: the trial's, or its repeats'."""
 
     @staticmethod
     def of(study: Study, number: int) -> "Score":
-        folder = study.trial_folder(number)
-        found = winner.result(study, number)
-        parts = scores.read(folder)
-        error = stats.standard_error(parts) if parts is not None else None
-        value, fingerprint = found["metric"]["value"], found["data_fingerprint"]
-        return Score(study.meta.metric, value, study.meta.maximize, error, fingerprint, str(folder))
+        found = next(c for c in answer.answer(study).candidates if c.number == number)
+        fingerprint = winner.result(study, number)["data_fingerprint"]
+        folders = [str(f) for f in found.scored]
+        return Score(study.meta.metric, found.value, study.meta.maximize, found.standard_error, fingerprint, folders)
 
     def tags(self) -> dict[str, str]:
         return {f"{TAG}{k}": ledger.redact(json.dumps(v)) for k, v in vars(self).items()}
@@ -237,10 +153,10 @@ class Score:
         """Return the interval of the difference on the same examples, None where they differ or are gone."""
         if self.fingerprint != champion.fingerprint:
             return None
-        parts = [scores.read(Path(one.folder)) for one in (self, champion)]
-        if parts[0] is None or parts[1] is None:
+        ours, theirs = ([scores.read(Path(f)) for f in one.folders] for one in (self, champion))
+        if None in ours or None in theirs:
             return None
-        found = stats.paired([parts[0]], [parts[1]])
+        found = stats.paired([s for s in ours if s], [s for s in theirs if s])
         return found.interval if found else None
 
     def _apart(self, champion: "Score") -> stats.Interval | None:

@@ -38,9 +38,9 @@ def _show_best(study: Study, best: Candidate, test: Mapping[str, float], found: 
     metric, folder = found.metric, study.trial_folder(best.number)
     result = outcome.read(folder)
     beside = _beside(result["baseline"]) if result else ""
-    seeds = f", mean of {len(best.values)} seeds" if len(best.values) > 1 else ""
+    seeds = f", {best.over}" if best.repeated else ""
     sure = f", 95 % interval {best.interval}" if best.interval else ""
-    print(f"\nbest: trial {best.number}, eval {metric} {best.value:.4f}{seeds}{sure}{beside}")
+    print(f"\nbest: trial {best.number}, eval {metric} {best.value:.4f}{sure}{seeds}{beside}")
     if result is None:  # it ran on a machine without our disk
         return
     if test:
@@ -57,6 +57,7 @@ def _show_others(found: Answer, best: Candidate) -> None:
         print(
             f"\nnot distinguishable from it: {len(found.alike)} of {found.compared} others"
             + (f" (trials {alike})" if alike else "")
+            + f"; {found.method}"
         )
     cheap = found.cheapest
     if cheap is not None:

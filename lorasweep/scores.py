@@ -1,7 +1,7 @@
 """What each example of the eval split adds to a trial's primary metric: <trial>/predictions.parquet, a row an example.
 
 A metric is made of two columns, by its kind: the ratio of two sums (accuracy, loss, F1 over entities, ...), a
-correlation of two columns, or an average over classes of lists of them.
+correlation of two columns, an average over classes of lists of them, or bleu and chrf of sums of counts.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lorasweep.tasks import Prediction, Task
-from lorasweep.tasks.feature_extraction import FeatureExtraction, search_ranks
+from lorasweep.tasks.feature_extraction import FeatureExtraction, batch_losses, search_ranks
 from lorasweep.tasks.question_ans import QuestionAns, score
 from lorasweep.tasks.seq_cls import SeqCls
 from lorasweep.tasks.token_cls import TokenCls, entities
@@ -28,13 +28,14 @@ NOBODY = -1
 
 RATIO, EXP_RATIO, PEARSON, SPEARMAN = "ratio", "exp_ratio", "pearson", "spearman"
 OVER_CLASSES = ("macro_f1", "macro_precision", "macro_recall", "mcc")
+OF_COUNTS = ("bleu", "chrf")
 
 Pair = tuple[Any, Any]
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """A trial's primary metric, taken apart. `first` and `second` hold a number an example, or an array of classes."""
+    """A trial's primary metric, taken apart. `first` and `second` hold a number an example, or a list of them."""
 
     metric: str
     kind: str
@@ -51,7 +52,7 @@ class Scores:
 
 
 def of(task: Task, metric: str, predictions: Sequence[Prediction]) -> Scores | None:
-    """Return a metric taken apart; None for one of whole corpora (bleu, chrf), which no example has a part in."""
+    """Return a metric taken apart; None where nobody knows how."""
     found = _parts(task, metric, predictions)
     if found is None:
         return None
@@ -138,12 +139,14 @@ def _alike(
         return metric, {p["row"]: (p["cosine"], p["score"]) for p in predictions}
     if task.scored:
         return RATIO, {p["row"]: (p["loss"], 1) for p in predictions}
-    if metric == "loss":  # of 64 anchors together: no example has a part of its own
-        return None
     import torch
 
-    first, second = (torch.stack([p["vectors"][k] for p in predictions]) for k in (0, 1))
-    ranks = search_ranks(first, second, [p["info"] for p in predictions]).tolist()
+    vectors = [torch.stack(list(column)) for column in zip(*(p["vectors"] for p in predictions), strict=True)]
+    infos = [p["info"] for p in predictions]
+    if metric == "loss":  # an anchor's own, among the texts that it was evaluated with
+        losses = batch_losses(vectors, infos, task.spec.temperature).tolist()
+        return RATIO, {r: (loss, 1) for r, loss in zip(rows, losses, strict=True)}
+    ranks = search_ranks(vectors[0], vectors[1], infos).tolist()
     if metric == "mrr":
         return RATIO, {r: (1 / rank, 1) for r, rank in zip(rows, ranks, strict=True)}
     within = int(metric.rpartition("_")[2])
@@ -157,9 +160,11 @@ def _written(metric: str, predictions: Sequence[Prediction]) -> tuple[str, dict[
     written = [p for p in predictions if "text" in p]
     if metric == "exact_match":
         return RATIO, {p["row"]: (p["right"], 1) for p in written}
-    if metric == "rouge_l":
-        from lorasweep.tasks import generation
+    from lorasweep.tasks import generation
 
+    if metric in OF_COUNTS:
+        return metric, {p["row"]: generation.counts(metric, p["text"], p["references"]) for p in written}
+    if metric == "rouge_l":
         found = {p["row"]: generation.scores([p["text"]], [p["references"]])["rouge_l"] for p in written}
         return RATIO, {r: (value, 1) for r, value in found.items()}
     return None
@@ -185,7 +190,7 @@ def write(
     }
     found = of(task, metric, predictions)
     if found is not None:
-        cell = pa.list_(pa.int32()) if found.kind in OVER_CLASSES else pa.float64()
+        cell = pa.list_(pa.int32()) if found.kind in OVER_CLASSES + OF_COUNTS else pa.float64()
         known = {int(r): i for i, r in enumerate(found.rows)}
         for name, values in (("score", found.first), ("of", found.second)):
             cells = [values[known[r]] if r in known else None for r in rows]
@@ -215,6 +220,6 @@ def read(folder: Path) -> Scores | None:
     table = table.filter(pc.is_valid(table["score"]))
     rows = table["row"].to_numpy()
     first, second = table["score"], table["of"]
-    if told["kind"] in OVER_CLASSES:
+    if told["kind"] in OVER_CLASSES + OF_COUNTS:
         return Scores(told["metric"], told["kind"], rows, first.to_pylist(), second.to_pylist())
     return Scores(told["metric"], told["kind"], rows, first.to_numpy(), second.to_numpy())

@@ -1,4 +1,4 @@
-"""How sure a metric is: the bootstrap over eval examples, of one trial and of the difference of two, and over seeds.
+"""How sure a metric is: the bootstrap over eval examples, of one trial and of the difference of two; over seeds; Holm.
 
 Trials with the same examples are resampled alike, so that what makes an example hard for both cancels out.
 Source: B. Efron, R. Tibshirani, An Introduction to the Bootstrap, 1993.
@@ -7,7 +7,7 @@ Shapes: R resamples, N examples, C classes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -39,10 +39,12 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two trials' metrics on the same examples."""
+    """Of two configurations' metrics."""
 
     value: float
     interval: Interval
+    p: float
+    """Two-sided: how often chance alone makes a difference as large."""
 
     @property
     def distinguishable(self) -> bool:
@@ -61,15 +63,15 @@ def replicates(found: Scores) -> np.ndarray:
     return _metrics(found, _weights(len(found)))
 
 
-def standard_error(found: Scores) -> float:
-    """Return the bootstrap standard error of the metric."""
-    values_R = _finite(replicates(found))
+def standard_error(*found: Scores) -> float:
+    """Return the bootstrap standard error of the metric, of its mean over several runs on the same examples."""
+    values_R = _finite(_mean([replicates(s) for s in found]))
     return float(np.std(values_R, ddof=1)) if len(values_R) > 1 else math.nan
 
 
-def interval(found: Scores) -> Interval:
-    """Return the metric's 95 % interval, by percentiles."""
-    return _percentiles(replicates(found))
+def interval(*found: Scores) -> Interval:
+    """Return the 95 % interval of the metric, of its mean over several runs on the same examples, by percentiles."""
+    return _percentiles(_mean([replicates(s) for s in found]))
 
 
 def paired(first: Sequence[Scores], second: Sequence[Scores]) -> Difference | None:
@@ -79,39 +81,68 @@ def paired(first: Sequence[Scores], second: Sequence[Scores]) -> Difference | No
         return None
     apart = _mean([replicates(s) for s in first]) - _mean([replicates(s) for s in second])
     value = float(np.mean([metric(s) for s in first]) - np.mean([metric(s) for s in second]))
-    return Difference(value, _percentiles(apart))
+    error = float(np.std(_finite(apart), ddof=1)) if len(_finite(apart)) > 1 else math.nan
+    return Difference(value, _percentiles(apart), _chance(value, error, None))
 
 
-def over_seeds(values: Sequence[float]) -> Interval | None:
-    """Return the t-interval of the mean of a configuration's runs; None for a single one."""
-    if len(values) < 2:
-        return None
-    from scipy.stats import t
+def holm(chances: Sequence[float]) -> list[bool]:
+    """Return which of several comparisons count as differences, so that all of them together err in 5 % of cases.
 
-    half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * seed_error(values)
-    mean = float(np.mean(values))
-    return Interval(mean - half, mean + half)
-
-
-def seed_error(values: Sequence[float]) -> float:
-    """Return the standard error of the mean of two runs or more."""
-    return float(np.std(values, ddof=1)) / math.sqrt(len(values))
-
-
-def apart(first: Sequence[float], second: Sequence[float], beside: Sequence[Sequence[float]]) -> Interval | None:
-    """Return the t-interval of the difference of two configurations' means; None where too few seeds were repeated.
-
-    The spread over seeds is taken as one, learned from all the configurations `beside`, these two among them.
+    Source: S. Holm, A simple sequentially rejective multiple test procedure, 1979.
     """
-    free = sum(len(v) - 1 for v in beside)
+    out, going = [False] * len(chances), True
+    for left, i in zip(range(len(chances), 0, -1), sorted(range(len(chances)), key=chances.__getitem__), strict=True):
+        going = going and chances[i] * left <= 1 - LEVEL
+        out[i] = going
+    return out
+
+
+def _chance(value: float, error: float, free: int | None) -> float:
+    """Return the two-sided p-value of a difference with a standard error: normal, or Student's with `free` degrees."""
+    if not error > 0:  # nothing varies, or nothing is known
+        return 0.0 if value and error == 0 else 1.0
+    from scipy.stats import norm, t
+
+    return float(2 * (norm.sf(abs(value) / error) if free is None else t.sf(abs(value) / error, free)))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How far runs of one configuration lie apart that differ by their seed."""
+
+    error: float
+    """Standard deviation of one run."""
+    free: int
+    """Degrees of freedom."""
+
+    def of_mean(self, count: int) -> float:
+        """Return the standard error of the mean of so many runs."""
+        return self.error / math.sqrt(count)
+
+    def around(self, values: Sequence[float]) -> Interval:
+        """Return the t-interval of the mean of a configuration's runs."""
+        return self._interval(float(np.mean(values)), self.of_mean(len(values)))
+
+    def apart(self, first: Sequence[float], second: Sequence[float]) -> Difference:
+        """Return the difference of two configurations' means."""
+        error = self.error * math.sqrt(1 / len(first) + 1 / len(second))
+        value = float(np.mean(first) - np.mean(second))
+        return Difference(value, self._interval(value, error), _chance(value, error, self.free))
+
+    def _interval(self, value: float, error: float) -> Interval:
+        from scipy.stats import t
+
+        half = float(t.ppf((1 + LEVEL) / 2, self.free)) * error
+        return Interval(value - half, value + half)
+
+
+def spread(runs: Iterable[Sequence[float]]) -> Spread | None:
+    """Return the spread over seeds, taken as one for all configurations; None where too few ran with several seeds."""
+    several = [r for r in runs if len(r) > 1]
+    free = sum(len(r) - 1 for r in several)
     if free < FEWEST_FREE:
         return None
-    from scipy.stats import t
-
-    pooled = math.sqrt(sum(float(np.var(v)) * len(v) for v in beside) / free)
-    half = float(t.ppf((1 + LEVEL) / 2, free)) * pooled * math.sqrt(1 / len(first) + 1 / len(second))
-    value = float(np.mean(first) - np.mean(second))
-    return Interval(value - half, value + half)
+    return Spread(math.sqrt(sum(float(np.var(r)) * len(r) for r in several) / free), free)
 
 
 # --- resamples -------------------------------------------------------------------------------------------------------
@@ -141,7 +172,25 @@ def _metrics(found: Scores, weights_RN: np.ndarray) -> np.ndarray:
                 return _pearson(np.asarray(found.first, float), np.asarray(found.second, float), weights_RN)
             case scores.SPEARMAN:
                 return _spearman(np.asarray(found.first, float), np.asarray(found.second, float), weights_RN)
+            case "bleu" | "chrf":
+                counts_NC = np.hstack([np.asarray(found.first, float), np.asarray(found.second, float)])
+                return (_bleu if found.kind == "bleu" else _chrf)(weights_RN @ counts_NC)
         return _over_classes(found, weights_RN)
+
+
+def _bleu(counts_RC: np.ndarray) -> np.ndarray:
+    """Return BLEU without smoothing from sums of `generation.counts`, [R]."""
+    matched_R4, there_R4, ours_R, theirs_R = counts_RC[:, :4], counts_RC[:, 4:8], counts_RC[:, 8], counts_RC[:, 9]
+    geometric_R = np.exp(np.log(matched_R4 / there_R4).mean(1))
+    brevity_R = np.where(ours_R > theirs_R, 1.0, np.exp(1 - theirs_R / ours_R))
+    return np.where(matched_R4.min(1) > 0, brevity_R * geometric_R, 0.0)
+
+
+def _chrf(counts_RC: np.ndarray) -> np.ndarray:
+    """Return chrF (beta 2) from sums of `generation.counts`, [R]."""
+    matched_R6, ours_R6, theirs_R6 = np.split(counts_RC, 3, axis=1)
+    precision_R6, recall_R6 = (np.where(n > 0, matched_R6 / np.where(n > 0, n, 1), 0.0) for n in (ours_R6, theirs_R6))
+    return (5 * precision_R6 * recall_R6 / np.maximum(4 * precision_R6 + recall_R6, 1e-16)).mean(1)
 
 
 def _pearson(first_N: np.ndarray, second_N: np.ndarray, weights_RN: np.ndarray) -> np.ndarray:

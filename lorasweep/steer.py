@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lorasweep import compose, display, group, interrupt, outcome, race, space, sweeper, tracking, worker
+from lorasweep import compose, display, group, interrupt, outcome, race, registry, space, sweeper, tracking, worker
 from lorasweep.errors import ConfigError, StudyMismatch
 from lorasweep.meta import Entry
 from lorasweep.space import Space
@@ -361,7 +361,13 @@ def _copy_folder(old: Path, new: Path, number: int) -> None:
 
 
 def repair(words: Sequence[str]) -> int:
-    """Send MLflow what it missed."""
+    """Send MLflow what it missed: points, runs, and the winner as a model where the study has ended."""
     study, _ = find(words)
-    print(tracking.sync(study.folder, study.spec(study.space.fixed)))
+    spec = study.spec(study.space.fixed)
+    counts = tracking.sync(study.folder, spec)
+    print(counts)
+    over = not study.running() and (not study.waiting() or study.spent())
+    told = registry.log_winner(study, spec) if over and not counts.failed else ""
+    if told:
+        print(told)
     return 0

@@ -39,6 +39,14 @@ def progress(evidence: Evidence) -> str:
     return f"{counted(len(evidence.trials), 'trial')}: {told or 'none'}.{score}"
 
 
+def reading(evidence: Evidence) -> str:
+    """Return how to read the leaders' intervals and comparisons."""
+    against = f" Against the best: {evidence.method}." if evidence.method else ""
+    again = any(t.repeat_of is not None for t in evidence.trials)
+    seeds = " A configuration that ran again is judged by its new seeds alone; its costs are its first run's."
+    return f"Intervals are over eval examples, or over seeds where that is wider.{against}{seeds if again else ''}"
+
+
 def leaders(evidence: Evidence) -> Table:
     """Return every trial, the best first; then those without a metric."""
     keys = [a.key for a in evidence.axes]
@@ -140,6 +148,7 @@ def _markdown(evidence: Evidence) -> Iterator[str]:
     yield f"**Answer**: {plain(evidence.said)}\n"
     yield f"{progress(evidence)}\n"
     yield from _section("Leaders", leaders(evidence))
+    yield f"{plain(reading(evidence))}\n"
     yield "## What the figures show\n"
     yield from (f"- **{plain(f.title)}**: {plain(f.says)}" for f in figures(evidence))
     yield ""

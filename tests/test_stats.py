@@ -66,19 +66,41 @@ def test_other_examples_cannot_be_paired():
 
 
 def test_interval_over_seeds_is_students():
-    found = stats.over_seeds([1.0, 2.0, 3.0])
-    assert found is not None
+    spread = stats.spread([[1.0, 2.0, 3.0], [7.0]])
+    assert spread is not None and (spread.error, spread.free) == (1.0, 2)
+    found = spread.around([1.0, 2.0, 3.0])
     assert (found.low, found.high) == (pytest.approx(2 - 4.3027 / 3**0.5, abs=1e-3), pytest.approx(4.4841, abs=1e-3))
-    assert stats.over_seeds([1.0]) is None
+    assert spread.of_mean(4) == 0.5
+
+
+def test_p_value_is_that_of_the_textbooks():
+    gap = stats.paired([hits(400, 220)], [hits(400, 200)])  # 20 of 400 differ, all one way
+    assert gap is not None
+    assert gap.p == pytest.approx(7.7e-6, rel=0.6)  # z = 0.05 / sqrt(0.05 * 0.95 / 400)
+    spread = stats.spread([[1.0, 2.0, 3.0]])
+    assert spread is not None
+    assert spread.apart([5.0], [1.0]).p == pytest.approx(0.1056, abs=1e-3)  # t = 4 / sqrt 2, 2 degrees of freedom
+
+
+def test_holm_keeps_all_comparisons_together_at_five_percent():
+    assert stats.holm([0.01, 0.04, 0.03]) == [True, False, False]
+    assert stats.holm([0.04]) == [True]
+    assert stats.holm([0.013, 0.03, 0.001, 0.04]) == [True, False, True, False]
+    assert stats.holm([]) == []
+    false = 0
+    for _ in range(400):  # ten comparisons, none of which is a difference
+        false += any(stats.holm(RNG.uniform(size=10).tolist()))
+    assert 0.02 <= false / 400 <= 0.09
 
 
 def test_seeds_of_all_candidates_tell_two_apart():
     values = [[0.80, 0.82], [0.50, 0.52], [0.79, 0.81]]
-    far, near = stats.apart(values[0], values[1], values), stats.apart(values[0], values[2], values)
-    assert far is not None and near is not None
-    assert far.low > 0 and near.holds(0)
-    assert stats.apart([0.8], [0.5], [[0.8], [0.5]]) is None
-    assert stats.apart([0.8, 0.8], [0.5], [[0.8, 0.8], [0.5]]) is None  # that two runs were equal says little
+    spread = stats.spread(values)
+    assert spread is not None
+    assert spread.apart(values[0], values[1]).interval.low > 0
+    assert spread.apart(values[0], values[2]).interval.holds(0)
+    assert stats.spread([[0.8], [0.5]]) is None
+    assert stats.spread([[0.8, 0.8], [0.5]]) is None  # that two runs were equal says little
 
 
 # --- each metric is the task's own -----------------------------------------------------------------------------------
@@ -143,7 +165,23 @@ def pairs():
     ]
 
 
+def written():
+    task = make(TaskSpec(name="SEQ_2_SEQ_LM", generate=True))
+    texts = [
+        ("the cat sat on the mat today", ["the cat sat on the mat"]),
+        ("a dog runs in the park", ["a dog ran in the park", "the dog runs in a park now"]),
+        ("nothing is right here at all", ["completely different words stand in this one"]),
+        ("我 们 去 公园", ["我们去公园玩"]),
+        ("", ["something"]),
+    ] * 4
+    return task, [
+        {"row": i, "loss": 2.0 + i, "supervised": 3, "correct": 1, "text": t, "references": r}
+        for i, (t, r) in enumerate(texts)
+    ]
+
+
 CASES = {
+    "written": written,
     **{k: (lambda k=k: seq_cls(k)) for k in ("single_label", "multi_label", "regression")},
     "bio": lambda: token_cls(["O", "B-x", "I-x", "B-y"]),
     "words": lambda: token_cls(["N", "V", "ADJ"]),
@@ -162,9 +200,6 @@ def test_metric_from_the_parts_is_the_tasks_own(case, tmp_path, monkeypatch):
     for metric, value in own.items():
         scores.write(tmp_path, task, metric, predictions, [{}] * len(predictions))
         found = scores.read(tmp_path)
-        if (case, metric) == ("feature_extraction", "loss"):
-            assert found is None
-            continue
         assert found is not None, metric
         assert stats.metric(found) == pytest.approx(value, abs=1e-5), metric
         assert 0 < stats.standard_error(found) < 100, metric
@@ -173,9 +208,17 @@ def test_metric_from_the_parts_is_the_tasks_own(case, tmp_path, monkeypatch):
 def test_resampled_metric_is_the_tasks_own_on_that_resample():
     task, predictions = seq_cls("single_label")
     for metric in ("accuracy", "macro_f1", "mcc"):
-        found = scores.of(task, metric, predictions)
-        again = [p for p, n in zip(predictions, stats._weights(60)[5].astype(int), strict=True) for _ in range(n)]
-        assert stats.replicates(found)[5] == pytest.approx(task.metrics(again)[metric], abs=1e-5), metric
+        assert_resampled(task, metric, predictions)
+    task, predictions = written()
+    for metric in ("bleu", "chrf"):
+        assert_resampled(task, metric, predictions)
+
+
+def assert_resampled(task, metric, predictions):
+    found = scores.of(task, metric, predictions)
+    weights = stats._weights(len(predictions))[5].astype(int)
+    again = [p for p, n in zip(predictions, weights, strict=True) for _ in range(n)]
+    assert stats.replicates(found)[5] == pytest.approx(task.metrics(again)[metric], abs=1e-5), metric
 
 
 def test_trial_without_predictions_has_no_scores(tmp_path):

@@ -159,17 +159,11 @@ class FeatureExtraction(Task):
         infos = [p["info"] for p in predictions]
         vectors = [torch.stack(list(column)) for column in zip(*(p["vectors"] for p in predictions), strict=True)]
         ranks_N = search_ranks(vectors[0], vectors[1], infos).double()
-        losses = [
-            search_losses(
-                [v_ND[i : i + EVAL_ROWS] for v_ND in vectors], infos[i : i + EVAL_ROWS], self.spec.temperature
-            )
-            for i in range(0, len(infos), EVAL_ROWS)
-        ]
         return {
             "recall_at_1": float((ranks_N <= 1).double().mean()),
             "recall_at_10": float((ranks_N <= 10).double().mean()),
             "mrr": float((1 / ranks_N).mean()),
-            "loss": float(torch.cat(losses).double().mean()),
+            "loss": float(batch_losses(vectors, infos, self.spec.temperature).double().mean()),
         }
 
     def readable(self, record: Record, prediction: Prediction) -> str:
@@ -206,6 +200,12 @@ def search_losses(vectors: Sequence[Tensor], infos: Sequence[Any], temperature: 
     hidden_BC[:, : len(infos)] = right_BB
     logits_BC = logits_BC.masked_fill(hidden_BC.to(logits_BC.device), -torch.inf)
     return cross_entropy(logits_BC, torch.arange(len(infos), device=logits_BC.device), reduction="none")
+
+
+def batch_losses(vectors: Sequence[Tensor], infos: Sequence[Any], temperature: float) -> Tensor:
+    """Return the loss [N] of each anchor among the EVAL_ROWS rows that stand together."""
+    parts = [slice(i, i + EVAL_ROWS) for i in range(0, len(infos), EVAL_ROWS)]
+    return torch.cat([search_losses([v_ND[part] for v_ND in vectors], infos[part], temperature) for part in parts])
 
 
 def search_ranks(anchors_ND: Tensor, positives_ND: Tensor, infos: Sequence[Any]) -> Tensor:

@@ -75,6 +75,30 @@ def scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[st
     }
 
 
+def counts(metric: str, text: str, references: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Return what one text adds to the counts that bleu or chrf is made of.
+
+    bleu: matching n-grams of order 1 to 4; the text's n-grams of each order, its length, the closest reference's.
+    chrf: matching n-grams of 1 to 6 characters; the text's of each order, then the best reference's.
+    """
+    from torchmetrics.text import CHRFScore, SacreBLEUScore
+
+    if metric == "bleu":
+        bleu = SacreBLEUScore(tokenize="13a")
+        bleu.update([_spaced(text)], [[_spaced(r) for r in references]])
+        state = bleu.metric_state
+        return _ints(state["numerator"]), _ints(*(state[k] for k in ("denominator", "preds_len", "target_len")))
+    chrf = CHRFScore(n_word_order=0)
+    chrf.update([text], [list(references)])
+    state = chrf.metric_state
+    kinds = [[state[f"total_{kind}_char_{n}_grams"] for n in range(1, 7)] for kind in ("matching", "preds", "target")]
+    return _ints(*kinds[0]), _ints(*kinds[1], *kinds[2])
+
+
+def _ints(*found: Any) -> list[int]:
+    return [int(v) for part in found for v in part.reshape(-1).tolist()]
+
+
 def answer(text: str) -> str:
     """Return the last text after `#### ` (GSM8K's answer), or all of it, stripped."""
     return text.rpartition("#### ")[2].strip()
