@@ -3,7 +3,7 @@
 Where transformers has a pipeline that answers as the trial was trained, the model is one of mlflow.transformers; who
 loads it needs no lorasweep. MLflow loads the base from a folder: <outputs>/.bases/<digest> holds the config with the
 trial's classes and links to the base's weights, so that nothing is downloaded. Elsewhere `base_model_path=FOLDER` of
-mlflow.transformers.load_model names another one. The pipeline of TOKEN_CLS takes a text and finds its words by itself: it
+mlflow.transformers.load_model names another one. The pipeline of TOKEN_CLS takes a text and finds its words itself: it
 splits at punctuation, where `predict` splits at spaces.
 
 Everything else is a pyfunc model of adapter and settings, which finds the base by the settings, as every trial does:
