@@ -1,8 +1,8 @@
 """The forward pass of LoRA layers, made for training: one fused product a layer, dropout from its own random stream.
 
-peft stays the definition: its layers keep their parameters, and what `LoraForward` computes is what peft's own forward
-computes, without the copies. `PackedForward` does it for the rows of several trials at once. Shapes: N rows times
-tokens, I inputs, O outputs, R rank, K trials.
+peft stays the definition: its layers keep their parameters, and what `PackedForward` computes is what peft's own
+forward computes, without the copies, and for the rows of several trials at once. Shapes: N rows times tokens, I
+inputs, O outputs, R rank, K trials.
 """
 
 import functools
@@ -93,40 +93,6 @@ class StreamDropout(nn.Module):
         return x * self.stream.keep(x, self.p) / (1 - self.p)
 
 
-class LoraForward(torch.autograd.Function):
-    """`x W^T + b + s (x * keep) A^T B^T`, W and b frozen."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, W_OI: Tensor, b_O: Tensor | None, A_RI: Tensor, B_OR: Tensor, s: float, keep: Tensor | None
-    ) -> Tensor:
-        x_NI = x.reshape(-1, x.shape[-1])
-        kept_NI = x_NI if keep is None else x_NI * keep.view_as(x_NI)
-        y_NO = nn.functional.linear(x_NI, W_OI, b_O)
-        low_NR = kept_NI @ A_RI.t()
-        y_NO.addmm_(low_NR, B_OR.t(), alpha=s)
-        ctx.save_for_backward(kept_NI, low_NR, W_OI, A_RI, B_OR, keep)
-        ctx.s = s
-        return y_NO.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Any:
-        kept_NI, low_NR, W_OI, A_RI, B_OR, keep = ctx.saved_tensors
-        slope_NO = slope.reshape(-1, slope.shape[-1])
-        low_slope_NR = (slope_NO @ B_OR).mul_(ctx.s)
-        grad_A = low_slope_NR.t() @ kept_NI
-        grad_B = (slope_NO.t() @ low_NR).mul_(ctx.s)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_NI = slope_NO @ W_OI
-            if keep is None:
-                grad_NI.addmm_(low_slope_NR, A_RI)
-            else:
-                grad_NI.addcmul_(low_slope_NR @ A_RI, keep.view_as(grad_NI))
-            grad_x = grad_NI.view(*slope.shape[:-1], -1)
-        return grad_x, None, None, grad_A, grad_B, None, None
-
-
 @dataclass(frozen=True)
 class Run:
     """Neighbours in a batch whose updates are done in one stacked product."""
@@ -138,61 +104,105 @@ class Run:
     """Which inputs stay: of the shape of their part of x."""
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a linear layer computes beside its frozen product, and for which rows times tokens."""
+
+    runs: Sequence[Run]
+    own: Sequence[tuple[slice, Tensor]] = ()
+    """Frozen weights of some rows in the place of the layer's."""
+    starts: Sequence[tuple[slice, Tensor, Tensor]] = ()
+    """A and s B that PiSSA and OLoRA took out of the weight of some rows."""
+    biases: Sequence[slice] = ()
+    """Rows with a bias of their own."""
+
+
 class PackedForward(torch.autograd.Function):
     """`x W^T + b` for all rows, and each trial's `s (x * keep) A^T B^T` on its own rows; W and b frozen.
 
-    `factors` holds the As and then the Bs of each run. Ranks within a run are padded with zeros.
+    `trained` holds the As and then the Bs of each run, then the biases. Ranks within a run are padded with zeros. The
+    rank is the first dimension of every low-rank product: as the last one it makes small ranks several times slower.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, W_OI: Tensor, b_O: Tensor | None, runs: Sequence[Run], *factors: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, W_OI: Tensor, b_O: Tensor | None, plan: Plan, *trained: Tensor) -> Tensor:
         x_NI = x.reshape(-1, x.shape[-1])
-        y_NO = nn.functional.linear(x_NI, W_OI, b_O)
+        y_NO = _frozen(x_NI, W_OI.t(), [(at, own.t()) for at, own in plan.own], b_O)
         saved: list[Tensor | None] = []
-        ctx.runs, ctx.ranks, first = runs, [f.shape[0] for f in factors], 0
-        for run in runs:
+        ctx.plan, ctx.ranks, first = plan, [f.shape[0] for f in trained], 0
+        for run in plan.runs:
             K = len(run.scales)
             x_KNI = x_NI[run.at].view(K, -1, x_NI.shape[1])
             keep = None if run.keep is None else run.keep.view(x_KNI.shape)
             kept_KNI = x_KNI if keep is None else x_KNI * keep
-            A_KRI = _stacked(factors[first : first + K], 0)
-            B_KOR = _stacked(factors[first + K : first + 2 * K], 1)
-            B_KOR = B_KOR * B_KOR.new_tensor(run.scales)[:, None, None]
-            low_KNR = torch.bmm(kept_KNI, A_KRI.transpose(1, 2))
-            y_NO[run.at].view(K, -1, y_NO.shape[1]).baddbmm_(low_KNR, B_KOR.transpose(1, 2))
-            saved += [kept_KNI, low_KNR, A_KRI, B_KOR, keep]
+            A_KRI = _stacked(trained[first : first + K], 0)
+            B_KOR = _stacked(trained[first + K : first + 2 * K], 1)
+            low_KRN = _scaled(torch.bmm(A_KRI, kept_KNI.transpose(1, 2)), run.scales)
+            y_NO[run.at].view(K, -1, y_NO.shape[1]).baddbmm_(low_KRN.transpose(1, 2), B_KOR.transpose(1, 2))
+            saved += [kept_KNI, low_KRN, A_KRI, B_KOR, keep]
             first += 2 * K
+        for at, A_RI, B_OR in plan.starts:
+            y_NO[at].addmm_(x_NI[at] @ A_RI.t(), B_OR.t(), alpha=-1)
+        for at, own_O in zip(plan.biases, trained[first:], strict=True):
+            y_NO[at] += own_O
         ctx.save_for_backward(W_OI, *saved)
         return y_NO.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Any:
         W_OI, *saved = ctx.saved_tensors
+        plan = ctx.plan
         slope_NO = slope.reshape(-1, slope.shape[-1])
-        grad_NI = slope_NO @ W_OI if ctx.needs_input_grad[0] else None
+        grad_NI = _frozen(slope_NO, W_OI, plan.own) if ctx.needs_input_grad[0] else None
         grads: list[Tensor] = []
-        for i, run in enumerate(ctx.runs):
-            kept_KNI, low_KNR, A_KRI, B_KOR, keep = saved[5 * i : 5 * i + 5]
+        for i, run in enumerate(plan.runs):
+            kept_KNI, low_KRN, A_KRI, B_KOR, keep = saved[5 * i : 5 * i + 5]
             K = len(run.scales)
             ranks = ctx.ranks[len(grads) : len(grads) + K]
             slope_KNO = slope_NO[run.at].view(K, -1, slope_NO.shape[1])
-            low_slope_KNR = torch.bmm(slope_KNO, B_KOR)
-            grad_A_KRI = torch.bmm(low_slope_KNR.transpose(1, 2), kept_KNI)
-            grad_B_KOR = torch.bmm(slope_KNO.transpose(1, 2), low_KNR)
-            grads += [g[:r] for g, r in zip(grad_A_KRI, ranks, strict=True)]
-            grads += [g[:, :r] * s for g, r, s in zip(grad_B_KOR, ranks, run.scales, strict=True)]
+            low_slope_KRN = _scaled(torch.bmm(B_KOR.transpose(1, 2), slope_KNO.transpose(1, 2)), run.scales)
+            grad_A_KRI = torch.bmm(low_slope_KRN, kept_KNI)
+            grad_B_KRO = torch.bmm(low_KRN, slope_KNO)
+            grads += [g[:r] for g, r in zip(grad_A_KRI.unbind(), ranks, strict=True)]
+            grads += [g[:r].t() for g, r in zip(grad_B_KRO.unbind(), ranks, strict=True)]
             if grad_NI is not None:
                 grad_KNI = grad_NI[run.at].view(K, -1, grad_NI.shape[1])
                 if keep is None:
-                    grad_KNI.baddbmm_(low_slope_KNR, A_KRI)
+                    grad_KNI.baddbmm_(low_slope_KRN.transpose(1, 2), A_KRI)
                 else:
-                    grad_KNI.addcmul_(torch.bmm(low_slope_KNR, A_KRI), keep)
+                    grad_KNI.addcmul_(torch.bmm(low_slope_KRN.transpose(1, 2), A_KRI), keep)
+        if grad_NI is not None:
+            for at, A_RI, B_OR in plan.starts:
+                grad_NI[at].addmm_(slope_NO[at] @ B_OR, A_RI, alpha=-1)
+        grads += [slope_NO[at].sum(0) for at in plan.biases]
         grad_x = None if grad_NI is None else grad_NI.view(*slope.shape[:-1], -1)
         return grad_x, None, None, None, *grads
 
 
+def _frozen(x_NI: Tensor, W_IO: Tensor, own: Sequence[tuple[slice, Tensor]], b_O: Tensor | None = None) -> Tensor:
+    """Return x W + b, with other weights than W for some rows."""
+    if not own:
+        return x_NI @ W_IO if b_O is None else torch.addmm(b_O, x_NI, W_IO)
+    y_NO, done = x_NI.new_empty(len(x_NI), W_IO.shape[1]), 0
+    for at, other_IO in [*own, (slice(len(x_NI), len(x_NI)), W_IO)]:
+        for rows, weight in ((slice(done, at.start), W_IO), (at, other_IO)):
+            if rows.start < rows.stop:
+                torch.mm(x_NI[rows], weight, out=y_NO[rows])
+        done = at.stop
+    return y_NO if b_O is None else y_NO.add_(b_O)
+
+
+def _scaled(low_KRN: Tensor, scales: Sequence[float]) -> Tensor:
+    """Multiply each trial's part in place."""
+    if min(scales) == max(scales):
+        return low_KRN.mul_(scales[0])
+    return low_KRN.mul_(torch.tensor(scales, dtype=low_KRN.dtype, device=low_KRN.device)[:, None, None])
+
+
 def _stacked(matrices: Sequence[Tensor], rank_dim: int) -> Tensor:
     """Return the matrices as one tensor, zeros where a rank is smaller than the largest."""
+    if len(matrices) == 1:
+        return matrices[0][None]
     ranks = [m.shape[rank_dim] for m in matrices]
     if min(ranks) == max(ranks):
         return torch.stack(list(matrices))
@@ -240,4 +250,5 @@ def _forward(layer: Any, x: Tensor) -> Tensor:
     if dropout.training and isinstance(dropout, StreamDropout):
         keep = dropout.stream.keep(x, dropout.p)
         s = s / (1 - dropout.p)
-    return LoraForward.apply(x, base.weight, base.bias, A_RI.to(x.dtype), B_OR.to(x.dtype), s, keep)
+    run = Run(slice(0, x.numel() // x.shape[-1]), (s,), keep)
+    return PackedForward.apply(x, base.weight, base.bias, Plan([run]), A_RI.to(x.dtype), B_OR.to(x.dtype))

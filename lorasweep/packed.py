@@ -17,9 +17,13 @@ from torch import Tensor, nn
 from lorasweep import adapter, swap
 from lorasweep.adapter import Attached
 from lorasweep.errors import Unpackable
-from lorasweep.pack import DropoutStream, PackedForward, Run, StreamDropout, is_plain
+from lorasweep.pack import DropoutStream, PackedForward, Plan, Run, StreamDropout, is_plain
 from lorasweep.spec import TrialSpec
 from lorasweep.tasks import Batch
+
+OWN_BYTES = 2**26
+"""PiSSA and OLoRA trials keep the base weights that they changed up to so many bytes each; what is larger is made when
+the trial computes alone, and by their A and s B beside others."""
 
 WASTE = 0.05
 """Ranks are padded to stack updates while that adds at most this share to a layer's products."""
@@ -49,8 +53,10 @@ class Layers:
     """What computes in a module's place."""
     weights: dict[nn.Module, dict[str, Tensor]] = field(default_factory=dict)
     """Parameters in the place of the module's own."""
-    start: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """A and s B that PiSSA and OLoRA took out of the base weight: W_res x = W x - s B A x."""
+    own: dict[nn.Module, Tensor] = field(default_factory=dict)
+    """Base weights that PiSSA and OLoRA changed, W_res, where they are kept."""
+    start: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """A and s B that they took out of the weight, where it is not: W_res x = W x - s B A x."""
     reason: str = ""
     """Why the trial has to run alone."""
 
@@ -81,9 +87,14 @@ def layers(attached: Attached, stream: DropoutStream, dropouts: list[nn.Module])
         else:
             out.whole[place.base] = place.own
     in_base = {place.base: names[place.own] for place in attached.swap.places}
+    starts = dict(out.start)
+    kept = sum(m.weight.numel() * m.weight.element_size() for m in starts) <= OWN_BYTES
     for weight in attached.swap.weights:
-        if weight.key == "bias" or weight.module not in out.start:
+        if weight.key == "bias" or weight.module not in starts:
             out.weights.setdefault(weight.module, {})[weight.key] = weight.own
+        elif kept:
+            out.own[weight.module] = weight.own
+            del out.start[weight.module]
         else:
             weight.make = functools.partial(adapter.residual, attached, in_base[weight.module])
     return out
@@ -148,16 +159,17 @@ class Pass:
 
     def _one_by_one(self, module: nn.Module, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         trials, total = self.trials, self.total
-        outputs = []
+        counts, outputs = [p.count for p in trials], []
+        shares = zip(*(_shared_out(a, counts) for a in args), strict=True) if args else [()] * len(trials)
+        named_shares = {k: _shared_out(a, counts) for k, a in kwargs.items()}
         try:
-            for part in trials:
-                given = [_of(a, part.rows, total) for a in args]
-                named = {k: _of(a, part.rows, total) for k, a in kwargs.items()}
+            for i, (part, given) in enumerate(zip(trials, shares, strict=True)):
+                named = {k: share[i] for k, share in named_shares.items()}
                 self.trials, self.total = [replace(part, rows=slice(0, part.count))], part.count
                 outputs.append(self._alone(module, own, part.layers, given, named))
         finally:
             self.trials, self.total = trials, total
-        return _joined(outputs, [p.count for p in trials])
+        return _joined(outputs, counts)
 
     def _alone(self, module: nn.Module, own: Callable[..., Any], one: Layers, args: Any, kwargs: Any) -> Any:
         if module in one.plain:
@@ -176,31 +188,26 @@ class Pass:
         if len(x) % self.total or (len(x) != self.total and x.dim() != 2):
             raise Unpackable(f"{type(module).__name__} sees {list(x.shape)} for {self.total} rows of several trials")
         each = x.numel() // x.shape[-1] // self.total
-        own_bias = any("bias" in p.layers.weights.get(module, ()) for p in self.trials)
-        bias = module.bias
-        runs, pairs = [], []
+        runs, trained = [], []
         for members in self._stacks(module):
-            first, last = members[0].rows.start, members[-1].rows.stop
             own = [p.layers.plain[module] for p in members]
             factors = [(w.lora_A["default"].weight, w.lora_B["default"].weight) for w in own]
             scales, keep = _dropped(members, own, x, self.total)
-            runs.append(Run(slice(first * each, last * each), scales, keep))
-            pairs += [a.to(x.dtype) for a, _ in factors] + [b.to(x.dtype) for _, b in factors]
-        y = PackedForward.apply(x, module.weight, None if own_bias else bias, runs, *pairs)
-        if own_bias or any(module in p.layers.start for p in self.trials):
-            y = torch.cat([self._corrected(module, p, x, y, own_bias) for p in self.trials])
-        return y
-
-    def _corrected(self, module: Any, part: Part, x: Tensor, y: Tensor, own_bias: bool) -> Tensor:
-        """Return a trial's rows of y with its own bias, and without the start that is no longer in its base weight."""
-        y = _of(y, part.rows, self.total)
-        if module in part.layers.start:
-            A_RI, B_OR = part.layers.start[module]
-            y = y - _of(x, part.rows, self.total) @ A_RI.to(x.dtype).t() @ B_OR.to(x.dtype).t()
-        if own_bias:
-            bias = part.layers.weights.get(module, {}).get("bias", module.bias)
-            y = y + bias.to(y.dtype)
-        return y
+            at = slice(members[0].rows.start * each, members[-1].rows.stop * each)
+            runs.append(Run(at, scales, keep))
+            trained += [a.to(x.dtype) for a, _ in factors] + [b.to(x.dtype) for _, b in factors]
+        rows = [(slice(p.rows.start * each, p.rows.stop * each), p.layers) for p in self.trials]
+        biases = [one.weights.get(module, {}).get("bias", module.bias) for _, one in rows]
+        if all(bias is module.bias for bias in biases):
+            biases = []
+        plan = Plan(
+            runs,
+            own=[(at, one.own[module]) for at, one in rows if module in one.own],
+            starts=[(at, *_cast(one.start[module], x)) for at, one in rows if module in one.start],
+            biases=[at for at, _ in rows] if biases else (),
+        )
+        bias = None if biases else module.bias
+        return PackedForward.apply(x, module.weight, bias, plan, *trained, *(b.to(x.dtype) for b in biases))
 
     def _stacks(self, module: Any) -> Iterator[list[Part]]:
         """Yield neighbours whose updates are done in one product: as many rows each, and ranks about equal."""
@@ -243,14 +250,25 @@ def _dropped(
     return tuple(scales), filled[0] if len(filled) == 1 else torch.cat(filled)
 
 
-def _of(value: Any, rows: slice, total: int) -> Any:
-    """Return a trial's share of an argument: its rows, where there are rows of all trials; else the same for all."""
+def _cast(factors: tuple[Tensor, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    return factors[0].to(x.dtype), factors[1].to(x.dtype)
+
+
+def _of(x: Tensor, rows: slice, total: int) -> Tensor:
+    """Return a trial's rows of a layer's input, which may hold several vectors a row, one below the other."""
+    each = len(x) // total
+    return x[rows.start * each : rows.stop * each]
+
+
+def _shared_out(value: Any, counts: Sequence[int]) -> Sequence[Any]:
+    """Return each trial's share of an argument: its rows, where there are rows of all trials; else the same for all."""
+    total = sum(counts)
     if isinstance(value, tuple):
-        return tuple(_of(v, rows, total) for v in value)
+        return [*zip(*(_shared_out(v, counts) for v in value), strict=True)] or [()] * len(counts)
     if not isinstance(value, Tensor) or value.dim() == 0 or len(value) % total or not len(value):
-        return value
+        return [value] * len(counts)
     each = len(value) // total
-    return value[rows.start * each : rows.stop * each] if each == 1 or value.dim() == 2 else value
+    return value.split([n * each for n in counts]) if each == 1 or value.dim() == 2 else [value] * len(counts)
 
 
 def _joined(outputs: Sequence[Any], counts: Sequence[int]) -> Any:
