@@ -127,7 +127,7 @@ def show(spec: TrialSpec, work: group.Workload) -> None:
     """Print everything about one trial, a line a fact."""
     found = plan(spec, work)
     counts, train = found.counts, spec.train
-    micro = train.micro_batch_size or train.batch_size
+    micro = train.rows
     lines = {
         "model": f"{spec.model.pretrained}, {counts.total - counts.trainable:,} parameters",
         "task": f"{work.task.name}, ranked by {spec.task_type.primary or work.task.primary}",

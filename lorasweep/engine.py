@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from lorasweep import adapter, checkpoint, pace, packed, prefix, transfer
+from lorasweep import adapter, checkpoint, pace, packed, prefix, retry, transfer
 from lorasweep.errors import ConfigError, Unpackable, Unstable
 from lorasweep.events import EvalEvent, Event, Job, StepEvent, TrialBegan, TrialEnded
 from lorasweep.model import Base
@@ -31,7 +31,7 @@ from lorasweep.tasks import Batch, Example, Prediction, Task
 LOOK_AT = 32
 """Training batches, or as many examples in larger ones, that a data-driven initialisation sees."""
 
-MOST_SLOTS = 64
+ALONE = "a layer cannot compute for several trials at once"
 
 log = logging.getLogger(__name__)
 
@@ -61,17 +61,30 @@ class Step:
     def length(self) -> int:
         return max(map(len, self.examples))
 
-    def parts(self) -> list[list[Example]]:
+    def parts(self, micro: int) -> list[list[Example]]:
         """Return the micro batches."""
-        micro = self.slot.spec.train.micro_batch_size or self.slot.spec.train.batch_size
         return [self.examples[i : i + micro] for i in range(0, len(self.examples), micro)]
+
+    def begin(self) -> None:
+        """Forget what was done of the step."""
+        self.slot.optimizer.zero_grad(set_to_none=True)
+        self.loss, self.tokens, self.seconds = 0.0, 0, 0.0
 
 
 class Engine:
     """Trains trials that share a base, a task and a data set."""
 
-    def __init__(self, base: Base, task: Task, prepared: Prepared, scratch: Path | None = None) -> None:
-        """`scratch` is a folder for what memory does not hold."""
+    def __init__(
+        self,
+        base: Base,
+        task: Task,
+        prepared: Prepared,
+        scratch: Path | None = None,
+        limits: retry.Limits | None = None,
+    ) -> None:
+        """`scratch` is a folder for what memory does not hold; `limits` are what earlier trials of this base have shown
+        to fit, and are kept up.
+        """
         self.base = base
         self.task = task
         self.prepared = prepared
@@ -82,8 +95,7 @@ class Engine:
         """Slots in all; None until the first trial is there."""
         self.overhead: float = math.inf
         """What a pass costs by itself, in tokens; infinite: all trials always share one."""
-        self.most = MOST_SLOTS
-        """Trials that a pass can hold."""
+        self.limits = limits or retry.Limits()
         self._comparison: pace.Comparison | None = None
         """Where the number of slots was left to us."""
         self._free = True
@@ -194,15 +206,15 @@ class Engine:
         before = list(self.slots)
         for slot in before:
             if slot in self.slots and slot.is_due():
-                yield self._evaluate(slot)
-            if slot in self.slots and (slot.pruned or slot.step == slot.total_steps):
+                yield from self._evaluate(slot)
+            if slot in self.slots and (slot.failed or slot.pruned or slot.step == slot.total_steps):
                 self._seat(slot)
-                state = "PRUNED" if slot.pruned else "COMPLETE"
+                state, reason = slot.verdict
                 yield TrialEnded(
                     slot.number,
                     slot.step,
                     state,
-                    slot.pruned,
+                    reason,
                     slot.train_s,
                     slot.eval_s,
                     slot.attached,
@@ -220,9 +232,13 @@ class Engine:
         if wanted == 1:
             return
         self._seat(slot)
-        self.overhead = pace.overhead(
-            self.base.model, self.task, self.prepared.train, self.prepared.pad_id, self.device
-        )
+        base, some = self.base.model, self.prepared
+
+        def timed() -> None:
+            self.overhead = pace.overhead(base, self.task, some.train, some.pad_id, self.device)
+
+        if retry.attempt(timed):
+            self.overhead, self.width = 0.0, wanted or 1
         slot.optimizer.zero_grad(set_to_none=True)
         self.width = wanted or pace.width(self.overhead, slot.spec.train, self.prepared.train)
         self._comparison = pace.Comparison() if wanted is None else None
@@ -262,7 +278,7 @@ class Engine:
         for group in self._passes(todo) if together else [[step] for step in todo]:
             self._gradients(group)
             for step in group:
-                if step.slot not in self.slots:
+                if step.slot not in self.slots or step.slot.failed:
                     continue
                 try:
                     event = self._take(step)
@@ -275,30 +291,53 @@ class Engine:
 
     def _passes(self, todo: list[Step]) -> list[list[Step]]:
         """Return which steps share a pass; within one, those with equally many rows and about equal ranks in a row."""
-        groups = pace.passes([(len(s.examples), s.length) for s in todo], self.overhead, self.most)
+        groups = pace.passes([(len(s.examples), s.length) for s in todo], self.overhead, self.limits.most)
         return [
             sorted((todo[i] for i in group), key=lambda s: (len(s.examples), s.slot.spec.lora.r)) for group in groups
         ]
 
     def _gradients(self, group: list[Step]) -> None:
-        """Leave each trial's gradient with its parameters."""
+        """Leave each trial's gradient with its parameters. Where memory runs out, fewer trials share a pass, then each
+        takes fewer rows; a trial that does not fit so either has failed.
+        """
+        todo = [group]
+        while todo:
+            some = todo.pop(0)
+            why = self._tried(some)
+            if not why:
+                continue
+            for step in some:
+                step.begin()
+            if len(some) > 1:
+                half = len(some) // 2 if why != ALONE else 1
+                self.limits.share_less(half, why)
+                todo = [some[i : i + half] for i in range(0, len(some), half)] + todo
+            elif self.task.divisible and self.limits.less(some[0].slot.spec.train):
+                todo.insert(0, some)
+            else:
+                some[0].slot.failed = self._refused(some[0].slot.spec)
+
+    def _tried(self, group: list[Step]) -> str:
+        """Take the steps in one pass after another; return why that did not do, if so."""
         if len(group) == 1:
             self._seat(group[0].slot)
-            self._backward(group, lambda *_: contextlib.nullcontext())
-            return
+            return retry.attempt(lambda: self._backward(group, lambda *_: contextlib.nullcontext()))
         self._seat(None)
         try:
-            self._backward(group, lambda active, batch: packed.Pass(packed.parts(active, batch)).on())
-        except (Unpackable, torch.OutOfMemoryError) as error:
-            self.most = len(group) // 2 if isinstance(error, torch.OutOfMemoryError) else 1
-            log.warning("at most %d trials share a pass from now on: %s", self.most, error)
-            for step in group:
-                step.slot.optimizer.zero_grad(set_to_none=True)
-                step.loss, step.tokens, step.seconds = 0.0, 0, 0.0
-                self._gradients([step])
+            return retry.attempt(
+                lambda: self._backward(group, lambda active, batch: packed.Pass(packed.parts(active, batch)).on())
+            )
+        except Unpackable as error:
+            log.warning("%s", error)
+            return ALONE
+
+    def _refused(self, spec: TrialSpec) -> str:
+        examples = {"train": self.prepared.train, "eval": self.prepared.eval}
+        rows = self.limits.micro(spec.train)
+        return retry.refusal(spec, self.base, self.task, self.base.tokenizer, examples, rows)
 
     def _backward(self, group: list[Step], together: Callable[..., Any]) -> None:
-        parts = [s.parts() for s in group]
+        parts = [s.parts(self.limits.micro(s.slot.spec.train)) for s in group]
         for step in group:
             step.slot.begin_step()
         for i in range(max(map(len, parts))):
@@ -341,23 +380,25 @@ class Engine:
     def _update(self, slot: Slot, rate: float) -> float:
         return slot.update(rate)
 
-    def _evaluate(self, slot: Slot) -> EvalEvent:
-        began = time.perf_counter()
+    def _evaluate(self, slot: Slot) -> Iterator[EvalEvent]:
+        """Evaluate, in smaller batches where memory runs out; a trial that does not fit so has failed."""
+        began, some = time.perf_counter(), self.prepared
         self._seat(slot)
-        predictions = predict(
-            self.base.model,
-            self.task,
-            self.prepared.eval,
-            slot.spec.train,
-            self.prepared.pad_id,
-            functools.partial(self.prefix.reused, [slot]),
-        )
-        metrics = self.task.metrics(predictions)
+        found: list[Prediction] = []
+
+        def evaluated(rows: int) -> None:
+            train, within = replace(slot.spec.train, eval_batch_size=rows), functools.partial(self.prefix.reused, [slot])
+            found[:] = predict(self.base.model, self.task, some.eval, train, some.pad_id, within)
+
+        if not self.limits.evaluated(slot.spec.train, evaluated):
+            slot.failed = self._refused(slot.spec)
+            return
+        metrics = self.task.metrics(found)
         took = time.perf_counter() - began
         slot.eval_s += took
         epoch = slot.step / slot.steps_per_epoch
-        slot.last = EvalEvent(slot.number, slot.step, epoch, metrics, predictions, took)
-        return slot.last
+        slot.last = EvalEvent(slot.number, slot.step, epoch, metrics, found, took)
+        yield slot.last
 
 
 @torch.inference_mode()

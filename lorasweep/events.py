@@ -70,7 +70,7 @@ class TrialEnded:
     number: int
     step: int
     state: str
-    """COMPLETE, or PRUNED where the loss went out of bounds or the caller asked for it."""
+    """COMPLETE, PRUNED where the loss went out of bounds or the caller asked for it, or FAIL where it does not fit."""
     reason: str
     train_s: float
     eval_s: float

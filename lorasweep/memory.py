@@ -16,7 +16,7 @@ from torch import Tensor
 from lorasweep import adapter, model, pack, packed
 from lorasweep.meter import META, FusedAttention, Meter
 from lorasweep.schedule import MEGABATCH
-from lorasweep.spec import TrialSpec
+from lorasweep.spec import TrainSpec, TrialSpec
 from lorasweep.tasks import Batch, Example, Task
 
 GIB = 2**30
@@ -126,6 +126,15 @@ def free_gib(device: torch.device) -> float:
     return psutil.virtual_memory().available / GIB
 
 
+def told(train: TrainSpec) -> str:
+    """Return what a device has, and what of it is free, in words."""
+    device = model.device_of(train)
+    total = psutil.virtual_memory().total
+    if device.type == "cuda":
+        total = torch.cuda.mem_get_info(device)[1]
+    return f"the {device.type} has {total / GIB:.1f} GiB, {free_gib(device):.1f} free"
+
+
 class _Trials:
     """Trials in slots on a base of the meta device."""
 
@@ -168,7 +177,7 @@ class _Trials:
     def counted(self, examples: Examples) -> tuple[Counter[str], Counter[str]]:
         """Return bytes by kind at the peak of training, and at that of evaluation."""
         train = self.spec.train
-        rows = min(_rows(train), len(examples["train"]))
+        rows = min(train.rows, len(examples["train"]))
         batch = self._batch([widest(examples["train"], rows)] * len(self.seats))
         with FusedAttention(), Meter(_words(self.base.model)) as meter, self._held(meter):
             meter.begin()
@@ -220,7 +229,7 @@ class _Trials:
 
     def rough(self, examples: Examples) -> Counter[str]:
         """Return bytes by kind, the activations as the inputs and outputs of all linear layers."""
-        rows = min(_rows(self.spec.train), len(examples["train"])) * len(self.seats)
+        rows = min(self.spec.train.rows, len(examples["train"])) * len(self.seats)
         tokens = rows * max(map(len, examples["train"]))
         width = next(self.base.model.parameters()).element_size()
         through = sum(sum(m.weight.shape) for m in self.linear)
@@ -260,10 +269,6 @@ def _heads(base: Any) -> tuple[str, ...]:
     return (
         tuple(name for name in children if name != base.base_model_prefix) if base.base_model_prefix in children else ()
     )
-
-
-def _rows(train: Any) -> int:
-    return train.micro_batch_size or train.batch_size
 
 
 def _words(base: Any) -> int:

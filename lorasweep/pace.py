@@ -86,7 +86,7 @@ def _timed(model: Any, task: Task, examples: Sequence[Example], pad_id: int, dev
 def width(cost: float, train: TrainSpec, examples: Sequence[Example]) -> int:
     """Return how many trials should share a pass: so many that the overhead of each is a small share of its tokens."""
     some = itertools.islice(epochs(examples, train.batch_size, train.seed), LOOK_AT)
-    rows = train.micro_batch_size or train.batch_size
+    rows = train.rows
     tokens = statistics.fmean(min(rows, len(batch)) * max(map(len, batch)) for batch in some)
     if cost < 2 * ENOUGH * tokens:
         return 1

@@ -13,9 +13,11 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from lorasweep.errors import did_you_mean
 
 
-def ranged(default: Any, low: float, high: float = math.inf, *, above: bool = False) -> Any:
-    """Return a field that must lie in [low, high], or in (low, high] with `above`; None passes where it is allowed."""
-    return field(default=default, metadata={"range": (low, high, above)})
+def ranged(default: Any, low: float, high: float = math.inf, *, above: bool = False, word: str | None = None) -> Any:
+    """Return a field that must lie in [low, high], or in (low, high] with `above`; None passes where it is allowed, and
+    so does `word`.
+    """
+    return field(default=default, metadata={"range": (low, high, above)} | ({"word": word} if word else {}))
 
 
 def one_of(default: str, *options: str) -> Any:
@@ -44,7 +46,8 @@ def allowed(metadata: Mapping[str, Any]) -> str:
     if "range" not in metadata:
         return ""
     low, high, above = metadata["range"]
-    return f"[{'above' if above else 'from'} {low:g}{'' if math.isinf(high) else f' to {high:g}'}]"
+    word = f"{metadata['word']}, or " if "word" in metadata else ""
+    return f"[{word}{'above' if above else 'from'} {low:g}{'' if math.isinf(high) else f' to {high:g}'}]"
 
 
 def section(cls: type, values: Mapping[str, Any], name: str, known_keys: Sequence[str], problems: list[str]) -> Any:
@@ -123,7 +126,7 @@ def _type_name(hint: Any) -> str:
 
 
 def _out_of_range(value: Any, metadata: Mapping[str, Any]) -> str | None:
-    if value is None:
+    if value is None or value == metadata.get("word", ...):
         return None
     if "options" in metadata and value not in metadata["options"]:
         options = metadata["options"]
@@ -131,6 +134,8 @@ def _out_of_range(value: Any, metadata: Mapping[str, Any]) -> str | None:
         return f"must be one of {', '.join(words)}, got '{value}'{did_you_mean(str(value), words)}"
     if "range" in metadata:
         low, high, above = metadata["range"]
+        if isinstance(value, str):
+            return f"must be {metadata['word']} or a number from {low:g}, got '{value}'"
         inside = (value > low if above else value >= low) and value <= high
         if not inside or not math.isfinite(value):
             lower = f"above {low:g}" if above else f"at least {low:g}"

@@ -71,6 +71,15 @@ class Slot:
     limit: LossLimit = field(default_factory=LossLimit)
     pruned: str = ""
     """Why the trial is to end, if it is."""
+    failed: str = ""
+    """Why it cannot go on, if so."""
+
+    @property
+    def verdict(self) -> tuple[str, str]:
+        """Return the state in which the trial ends, and why."""
+        if self.failed:
+            return "FAIL", self.failed
+        return ("PRUNED", self.pruned) if self.pruned else ("COMPLETE", "")
 
     @property
     def number(self) -> int:

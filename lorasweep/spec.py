@@ -292,8 +292,9 @@ class TrainSpec:
     """Optimiser steps in all."""
     batch_size: int = ranged(16, 1, 65_536)
     """Examples an optimiser step."""
-    micro_batch_size: int | None = ranged(None, 1)
-    """Examples a forward pass; null takes batch_size."""
+    micro_batch_size: int | str | None = ranged(None, 1, word="auto")
+    """Examples a forward pass; null takes batch_size, and so does auto, which halves it when memory runs out: the step
+    is done again in more passes, with the same loss, and later trials begin with what fits."""
     slots: int | None = ranged(None, 1, 64)
     """Trials of a worker that train at once in one forward and backward pass; null measures what pays here. It changes
     speed and memory, not results."""
@@ -313,9 +314,14 @@ class TrainSpec:
     precision: str = one_of("auto", "auto", "fp32", "bf16", "fp16")
     """Number format of the base model; auto: bf16 on a GPU that has it, fp32 on a CPU. Adapters train in fp32."""
 
+    @property
+    def rows(self) -> int:
+        """Examples a forward pass takes."""
+        return self.micro_batch_size if isinstance(self.micro_batch_size, int) else self.batch_size
+
     def problems(self) -> list[str]:
         micro = self.micro_batch_size
-        if micro is not None and micro > self.batch_size:
+        if isinstance(micro, int) and micro > self.batch_size:
             return [
                 f"train.micro_batch_size: must be at most train.batch_size, got {micro} of {self.batch_size}; "
                 "it is the part of a step's batch that one forward pass takes"

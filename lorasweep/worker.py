@@ -32,6 +32,7 @@ from lorasweep import (
     outcome,
     peak,
     provenance,
+    retry,
     schedule,
     scores,
     search,
@@ -95,6 +96,8 @@ class Worker:
         self._trainer: Engine | None = None
         self._group = ""
         """What is loaded."""
+        self._limits: dict[str, retry.Limits] = {}
+        """What has turned out to fit, by group."""
         self._groups: dict[tuple[str, ...], str] = {}
         """Of trials that were looked at while they waited."""
         self._stops: dict[str, str] = {}
@@ -271,7 +274,12 @@ class Worker:
                 self._fail_unopened(number, trace)
                 return
             for trial in self._blamed() if running is None else [running]:
-                self._fail(trial, trace)
+                self._fail(trial, f"{trace}\n{self._too_large(trial)}" if retry.is_out_of_memory(error) else trace)
+
+    def _too_large(self, running: Running) -> str:
+        """Return why a trial found no room: what it needs, what there is."""
+        work, base = self._workload(running.spec), self._trainer.base if self._trainer else None
+        return retry.refusal(running.spec, base, work.task, work.tokenizer, work.examples, running.spec.train.rows)
 
     def _blamed(self) -> list[Running]:
         """Return the trials that an error of the engine ended: the one that could not begin, or else all that run."""
@@ -296,7 +304,8 @@ class Worker:
     def _engine(self, spec: TrialSpec) -> Engine:
         work = self._workload(spec)
         base = model.load(spec.model, spec.train, work.task, work.tokenizer)
-        return Engine(base, work.task, work.prepared(), self.study.folder)
+        limits = self._limits.setdefault(group.key(spec), retry.Limits())
+        return Engine(base, work.task, work.prepared(), self.study.folder, limits)
 
     def _workload(self, spec: TrialSpec) -> group.Workload:
         wanted = group.key(spec)
@@ -390,6 +399,9 @@ class Worker:
 
     def _end(self, running: Running, event: TrialEnded, trainer: Engine) -> None:
         """Save the adapter, load it again, write result.json and tell the study."""
+        if event.state == "FAIL":
+            self._fail(running, event.reason)
+            return
         assert running.counts is not None
         work, primary = self._workload(running.spec), self.study.meta.metric
         result = outcome.measured(event, running.last, work, primary)

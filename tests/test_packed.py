@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorasweep import adapter, checkpoint, compose, engine, group, model, pace, packed
+from lorasweep import adapter, checkpoint, compose, engine, group, model, pace, packed, retry
 
 SMALL = ["model.sha256=null", "model.decoder=null", "data.max_train_samples=40", "data.max_eval_samples=6"]
 SMALL += ["data.max_tokens=24", "train.max_steps=5", "train.eval_every=3", "train.batch_size=4"]
@@ -162,7 +162,7 @@ def check(task: str, folder: Path, trials: Sequence[tuple[str, ...]], width: int
     made = trainer(specs[0], work)
     before = {n: w.clone() for n, w in made.base.model.state_dict().items() if not n.startswith(made.base.missing)}
     found = run(made, jobs, width)
-    assert made.most == engine.MOST_SLOTS, "they did not share their passes"
+    assert made.limits.most == retry.MOST_SLOTS, "they did not share their passes"
     for job in jobs:
         close(found[job.number], alone(job.spec, work, job.number), rtol)
     after = made.base.model.state_dict()
@@ -362,7 +362,7 @@ def test_layer_that_mixes_rows_makes_trials_run_one_after_another(tiny_bert, dou
 
     layer.forward = mixed
     found = run(made, [engine.Job(i, s) for i, s in enumerate(specs)], 2)
-    assert made.most == 1 and "at most 1 trials share a pass" in caplog.text
+    assert made.limits.most == 1 and "at most 1 trials share a pass" in caplog.text
     for i, spec in enumerate(specs):
         close(found[i], alone(spec, work, i), EXACT)
 

@@ -46,6 +46,7 @@ ORDER = [
     "prefix",
     "pace",
     "peak",
+    "retry",
     "engine",
     "group",
     "ledger",

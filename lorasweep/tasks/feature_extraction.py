@@ -41,6 +41,11 @@ class FeatureExtraction(Task):
         """Whether the data are pairs with a score."""
         return self.metric_names == PAIR_METRICS
 
+    @property
+    def divisible(self) -> bool:
+        """Rows of a pass are one another's wrong answers, unless pairs have scores."""
+        return self.scored
+
     def columns(self, spec: DataSpec) -> dict[str, str]:
         self.metric_names = PAIR_METRICS if spec.score_column else SEARCH_METRICS
         if spec.score_column:

@@ -79,6 +79,11 @@ class Task(ABC):
     def primary(self) -> str:
         return self.metric_names[0]
 
+    @property
+    def divisible(self) -> bool:
+        """Whether a row's loss is the same whoever is in its pass, so that a step may be taken in more passes."""
+        return True
+
     @abstractmethod
     def columns(self, spec: DataSpec) -> dict[str, str]:
         """Return field name -> column name for the columns that must be there."""
