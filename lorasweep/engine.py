@@ -24,7 +24,7 @@ from lorasweep.errors import ConfigError, Unpackable, Unstable
 from lorasweep.events import EvalEvent, Event, Job, StepEvent, TrialBegan, TrialEnded
 from lorasweep.model import Base
 from lorasweep.schedule import epochs, learning_rate
-from lorasweep.slots import Slot, fits, new_slot
+from lorasweep.slots import Slot, Step, fits, new_slot
 from lorasweep.spec import TrainSpec, TrialSpec
 from lorasweep.tasks import Batch, Example, Prediction, Task
 
@@ -43,32 +43,6 @@ class Prepared:
     train: Sequence[Example]
     eval: Sequence[Example]
     pad_id: int
-
-
-@dataclass
-class Step:
-    """A step that a slot is about to take."""
-
-    slot: Slot
-    examples: list[Example]
-    loss: float = 0.0
-    """Mean over the step's supervised items, in the end."""
-    tokens: int = 0
-    seconds: float = 0.0
-    """This trial's share."""
-
-    @property
-    def length(self) -> int:
-        return max(map(len, self.examples))
-
-    def parts(self, micro: int) -> list[list[Example]]:
-        """Return the micro batches."""
-        return [self.examples[i : i + micro] for i in range(0, len(self.examples), micro)]
-
-    def begin(self) -> None:
-        """Forget what was done of the step."""
-        self.slot.optimizer.zero_grad(set_to_none=True)
-        self.loss, self.tokens, self.seconds = 0.0, 0, 0.0
 
 
 class Engine:
@@ -387,7 +361,10 @@ class Engine:
         found: list[Prediction] = []
 
         def evaluated(rows: int) -> None:
-            train, within = replace(slot.spec.train, eval_batch_size=rows), functools.partial(self.prefix.reused, [slot])
+            train, within = (
+                replace(slot.spec.train, eval_batch_size=rows),
+                functools.partial(self.prefix.reused, [slot]),
+            )
             found[:] = predict(self.base.model, self.task, some.eval, train, some.pad_id, within)
 
         if not self.limits.evaluated(slot.spec.train, evaluated):

@@ -148,6 +148,32 @@ class Slot:
         checkpoint.set_random_state(saved["random"], device)
 
 
+@dataclass
+class Step:
+    """A step that a slot is about to take."""
+
+    slot: Slot
+    examples: list[Example]
+    loss: float = 0.0
+    """Mean over the step's supervised items, in the end."""
+    tokens: int = 0
+    seconds: float = 0.0
+    """This trial's share."""
+
+    @property
+    def length(self) -> int:
+        return max(map(len, self.examples))
+
+    def parts(self, micro: int) -> list[list[Example]]:
+        """Return the micro batches."""
+        return [self.examples[i : i + micro] for i in range(0, len(self.examples), micro)]
+
+    def begin(self) -> None:
+        """Forget what was done of the step."""
+        self.slot.optimizer.zero_grad(set_to_none=True)
+        self.loss, self.tokens, self.seconds = 0.0, 0, 0.0
+
+
 def new_slot(
     job: Job,
     attached: adapter.Attached,

@@ -220,6 +220,7 @@ def test_micro_batch_size_is_a_number_null_or_auto(word):
 def test_worker_goes_on_after_a_trial_that_does_not_fit(tiny_bert, tmp_path, small_memory, capsys):
     small_memory(4)
     own = [f"model.pretrained={tiny_bert}", *SMALL, "tracking=none", f"outputs={tmp_path}", "study=s"]
+    own.remove("train.batch_size=4")
     assert cli.main(["-m", "train.batch_size=8,4", *own]) == 3
     results = [json.loads((tmp_path / "s" / n / "result.json").read_text()) for n in "01"]
     assert [r["state"] for r in results] == ["FAIL", "COMPLETE"]
