@@ -8,7 +8,7 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from lorasweep import answer, display
+from lorasweep import answer, display, tokens
 from lorasweep.spec import TrackSpec
 from lorasweep.study import ENDED, Study
 from lorasweep.worker import CHECKPOINT
@@ -81,9 +81,16 @@ def tidy(study: Study, track: TrackSpec) -> None:
         remove([i for i in items(study, track) if i.path.name == "adapter"])
 
 
-def run(studies: Mapping[str, tuple[Study, TrackSpec]], really: bool) -> int:
-    """Print what each study could do without, in bytes; remove it where `really`."""
+def kept_tokens(outputs: Path) -> list[Item]:
+    """Return the tokens that studies in `outputs` share. Who needs them makes them again; who reads them goes on."""
+    folder = outputs / tokens.FOLDER
+    return [Item(p, _size(p), "tokens, made again when needed") for p in sorted(folder.glob("*"))]
+
+
+def run(studies: Mapping[str, tuple[Study, TrackSpec]], really: bool, outputs: Path | None = None) -> int:
+    """Print what each study could do without, and what all in `outputs` share, in bytes; remove it where `really`."""
     found = [(name, item) for name, (study, track) in studies.items() for item in items(study, track)]
+    found += [("(shared)", item) for item in kept_tokens(outputs)] if outputs is not None else []
     rows: list[list[str]] = [[name, display.shown(i.path), f"{i.size:,}", i.why] for name, i in found]
     total = sum(i.size for _, i in found)
     if not found:

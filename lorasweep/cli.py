@@ -309,7 +309,11 @@ def _clean(arguments: Sequence[str]) -> int:
     named = [w for w in words if "=" not in w]
     names = named or sorted(str(p.parent) for p in Path(where).glob("*/study.json"))
     studies = [steer.find([name, f"outputs={where}"])[0] for name in names]
-    return clean.run({s.meta.name: (s, clean.track_of(s, changed)) for s in studies}, really="--yes" in arguments)
+    return clean.run(
+        {s.meta.name: (s, clean.track_of(s, changed)) for s in studies},
+        really="--yes" in arguments,
+        outputs=None if named else Path(where),
+    )
 
 
 def _steer(command: str, arguments: Sequence[str]) -> int:

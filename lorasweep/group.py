@@ -3,9 +3,10 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from lorasweep import adapter, data, model, tasks
+from lorasweep import adapter, data, model, tasks, tokens
 from lorasweep.engine import Prepared
 from lorasweep.errors import ConfigError
 from lorasweep.spec import TrialSpec
@@ -19,7 +20,19 @@ class Workload:
     task: Task
     data: data.Data
     tokenizer: Any
-    examples: dict[str, list[Example]]
+    examples: dict[str, Sequence[Example]]
+    place: Path
+    """Where the tokens are kept, or may be."""
+    told: dict[str, Any] | None = None
+    """What encoding told the task, where the tokens were made now."""
+
+    def keep(self) -> "Workload":
+        """Write the tokens down where they were made now, and go on with those on disk; return this workload."""
+        if self.told is not None and tokens.write(self.place, self.examples, self.told):
+            found = tokens.read(self.place)
+            self.examples = found[0] if found else self.examples
+        self.told = None
+        return self
 
     def prepared(self) -> Prepared:
         return Prepared(self.examples["train"], self.examples["eval"], self.tokenizer.pad_token_id)
@@ -42,23 +55,32 @@ def key(spec: TrialSpec) -> str:
 
 
 def workload(spec: TrialSpec) -> Workload:
-    """Return the group's data as tokens. Raises ConfigError with all that is wrong with the data."""
+    """Return the group's data as tokens, from disk where they are there.
+
+    Raises ConfigError with all that is wrong with the data.
+    """
     task = tasks.make(spec.task_type)
     rows = data.load(spec.data, task.columns(spec.data), task.name)
     problems = task.fit(rows)
     if problems:
         raise ConfigError(problems)
     tokenizer = model.load_tokenizer(spec.model)
-    examples = {split: task.encode(records, tokenizer, spec.data) for split, records in rows.splits.items()}
+    place, told = tokens.place(spec, task, tokenizer, rows.fingerprint), None
+    found = tokens.read(place)
+    if found is not None:
+        examples = found[0]
+        tokens.tell(task, tokenizer, found[1])
+    else:
+        examples, told = tokens.encoded(task, rows.splits, tokenizer, spec.data)
     empty = [
         f"data.max_tokens: nothing is left to learn in the {split} split: every example's supervised part lies beyond "
         f"{spec.data.max_tokens} tokens"
-        for split, found in examples.items()
-        if not found
+        for split, made in examples.items()
+        if not made
     ]
     if empty:
         raise ConfigError(empty)
-    return Workload(task, rows, tokenizer, examples)
+    return Workload(task, rows, tokenizer, examples, place, told)
 
 
 def preflight(specs: Sequence[TrialSpec]) -> dict[str, Workload]:

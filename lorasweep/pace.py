@@ -14,7 +14,7 @@ import torch
 
 from lorasweep.schedule import epochs
 from lorasweep.spec import TrainSpec
-from lorasweep.tasks import Example, Task
+from lorasweep.tasks import Example, Task, lengths_of
 
 MOST = 8
 """Slots that are chosen at most."""
@@ -61,11 +61,13 @@ def overhead(model: Any, task: Task, examples: Sequence[Example], pad_id: int, d
 
     Leaves gradients behind.
     """
-    middle = sorted(examples, key=len)[len(examples) // 2 :]
-    length = len(middle[0])
-    large = min(len(middle), max(4, math.ceil((512 if device.type == "cpu" else 8192) / length)))
+    lengths = lengths_of(examples)
+    order = sorted(range(len(examples)), key=lengths.__getitem__)[len(examples) // 2 :]
+    length = lengths[order[0]]
+    large = min(len(order), max(4, math.ceil((512 if device.type == "cpu" else 8192) / length)))
     if large < 2:
         return math.inf
+    middle = [examples[i] for i in order[:large]]
     (t_1, n_1), (t_2, n_2) = (_timed(model, task, middle[:rows], pad_id, device) for rows in (1, large))
     return (t_1 * n_2 - t_2 * n_1) / (t_2 - t_1) if t_2 > t_1 else math.inf
 

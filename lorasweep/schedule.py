@@ -7,7 +7,7 @@ import torch
 
 from lorasweep import pack
 from lorasweep.spec import TrainSpec
-from lorasweep.tasks import Example
+from lorasweep.tasks import Example, lengths_of
 
 MEGABATCH = 50
 """Batches of similar length are formed within this many batches of random order, as HF's group_by_length does."""
@@ -18,7 +18,7 @@ def epochs(examples: Sequence[Example], batch_size: int, seed: int, skip: int = 
 
     The first `skip` batches are left out; it costs no more than the order of one epoch.
     """
-    lengths = [len(e) for e in examples]
+    lengths = lengths_of(examples)
     first, inside = divmod(skip, math.ceil(len(examples) / batch_size))
     for epoch in range(first, 2**31):
         random = torch.Generator().manual_seed(pack.mixed(seed, epoch))

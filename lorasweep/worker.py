@@ -310,7 +310,7 @@ class Worker:
     def _workload(self, spec: TrialSpec) -> group.Workload:
         wanted = group.key(spec)
         if wanted not in self._loaded:
-            self._loaded[wanted] = group.workload(spec)
+            self._loaded[wanted] = group.workload(spec).keep()
         return self._loaded[wanted]
 
     # --- events ------------------------------------------------------------------------------------------------------
@@ -567,8 +567,8 @@ _prepared: dict[str, dict[str, group.Workload]] = {}
 
 
 def prepare(study: Study, loaded: Mapping[str, group.Workload]) -> None:
-    """Keep data for the workers that run in this process."""
-    _prepared[str(study.folder)] = dict(loaded)
+    """Keep data for the workers that run in this process; others find the tokens on disk."""
+    _prepared[str(study.folder)] = {key: work.keep() for key, work in loaded.items()}
 
 
 def run_worker(folder: str) -> None:

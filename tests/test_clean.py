@@ -100,11 +100,17 @@ def test_study_ends_with_the_adapters_it_was_asked_to_keep(tiny_bert, tmp_path, 
     opened = Study.open(tmp_path / "s")
     assert clean.kept(opened, TrackSpec(save_adapters="pareto")) >= clean.kept(opened, TrackSpec(save_adapters="best"))
     assert len(list((tmp_path / "s").glob("*/adapter"))) == 1
+    (kept,) = (tmp_path / ".tokens").iterdir()
     capsys.readouterr()
     assert cli.main(["clean", str(tmp_path / "s"), "tracking.save_adapters=none"]) == 0
     assert "nothing was removed, --yes does it" in capsys.readouterr().out
+    assert kept.is_dir(), "tokens belong to all studies of a folder"
+    assert cli.main(["clean", f"outputs={tmp_path}"]) == 0
+    size = sum(p.stat().st_size for p in kept.iterdir())
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "(shared)" in line]
+    assert f"{size:,}" in row and "made again when needed" in row
     assert cli.main(["clean", f"outputs={tmp_path}", "tracking.save_adapters=none", "--yes"]) == 0
-    assert list((tmp_path / "s").glob("*/adapter")) == []
+    assert list((tmp_path / "s").glob("*/adapter")) == [] and not kept.exists()
 
 
 def test_unknown_setting_and_flag_are_refused(capsys):

@@ -48,6 +48,7 @@ ORDER = [
     "peak",
     "retry",
     "engine",
+    "tokens",
     "group",
     "ledger",
     "system",

@@ -7,7 +7,7 @@ from lorasweep.tasks.feature_extraction import FeatureExtraction
 from lorasweep.tasks.question_ans import QuestionAns
 from lorasweep.tasks.seq_2_seq_lm import Seq2SeqLM
 from lorasweep.tasks.seq_cls import SeqCls
-from lorasweep.tasks.task import Batch, Example, Prediction, Task, maximize
+from lorasweep.tasks.task import Batch, Example, Prediction, Task, lengths_of, maximize
 from lorasweep.tasks.token_cls import TokenCls
 
 TASKS: dict[str, type[Task]] = {
@@ -22,4 +22,4 @@ def make(spec: TaskSpec) -> Task:
     return TASKS[spec.name](spec)
 
 
-__all__ = ["Batch", "Example", "Prediction", "Task", "make", "maximize"]
+__all__ = ["Batch", "Example", "Prediction", "Task", "lengths_of", "make", "maximize"]
