@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from lorasweep import adapter, checkpoint, pace, packed, prefix, retry, transfer
+from lorasweep import adapter, checkpoint, pace, packed, prefix, recompute, retry, transfer
 from lorasweep.errors import ConfigError, Unpackable, Unstable
 from lorasweep.events import EvalEvent, Event, Job, StepEvent, TrialBegan, TrialEnded
 from lorasweep.model import Base
@@ -293,14 +293,10 @@ class Engine:
 
     def _tried(self, group: list[Step]) -> str:
         """Take the steps in one pass after another; return why that did not do, if so."""
-        if len(group) == 1:
-            self._seat(group[0].slot)
-            return retry.attempt(lambda: self._backward(group, lambda *_: contextlib.nullcontext()))
-        self._seat(None)
+        together = len(group) > 1
+        self._seat(None if together else group[0].slot)
         try:
-            return retry.attempt(
-                lambda: self._backward(group, lambda active, batch: packed.Pass(packed.parts(active, batch)).on())
-            )
+            return retry.attempt(lambda: self._backward(group, together))
         except Unpackable as error:
             log.warning("%s", error)
             return ALONE
@@ -310,7 +306,7 @@ class Engine:
         rows = self.limits.micro(spec.train)
         return retry.refusal(spec, self.base, self.task, self.base.tokenizer, examples, rows)
 
-    def _backward(self, group: list[Step], together: Callable[..., Any]) -> None:
+    def _backward(self, group: list[Step], together: bool) -> None:
         parts = [s.parts(self.limits.micro(s.slot.spec.train)) for s in group]
         for step in group:
             step.slot.begin_step()
@@ -318,16 +314,13 @@ class Engine:
             began = time.perf_counter()
             active = [(s, p[i]) for s, p in zip(group, parts, strict=True) if i < len(p)]
             batch = self.task.collate([p for _, p in active], self.prepared.pad_id, self.device)
-            with (
-                self.prefix.reused([s.slot for s, _ in active], batch),
-                together([s.slot.layers for s, _ in active], batch),
-            ):
+            with self._computing([s.slot for s, _ in active], batch, together):
                 rows_B = self.task.row_losses(self.base.model, batch)
-            losses = [
-                rows_B[rows].sum() / sum(e.supervised for e in s.examples)
-                for (s, _), rows in zip(active, batch.groups, strict=True)
-            ]
-            sum(losses[1:], losses[0]).backward()
+                losses = [
+                    rows_B[rows].sum() / sum(e.supervised for e in s.examples)
+                    for (s, _), rows in zip(active, batch.groups, strict=True)
+                ]
+                sum(losses[1:], losses[0]).backward()
             values = torch.stack(losses).tolist()  # waits for the device
             took = time.perf_counter() - began
             for (step, part), loss, tokens in zip(active, values, batch.tokens, strict=True):
@@ -336,6 +329,19 @@ class Engine:
                 step.seconds += took * len(part) / len(batch.rows)
         for step in group:
             step.slot.train(False)
+
+    @contextlib.contextmanager
+    def _computing(self, slots: list[Slot], batch: Batch, together: bool) -> Iterator[None]:
+        """Let the base compute for these trials, there and back: layers may compute again in the backward pass."""
+        shared = packed.Pass(packed.parts([s.layers for s in slots], batch)) if together else None
+        with contextlib.ExitStack() as inside:
+            inside.enter_context(self.prefix.reused(slots, batch))
+            if shared is not None:
+                inside.enter_context(shared.on())
+            if any(s.spec.train.gradient_checkpointing for s in slots):
+                streams, own = [s.layers.stream for s in slots], any(s.spec.model.base_dropout for s in slots)
+                inside.enter_context(recompute.on(self.base.model, streams, shared, own))
+            yield
 
     def _take(self, step: Step) -> StepEvent:
         """Take the step whose gradient is there. Raises Unstable where that is not finite."""

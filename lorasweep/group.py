@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lorasweep import adapter, data, model, tasks, tokens
+from lorasweep import adapter, data, model, recompute, tasks, tokens
 from lorasweep.engine import Prepared
 from lorasweep.errors import ConfigError
 from lorasweep.spec import TrialSpec
@@ -99,6 +99,7 @@ def preflight(specs: Sequence[TrialSpec]) -> dict[str, Workload]:
                 loaded[group] = workload(spec)
                 bases[group] = model.skeleton(spec.model, loaded[group].task, loaded[group].tokenizer)
             problems += adapter.problems(spec.lora, spec.task_type, bases[group])
+            problems += recompute.problems(spec, bases[group].model)
             problems += metric_problems(spec, loaded[group].task)
         except ConfigError as error:
             failed.add(group)

@@ -5,7 +5,7 @@ device, and what is alive is counted. So any architecture, adapter and option is
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,8 +13,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from lorasweep import adapter, model, pack, packed
-from lorasweep.meter import META, FusedAttention, Meter
+from lorasweep import adapter, model, pack, packed, recompute
+from lorasweep.meter import META, Meter, fused_attention
 from lorasweep.schedule import MEGABATCH
 from lorasweep.spec import TrainSpec, TrialSpec
 from lorasweep.tasks import Batch, Example, Task
@@ -87,7 +87,7 @@ def _key(spec: TrialSpec, slots: int, missing: tuple[str, ...] | None) -> str:
     return json.dumps([*own, spec.tracking.reload_check, slots, missing], sort_keys=True)
 
 
-SIZED = ("batch_size", "micro_batch_size", "eval_batch_size", "device", "precision")
+SIZED = ("batch_size", "micro_batch_size", "eval_batch_size", "device", "precision", "gradient_checkpointing")
 """Keys of train that change the memory."""
 
 
@@ -179,7 +179,7 @@ class _Trials:
         train = self.spec.train
         rows = min(train.rows, len(examples["train"]))
         batch = self._batch([widest(examples["train"], rows)] * len(self.seats))
-        with FusedAttention(), Meter(_words(self.base.model)) as meter, self._held(meter):
+        with fused_attention(), Meter(_words(self.base.model)) as meter, self._held(meter):
             meter.begin()
             for _ in range(2 if rows < train.batch_size else 1):  # from the second on, gradients are there
                 with self._together(batch):
@@ -215,11 +215,19 @@ class _Trials:
             for hook in hooks:
                 hook.remove()
 
-    def _together(self, batch: Batch) -> Any:
-        if len(self.seats) == 1:
-            self._seated(0)
-            return nullcontext()
-        return packed.Pass(packed.parts([layers for _, layers in self.seats], batch)).on()
+    @contextmanager
+    def _together(self, batch: Batch) -> Iterator[None]:
+        """Let the base compute for the trials, as the engine does."""
+        layers = [own for _, own in self.seats]
+        shared = packed.Pass(packed.parts(layers, batch)) if len(layers) > 1 else None
+        with ExitStack() as inside:
+            if shared is None:
+                self._seated(0)
+            else:
+                inside.enter_context(shared.on())
+            if self.spec.train.gradient_checkpointing:
+                inside.enter_context(recompute.on(self.base.model, [own.stream for own in layers], shared))
+            yield
 
     def _seated(self, index: int) -> None:
         self.seats[index][0].put_on()
@@ -246,6 +254,12 @@ class _NoDraws(pack.DropoutStream):
     """The stream's shapes: the meta device has no random numbers."""
 
     def __post_init__(self) -> None:
+        pass
+
+    def state(self) -> Tensor:
+        return torch.empty(0)
+
+    def go_to(self, state: Tensor) -> None:
         pass
 
     def _drawn(self, like: Tensor, p: float) -> Tensor:

@@ -7,12 +7,12 @@ that a model may look at them; what meets a meta tensor becomes one.
 import functools
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -108,16 +108,25 @@ def _places(indices: Iterable[Tensor | None]) -> list[Tensor | None]:
     return out
 
 
-class FusedAttention(TorchFunctionMode):
-    """While it is on, attention keeps what the fused kernels keep; on the meta device torch takes the plain formula,
-    with its B x H x T x T matrix."""
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Let attention keep what the fused kernels keep; on the meta device torch takes the plain formula, with its
+    B x H x T x T matrix. To be left when the backward pass has ended: layers may compute again in it.
+    """
+    own = nn.functional.scaled_dot_product_attention
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        if func is not nn.functional.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        query, key, value, *rest = args
-        named = {**dict(zip(("attn_mask",), rest, strict=False)), **(kwargs or {})}
-        return _Attention.apply(query, key, value, named.get("attn_mask"))
+    def fused(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *rest: Any, **more: Any
+    ) -> Any:
+        if query.device != META:
+            return own(query, key, value, attn_mask, *rest, **more)
+        return _Attention.apply(query, key, value, attn_mask)
+
+    nn.functional.scaled_dot_product_attention = fused
+    try:
+        yield
+    finally:
+        nn.functional.scaled_dot_product_attention = own
 
 
 class _Attention(torch.autograd.Function):

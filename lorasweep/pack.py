@@ -9,7 +9,7 @@ import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -42,6 +42,13 @@ class DropoutStream:
     def at(self, seed: int, step: int) -> None:
         """Begin the stream of one optimiser step."""
         self.generator.manual_seed(mixed(seed, step))
+
+    def state(self) -> Tensor:
+        """Return where in the stream it is, for `go_to`."""
+        return self.generator.get_state()
+
+    def go_to(self, state: Tensor) -> None:
+        self.generator.set_state(state)
 
     @contextmanager
     def padded(self, rows: int, lengths: Mapping[int, int]) -> Iterator[None]:
@@ -129,7 +136,8 @@ class PackedForward(torch.autograd.Function):
         x_NI = x.reshape(-1, x.shape[-1])
         y_NO = _frozen(x_NI, W_OI.t(), [(at, own.t()) for at, own in plan.own], b_O)
         saved: list[Tensor | None] = []
-        ctx.plan, ctx.ranks, first = plan, [f.shape[0] for f in trained], 0
+        ctx.plan = replace(plan, runs=[replace(run, keep=None) for run in plan.runs])  # masks are saved as tensors
+        ctx.ranks, first = [f.shape[0] for f in trained], 0
         for run in plan.runs:
             K = len(run.scales)
             x_KNI = x_NI[run.at].view(K, -1, x_NI.shape[1])

@@ -115,6 +115,8 @@ def keys(spec: TrialSpec, rows: int) -> list[str]:
     out = []
     if rows > 1:
         out.append("train.micro_batch_size=auto")
+    if not spec.train.gradient_checkpointing:
+        out.append("train.gradient_checkpointing=true")
     out.append(f"data.max_tokens={max(4, spec.data.max_tokens // 2)}")
     if spec.lora.target_modules != "qv":
         out.append("lora.target_modules=qv")

@@ -295,6 +295,9 @@ class TrainSpec:
     micro_batch_size: int | str | None = ranged(None, 1, word="auto")
     """Examples a forward pass; null takes batch_size, and so does auto, which halves it when memory runs out: the step
     is done again in more passes, with the same loss, and later trials begin with what fits."""
+    gradient_checkpointing: bool = False
+    """Layers keep only their inputs and compute again in the backward pass: a third more time, a part of the memory,
+    the same results. A pass does so that a trial with it shares."""
     slots: int | None = ranged(None, 1, 64)
     """Trials of a worker that train at once in one forward and backward pass; null measures what pays here. It changes
     speed and memory, not results."""

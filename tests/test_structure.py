@@ -36,6 +36,7 @@ ORDER = [
     "transfer",
     "pack",
     "packed",
+    "recompute",
     "schedule",
     "meter",
     "memory",
