@@ -213,7 +213,7 @@ class Engine:
 
         if retry.attempt(timed):
             self.overhead, self.width = 0.0, wanted or 1
-        slot.optimizer.zero_grad(set_to_none=True)
+        slot.optimizer.zero_grad()
         self.width = wanted or pace.width(self.overhead, slot.spec.train, self.prepared.train)
         self._comparison = pace.Comparison() if wanted is None else None
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lorasweep import adapter, checkpoint, pack, packed
+from lorasweep import adapter, checkpoint, flat, pack, packed
 from lorasweep.events import EvalEvent, Job
 from lorasweep.schedule import epochs, step_counts
 from lorasweep.spec import TrialSpec
@@ -54,7 +54,7 @@ class Slot:
     job: Job
     attached: adapter.Attached
     layers: packed.Layers
-    optimizer: torch.optim.Optimizer
+    optimizer: flat.FlatAdamW
     batches: Iterator[list[Example]]
     steps_per_epoch: int
     total_steps: int
@@ -110,11 +110,11 @@ class Slot:
     def update(self, rate: float) -> float:
         """Clip, step and clear; return the gradient's norm before clipping."""
         limit = self.spec.train.max_grad_norm or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(self.attached.parameters(), limit))
+        norm = self.optimizer.clip(limit)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_ratio"]
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         return norm
 
     def state(self, device: torch.device) -> dict[str, Any]:
@@ -170,7 +170,7 @@ class Step:
 
     def begin(self) -> None:
         """Forget what was done of the step."""
-        self.slot.optimizer.zero_grad(set_to_none=True)
+        self.slot.optimizer.zero_grad()
         self.loss, self.tokens, self.seconds = 0.0, 0, 0.0
 
 
@@ -192,7 +192,7 @@ def new_slot(
         job=job,
         attached=attached,
         layers=layers,
-        optimizer=_optimizer(attached.peft_model, job.spec),
+        optimizer=flat.optimizer(attached.named, job.spec),
         batches=epochs(examples, train.batch_size, train.seed, saved["step"] if saved else 0),
         steps_per_epoch=per_epoch,
         total_steps=total,
@@ -213,22 +213,3 @@ def fits(saved: Mapping[str, Any], attached: adapter.Attached) -> bool:
         log.warning("the adapter's start came out otherwise than before (another machine?); the trial starts afresh")
         return False
     return True
-
-
-def _optimizer(peft_model: torch.nn.Module, spec: TrialSpec) -> torch.optim.Optimizer:
-    """Return AdamW over what trains: vectors without weight decay, and B faster than A with LoRA+."""
-    train, faster = spec.train, spec.lora.loraplus_lr_ratio
-    sorted_out: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-    for name, parameter in peft_model.named_parameters():
-        if parameter.requires_grad:
-            decay = train.weight_decay if parameter.dim() > 1 else 0.0
-            ratio = faster if ".lora_B." in name or ".lora_embedding_B." in name else 1.0
-            sorted_out.setdefault((decay, ratio), []).append(parameter)
-    groups = [{"params": p, "weight_decay": d, "lr_ratio": r} for (d, r), p in sorted_out.items()]
-    return torch.optim.AdamW(
-        groups,
-        lr=train.learning_rate,
-        betas=(train.adam_beta1, train.adam_beta2),
-        eps=train.adam_epsilon,
-        fused=True,
-    )

@@ -42,6 +42,7 @@ ORDER = [
     "memory",
     "checkpoint",
     "events",
+    "flat",
     "slots",
     "kept",
     "prefix",

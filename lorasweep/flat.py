@@ -1,0 +1,67 @@
+"""A trial's trained tensors as parts of a few long ones, and AdamW on those: one step, one norm, one clearing for all."""
+
+import itertools
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from lorasweep.spec import TrialSpec
+
+ALIGNED = 16
+"""Elements: each tensor begins at a multiple of it, as matrix products like it."""
+
+
+class FlatAdamW(torch.optim.AdamW):
+    """AdamW on long tensors. The gradients stay in place from step to step: zero where nothing came."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for flat in self.flats():
+            assert flat.grad is not None
+            flat.grad.zero_()
+
+    def flats(self) -> list[nn.Parameter]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def clip(self, limit: float) -> float:
+        """Scale the gradient to a norm of at most `limit`; return the norm that it had."""
+        return float(torch.nn.utils.clip_grad_norm_(self.flats(), limit))
+
+
+def optimizer(named: Mapping[str, nn.Parameter], spec: TrialSpec) -> FlatAdamW:
+    """Return AdamW over what trains: vectors without weight decay, and B faster than A with LoRA+.
+
+    The parameters keep shapes and values; their storage, and that of their gradients, becomes a part of a long one.
+    """
+    train, faster = spec.train, spec.lora.loraplus_lr_ratio
+    sorted_out: dict[tuple[float, float, torch.device, torch.dtype], list[nn.Parameter]] = {}
+    for name, p in named.items():
+        decay = train.weight_decay if p.dim() > 1 else 0.0
+        ratio = faster if ".lora_B." in name or ".lora_embedding_B." in name else 1.0
+        sorted_out.setdefault((decay, ratio, p.device, p.dtype), []).append(p)
+    groups = [
+        {"params": [_flattened(some)], "weight_decay": decay, "lr_ratio": ratio}
+        for (decay, ratio, *_), some in sorted_out.items()
+    ]
+    return FlatAdamW(
+        groups,
+        lr=train.learning_rate,
+        betas=(train.adam_beta1, train.adam_beta2),
+        eps=train.adam_epsilon,
+        fused=True,
+    )
+
+
+def _flattened(parameters: list[nn.Parameter]) -> nn.Parameter:
+    """Return one tensor that holds all of them; they and their gradients look into it and its gradient from now on."""
+    spans = [ALIGNED * math.ceil(p.numel() / ALIGNED) for p in parameters]
+    flat = nn.Parameter(parameters[0].new_zeros(sum(spans)))
+    flat.grad = torch.zeros_like(flat)
+    values = flat.detach()
+    for p, end, span in zip(parameters, itertools.accumulate(spans), spans, strict=True):
+        part = slice(end - span, end - span + p.numel())
+        values[part].copy_(p.detach().reshape(-1))
+        p.data = values[part].view(p.shape)
+        p.grad = flat.grad[part].view(p.shape)
+    return flat
