@@ -1,4 +1,4 @@
-"""A trial's trained tensors as parts of a few long ones, and AdamW on those: one step, one norm, one clearing for all."""
+"""A trial's trained tensors as parts of a few long ones, and AdamW on those: one step, norm and clearing for all."""
 
 import itertools
 import math
