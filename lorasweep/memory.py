@@ -119,6 +119,20 @@ def _estimate(
     )
 
 
+def hopeless(spec: TrialSpec, task: Task, tokenizer: Any, examples: Examples) -> str:
+    """Return why a trial need not begin under search.max_memory_gib, or nothing."""
+    most = spec.search.max_memory_gib
+    if most is None:
+        return ""
+    if spec.train.micro_batch_size == "auto" and task.divisible:
+        spec = replace(spec, train=replace(spec.train, micro_batch_size=1))
+    found = estimate(spec, task, tokenizer, examples)
+    if found.gib <= most:
+        return ""
+    phase = max(found.phases, key=lambda name: found.phases[name])
+    return f"needs about {found.gib:.2f} GiB ({phase}), more than search.max_memory_gib={most:g}: never begun"
+
+
 def free_gib(device: torch.device) -> float:
     """Return what is free on the device, or in the machine for one without a memory of its own."""
     if device.type == "cuda":

@@ -22,6 +22,10 @@ def show(study: Study, test: Mapping[str, float], outputs: str, found: Answer) -
     columns = ["trial", *meta.swept, f"eval {meta.metric}", "trainable", "seconds", "adapter MB", "state"]
     rows = [_row(r, meta.swept, again.get(r["number"])) for r in results(study)]
     display.table(f"study {meta.name}", columns, rows)
+    never = sum("never_begun" in t.user_attrs for t in study.trials())
+    if never:
+        most = study.search.max_memory_gib
+        print(f"{never} of {len(study.trials())} trials were never begun: over search.max_memory_gib={most}")
     if found.best is not None:
         _show_best(study, found.best, test, found)
         if len(found.candidates) > 1:

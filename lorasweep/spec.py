@@ -400,6 +400,9 @@ class SearchSpec:
     """No trial begins once the trials have used so many hours of a device."""
     wall_hours: float | None = ranged(None, 0, above=True)
     """No trial begins so many hours after the study was made."""
+    max_memory_gib: float | None = ranged(None, 0, above=True)
+    """A trial that by itself needs more, as `check` estimates it, never runs: it ends as pruned before its
+    model is loaded. With train.micro_batch_size=auto it is what one row a pass needs."""
     target: float | None = None
     """No trial begins once the primary metric is this good."""
     repeats: int = ranged(0, 0, 1000)

@@ -113,6 +113,8 @@ class Plan:
     loaded: Mapping[str, Any]
     first: Any
     """The spec of its first trial."""
+    never: Sequence[str] = ()
+    """What is to be said of points that need more memory than allowed, a line each."""
 
 
 def plan(overrides: Sequence[str], space: Mapping[str, Any] | None = None, question: str = "") -> Plan:
@@ -128,6 +130,7 @@ def plan(overrides: Sequence[str], space: Mapping[str, Any] | None = None, quest
     lines, entries = _points(found, problems)
     specs = compose.compose_points(lines, problems)
     loaded = group.preflight(specs)
+    never = _never(specs, loaded, found.keys)
     first = specs[0]
     metric = _shared_metric([s.task_type.primary or loaded[group.key(s)].task.primary for s in specs])
     search = asdict(first.search)
@@ -150,7 +153,30 @@ def plan(overrides: Sequence[str], space: Mapping[str, Any] | None = None, quest
         launcher=own,
         storage=search["storage"],
     )
-    return Plan(Path(first.outputs).resolve() / name, meta, entries, loaded, first)
+    return Plan(
+        Path(first.outputs).resolve() / name,
+        meta,
+        entries,
+        loaded,
+        first,
+        never if first.search.sampler == "grid" else (),
+    )
+
+
+def _never(specs: Sequence[Any], loaded: Mapping[str, Any], swept: Sequence[str]) -> list[str]:
+    """Return a line for each point that search.max_memory_gib rules out. Raises ConfigError where it leaves none."""
+    from lorasweep import group, memory
+
+    lines = []
+    for number, spec in enumerate(specs):
+        work = loaded[group.key(spec)]
+        why = memory.hopeless(spec, work.task, work.tokenizer, work.examples)
+        if why:
+            point = " ".join(o for o in spec.overrides if o.split("=")[0] in swept) or "as it is"
+            lines.append(f"point {number} ({point}) {why}")
+    if lines and len(lines) == len(specs):
+        raise ConfigError([f"search.max_memory_gib: no trial is left; {line}" for line in lines])
+    return lines
 
 
 def is_launchers(override: str) -> bool:
@@ -232,6 +258,8 @@ def run_made(study: Any, planned: Plan, launch: Launch) -> int:
     """Run a study that has just been made; return the exit code."""
     from lorasweep import tracking
 
+    for line in planned.never:
+        print(line, flush=True)
     command = shlex.join(["python", "-m", "lorasweep", "-m", *planned.meta.overrides])
     note = f"{planned.meta.question}\n\n`{command}`".strip()
     study.set_parent(tracking.open_study(planned.first, planned.meta.name, note))

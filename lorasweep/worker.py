@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from lorasweep import (
     interrupt,
     learned,
     lease,
+    memory,
     model,
     outcome,
     peak,
@@ -50,7 +51,7 @@ from lorasweep.tracking import TrialRun, start_trial
 POLL_S = 1.0
 """Seconds between looks at what was asked to stop."""
 
-SUMMARY = ("reason", "steps", "train_s", "eval_s", "adapter_mb", "peak_gib")
+SUMMARY = ("reason", "steps", "train_s", "eval_s", "adapter_mb", "peak_gib", "never_begun")
 """Of a result, what the study's storage holds too."""
 
 CHECKPOINT = "checkpoint.pt"
@@ -191,7 +192,18 @@ class Worker:
             self._tell(running, before)
             return None
         provenance.write(folder, spec)
-        return running
+        return None if self._never(running) else running
+
+    def _never(self, running: Running) -> bool:
+        """End a trial that needs more memory than the study allows, before it is loaded; return whether it did."""
+        spec = replace(running.spec, search=self.study.search)
+        if spec.search.max_memory_gib is None:
+            return False
+        work = self._workload(spec)
+        why = memory.hopeless(spec, work.task, work.tokenizer, work.examples)
+        if why:
+            self._finish(running, self._described(running, {"state": "PRUNED", "reason": why, "never_begun": True}))
+        return bool(why)
 
     def _configured(self, key: str) -> Any:
         """Return the value that a key has in the study's fixed configuration."""

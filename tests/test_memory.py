@@ -1,5 +1,6 @@
 """What a trial will need is what it then takes, and its own code is what is counted."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import transformers
 from conftest import wordpiece
 from torch import nn
 
-from lorasweep import check, compose, engine, group, memory, model
+from lorasweep import check, cli, compose, engine, group, memory, model
 from lorasweep.meter import META, Meter
 
 SMALL = ["model.sha256=null", "model.decoder=null", "data.max_train_samples=60", "data.max_eval_samples=6"]
@@ -162,3 +163,71 @@ def test_check_prints_the_estimate(tiny_bert, capsys):
     lines = {line.split(":")[0]: line for line in capsys.readouterr().out.splitlines()}
     assert "training: weights" in lines["memory"] and "GiB are free on the" in lines["memory"]
     assert "with 4 trials in one pass" in lines["in slots"]
+
+
+# --- search.max_memory_gib -------------------------------------------------------------------------------------------
+
+
+STUDY = ["tracking=none", "study=s", "train.max_steps=2", *(o for o in SMALL if "batch_size" not in o)]
+
+
+def results(folder: Path) -> list[dict]:
+    found = sorted(folder.glob("*/result.json"), key=lambda p: int(p.parent.name))
+    return [json.loads(p.read_text()) for p in found]
+
+
+def between(folder: Path, *overrides: str) -> float:
+    """Return GiB between the needs of two settings."""
+    needs = [estimated(*made("seq_cls", folder, o)).gib for o in overrides]
+    return sum(needs) / 2
+
+
+def test_points_over_the_limit_are_never_begun(tiny_bert, tmp_path, monkeypatch, capsys):
+    limit = between(tiny_bert, "train.batch_size=4", "train.batch_size=32")
+    begun: list[int] = []
+    admit = engine.Engine._admit
+    monkeypatch.setattr(
+        engine.Engine, "_admit", lambda s, job: begun.append(job.spec.train.batch_size) or admit(s, job)
+    )
+    own = [f"model.pretrained={tiny_bert}", *STUDY, f"outputs={tmp_path}", f"search.max_memory_gib={limit}"]
+    assert cli.main(["-m", "train.batch_size=32,4", *own]) == 0
+    out = capsys.readouterr().out
+    assert begun == [4]
+    assert out.index("point 0 (train.batch_size=32) needs about") < out.index("study s: 2 trials")
+    assert "1 of 2 trials were never begun: over search.max_memory_gib" in out
+    first, second = results(tmp_path / "s")
+    assert (first["state"], second["state"]) == ("PRUNED", "COMPLETE")
+    assert "needs about" in first["reason"] and "never begun" in first["reason"] and "metric" not in first
+
+
+def test_sampled_trials_over_the_limit_end_without_loading(tiny_bert, tmp_path, monkeypatch, capsys):
+    limit = between(tiny_bert, "train.batch_size=4", "train.batch_size=32")
+    loaded: list[int] = []
+    load = model.load
+    monkeypatch.setattr(model, "load", lambda *a: loaded.append(a[1].batch_size) or load(*a))
+    own = [f"model.pretrained={tiny_bert}", *STUDY, f"outputs={tmp_path}", f"search.max_memory_gib={limit}"]
+    own += ["search.sampler=tpe", "search.trials=6", "search.startup_trials=2"]
+    assert cli.main(["-m", "train.batch_size=4,32", *own]) == 0
+    found = results(tmp_path / "s")
+    states = {r["state"]: [f for f in found if f["state"] == r["state"]] for r in found}
+    assert set(states) == {"PRUNED", "COMPLETE"} and len(found) == 6
+    assert all(r["params_swept"]["train.batch_size"] == 32 for r in states["PRUNED"])
+    assert set(loaded) == {4}
+    assert f"{len(states['PRUNED'])} of 6 trials were never begun" in capsys.readouterr().out
+
+
+def test_limit_that_leaves_no_trial_is_refused_before_anything_is_written(tiny_bert, tmp_path, capsys):
+    own = [f"model.pretrained={tiny_bert}", *STUDY, f"outputs={tmp_path}", "search.max_memory_gib=0.0001"]
+    assert cli.main(["-m", "lora.r=2,4", *own]) == 1
+    told = capsys.readouterr()
+    assert "search.max_memory_gib: no trial is left; point 1 (lora.r=4) needs about" in told.out + told.err
+    assert not (tmp_path / "s").exists()
+
+
+def test_micro_batches_that_divide_themselves_are_judged_by_one_row(tiny_bert):
+    limit = between(tiny_bert, "train.batch_size=4", "train.batch_size=32")
+    for micro, words in (("null", "more than search.max_memory_gib"), ("auto", "")):
+        more = ("train.batch_size=32", f"train.micro_batch_size={micro}", f"search.max_memory_gib={limit}")
+        spec, work = made("seq_cls", tiny_bert, *more)
+        why = memory.hopeless(spec, work.task, work.tokenizer, work.examples)
+        assert words in why and bool(words) == bool(why)
