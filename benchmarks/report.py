@@ -15,9 +15,10 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import optuna
+from browser import tab
 
 from lorasweep import page, search, space
 from lorasweep.meta import StudyMeta
@@ -95,17 +96,11 @@ def _write(folder: Path, number: int, trial: optuna.trial.FrozenTrial) -> None:
 
 def opened_s(path: Path) -> float:
     """Return the seconds until a browser has loaded the page and drawn all of its figures."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"])
-        tab = browser.new_page()
+    with tab() as page:
         began = time.perf_counter()
-        tab.goto(path.as_uri())
-        tab.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
-        took = time.perf_counter() - began
-        browser.close()
-    return took
+        page.goto(path.as_uri())
+        page.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
+        return time.perf_counter() - began
 
 
 def main() -> None:

@@ -3,29 +3,25 @@
     python benchmarks/ui.py [--trials 500] [--points 200]
 
 The store is made of synthetic folders that `sync` sends, as it would after a study without its server. Prints seconds
-from the call of the address to the first rows of the table.
+from the call of the address to the first rows of the table, and from the click on + to all trials of the study.
 """
 
 import argparse
 import json
-import os
 import random
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from browser import ROWS, close_panel, expand, open_runs, served, tab
 
 from lorasweep import ledger, tracking
 
 KEYS = ("train_loss", "learning_rate", "grad_norm", "tokens_per_s")
-ROWS = "[role=row][row-index], tbody tr, [role=row] a[href*='/runs/']"
 
 
 def make(folder: Path, trials: int, points: int) -> str:
@@ -54,27 +50,6 @@ def make(folder: Path, trials: int, points: int) -> str:
     return uri
 
 
-@contextmanager
-def served(outputs: Path) -> Iterator[str]:
-    """Yield the address of `python -m lorasweep ui`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "lorasweep", "ui", f"outputs={outputs}", f"port={port}"]
-    ui = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
-                break
-            except OSError:
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(ui.pid, signal.SIGKILL)
-        ui.wait()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=500)
@@ -85,25 +60,26 @@ def main() -> None:
         make(outputs / "many", asked.trials, asked.points)
         with served(outputs) as address:
             for attempt in ("first", "again"):
-                print(f"{attempt}: rows after {opened(address):.1f} s", flush=True)
+                shown, wide = opened(address, asked.trials)
+                print(
+                    f"{attempt}: table after {shown:.1f} s, its study open to all trials {wide:.1f} s later", flush=True
+                )
     finally:
         shutil.rmtree(outputs)
 
 
-def opened(address: str) -> float:
-    """Return the seconds until a fresh browser shows the table's rows."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-gpu"]
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=options)
-        page = browser.new_page()
+def opened(address: str, trials: int) -> tuple[float, float]:
+    """Return the seconds until a fresh browser shows the table, and those until the study is open to its trials."""
+    with tab(viewport={"width": 1280, "height": 720}) as page:
         began = time.perf_counter()
-        page.goto(f"{address}/#/experiments/1/runs")
-        page.locator(ROWS).first.wait_for(timeout=60_000)
-        seconds = time.perf_counter() - began
-        browser.close()
-    return seconds
+        open_runs(page, address)
+        shown = time.perf_counter() - began
+        close_panel(page)
+        began = time.perf_counter()
+        expand(page)
+        page.locator(ROWS, has_text="lora.r=").first.wait_for(timeout=60_000)
+        page.locator(f"[aria-rowcount='{trials + 2}']").first.wait_for(timeout=60_000)
+        return shown, time.perf_counter() - began
 
 
 if __name__ == "__main__":

@@ -10,6 +10,14 @@ from lorasweep.landscape import effects, heat_map, parallel
 MOST_CURVE_POINTS = 20_000
 """Points of all learning curves together; more are thinned, the last of each curve stays."""
 
+COSTS = {
+    "trainable": ("trainable parameters", "count"),
+    "adapter_mb": ("adapter size", "MB"),
+    "train_s": ("training time", "device s"),
+    "peak_gib": ("peak memory", "GiB"),
+}
+"""What quality is shown against: title and unit."""
+
 
 def figures(evidence: Evidence) -> list[Figure]:
     """Return the report's figures in the order of reading."""
@@ -20,8 +28,7 @@ def figures(evidence: Evidence) -> list[Figure]:
         heat_map(evidence),
         parallel(evidence),
         curves(evidence),
-        pareto(evidence, "trainable", "trainable parameters", "count"),
-        pareto(evidence, "train_s", "training time", "device s"),
+        *(pareto(evidence, cost, title, unit) for cost, (title, unit) in COSTS.items()),
     ]
 
 
@@ -151,6 +158,8 @@ def pareto(evidence: Evidence, cost: str, title: str, unit: str) -> Figure:
         f"No trial is both better and cheaper than one on the line ({len(found)} of {len(done)} finished trials). "
         f"{listed}."
     )
+    if cost == "peak_gib":
+        says += " It is the highest use of the trial's worker up to its end: a later trial of it never shows less."
     costs = [getattr(t, cost) for t in done]
     wide = min(costs) > 0 and max(costs) / min(costs) > 8
     traces = [
@@ -171,4 +180,6 @@ def pareto(evidence: Evidence, cost: str, title: str, unit: str) -> Figure:
 
 def _amount(t: Shown, cost: str) -> str:
     found = getattr(t, cost)
-    return duration(found) if cost.endswith("_s") else f"{found:,.0f} parameters"
+    if cost.endswith("_s"):
+        return duration(found)
+    return f"{found:,.0f} parameters" if cost == "trainable" else f"{found:.2f} {COSTS[cost][1]}"

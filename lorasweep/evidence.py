@@ -53,6 +53,10 @@ class Shown:
     train_s: float | None = None
     device_s: float | None = None
     peak_gib: float | None = None
+    prefix_saved_s: float | None = None
+    """Seconds that were not computed again, for another pass had kept the frozen layers' output."""
+    packing_saved_s: float | None = None
+    """Seconds that passes shared with other trials spared it."""
     steps: int | None = None
     began_s: float | None = None
     ended_s: float | None = None
@@ -201,7 +205,7 @@ def _shown(trial: FrozenTrial, result: Mapping[str, Any], run: Mapping[str, Any]
     if value is None and trial.state == TrialState.PRUNED:
         value = result.get("metric", {}).get("value")
     began, ended = trial.datetime_start, trial.datetime_complete
-    costs = ("trainable", "adapter_mb", "train_s", "device_s", "peak_gib", "steps")
+    costs = ("trainable", "adapter_mb", "train_s", "device_s", "peak_gib", "prefix_saved_s", "packing_saved_s", "steps")
     paid: dict[str, Any] = {k: known.get(k) for k in costs}
     return Shown(
         number=trial.number,
@@ -337,51 +341,6 @@ def _group(axis: Axis, i: int, members: Sequence[Shown], binned: bool) -> Group:
         mean=statistics.fmean(values),
         half=half,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What a study has used, and what it was spared; None is not known."""
-
-    device_s: float
-    elapsed_s: float
-    side_by_side: float | None
-    """Trials at a time on average while it ran; above 1 they shared passes or ran in several workers."""
-    steps: int
-    steps_spared: int | None
-    """Steps that pruned trials did not take."""
-
-    @property
-    def spared(self) -> float | None:
-        """The share of all planned steps that pruning spared."""
-        total = self.steps + (self.steps_spared or 0)
-        return None if self.steps_spared is None or not total else self.steps_spared / total
-
-
-def cost(evidence: Evidence) -> Cost:
-    """Return what the ended trials of a study cost."""
-    ended = [t for t in evidence.trials if t.state in ("COMPLETE", "PRUNED", "FAIL")]
-    spans = [(t.began_s, t.ended_s) for t in ended if t.began_s and t.ended_s and t.device_s]
-    elapsed, walls = _covered(spans), sum(b - a for a, b in spans)
-    full = {t.steps for t in ended if t.state == "COMPLETE" and t.steps}
-    pruned = [t for t in ended if t.state == "PRUNED" and t.steps]
-    spared = sum(max(0, next(iter(full)) - (t.steps or 0)) for t in pruned) if len(full) == 1 else None
-    return Cost(
-        device_s=sum(t.device_s or 0.0 for t in ended),
-        elapsed_s=elapsed,
-        side_by_side=walls / elapsed if elapsed else None,
-        steps=sum(t.steps or 0 for t in ended),
-        steps_spared=spared,
-    )
-
-
-def _covered(spans: Sequence[tuple[float, float]]) -> float:
-    """Return the seconds in which at least one trial ran."""
-    total, until = 0.0, -math.inf
-    for began, ended in sorted(spans):
-        total += max(0.0, ended - max(began, until))
-        until = max(until, ended)
-    return total
 
 
 def short(value: Any) -> str:

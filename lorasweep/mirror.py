@@ -185,21 +185,24 @@ class Mirror:
         from mlflow.entities import Metric, Param, RunTag
 
         points, offset = ledger.points(box.folder / ledger.POINTS, box.offset, covered)
+        evaluated = {("summary", k, repr(v)) for k, v, *_ in points if k == ledger.OBJECTIVE}
         with box.lock:
             note = box.ledger
-            summary = {k: v for k, v in note.summary.items() if ("summary", k, repr(v)) not in box.sent}
+            there = box.sent | evaluated
+            summary = {k: v for k, v in note.summary.items() if ("summary", k, repr(v)) not in there}
             params = [(k, v) for k, v in note.params.items() if ("param", k) not in box.sent]
             tags = [(k, v) for k, v in note.tags.items() if ("tag", k, v) not in box.sent]
         if box.held:
             points = [p for p in points if (p[0], p[3]) not in box.held]
         # first, because MLflow's comparison begins with the metric that a run had first
+        points.sort(key=lambda point: point[0] != ledger.OBJECTIVE)
         points = [(k, v, note.ended_ms or note.started_ms, 0) for k, v in summary.items()] + points
         first = {"params": [Param(*p) for p in params], "tags": [RunTag(*t) for t in tags]}
         for part in _parts(points) or ([[]] if params or tags else []):
             self._ask("log_batch", note.run_id, metrics=[Metric(*p) for p in part], **first)
             first = {}
         box.sent |= {("param", k) for k, _ in params} | {("tag", *t) for t in tags}
-        box.sent |= {("summary", k, repr(v)) for k, v in summary.items()}
+        box.sent |= evaluated | {("summary", k, repr(v)) for k, v in summary.items()}
         box.offset = offset
         return len(points)
 

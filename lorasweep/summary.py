@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lorasweep.charts import figures
-from lorasweep.evidence import Cost, Evidence, Shown, cost, counted, duration, short
+from lorasweep.cost import Cost, cost
+from lorasweep.evidence import Evidence, Shown, counted, duration, short
 
 STATES = {
     "COMPLETE": "finished",
@@ -84,6 +85,9 @@ def costs(evidence: Evidence) -> Table:
         ["time in which trials ran", duration(found.elapsed_s) if found.elapsed_s else "not known"],
         ["optimiser steps taken", f"{found.steps:,}"],
         ["steps spared by pruning", _spared(found)],
+        ["device time spared by pruning", _saved(found, found.pruning_s)],
+        ["device time spared by shared passes (packing)", _saved(found, found.packing_s)],
+        ["device time spared by kept frozen layers (prefix reuse)", _saved(found, found.prefix_s)],
         ["trials at a time, on average", _side_by_side(found)],
     ]
     ended = [t.peak_gib for t in evidence.trials if t.peak_gib]
@@ -95,6 +99,13 @@ def _spared(found: Cost) -> str:
     if found.spared is None:
         return "not known: the finished trials have different lengths, or none has finished"
     return f"{found.steps_spared:,} ({found.spared:.0%} of all planned steps)"
+
+
+def _saved(found: Cost, seconds: float | None) -> str:
+    share = found.share(seconds)
+    if seconds is None or share is None:
+        return "not measured"
+    return f"{duration(seconds)} ({share:.0%} of what it would have taken)"
 
 
 def _side_by_side(found: Cost) -> str:

@@ -28,6 +28,7 @@ from lorasweep import (
     interrupt,
     learned,
     lease,
+    ledger,
     memory,
     model,
     outcome,
@@ -55,6 +56,8 @@ SUMMARY = ("reason", "steps", "train_s", "eval_s", "adapter_mb", "peak_gib", "ne
 """Of a result, what the study's storage holds too."""
 
 CHECKPOINT = "checkpoint.pt"
+UNJUDGED_S = 300.0
+"""A trial's points wait so long for its first evaluation: MLflow compares runs by the metric that it has seen first."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 LITTLE = 2**20
 """Bytes left on a disk that is as good as full."""
@@ -377,7 +380,8 @@ class Worker:
     def _evaluated(self, running: Running, event: EvalEvent, trainer: Engine) -> None:
         running.last = event
         primary = self.study.meta.metric
-        values = {"epoch": event.epoch} | {f"eval_{k}": v for k, v in event.metrics.items()}
+        values = {"epoch": event.epoch, ledger.OBJECTIVE: event.metrics[primary]}
+        values |= {f"eval_{k}": v for k, v in event.metrics.items()}
         self._track(running).metrics(event.step, values)
         running.log.info("step %d: %s", event.step, event.metrics)
         first = {primary: event.metrics[primary]}
@@ -406,7 +410,8 @@ class Worker:
         except FileNotFoundError as error:  # the next owner has tidied our half-written file away
             raise LostLease(f"trial {running.number}: {error}") from error
         self.study.checkpointed(running.number, step)
-        self._track(running).covered(step)
+        if running.last is not None or time.perf_counter() - running.began > UNJUDGED_S:
+            self._track(running).covered(step)
         running.saved = time.monotonic()
 
     def _end(self, running: Running, event: TrialEnded, trainer: Engine) -> None:

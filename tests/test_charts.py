@@ -8,7 +8,7 @@ import optuna
 import plotly.graph_objects as go
 import pytest
 
-from lorasweep import charts, evidence, landscape
+from lorasweep import charts, cost, evidence, landscape, summary
 from lorasweep.evidence import Axis, Evidence, Shown
 
 
@@ -36,6 +36,7 @@ def study(trials: list[Shown], **named) -> Evidence:
 
 def trial(number: int, r: int = 4, rate: float = 1e-3, value: float | None = 0.5, **named) -> Shown:
     known = {"state": "COMPLETE", "curve": [(1, 0.1), (2, value or 0.0)], "trainable": 100 * r, "train_s": 1.0 + number}
+    known |= {"adapter_mb": r / 10, "peak_gib": 1.5}
     return Shown(number=number, point={"lora.r": r, "train.learning_rate": rate}, value=value, **known | named)
 
 
@@ -187,7 +188,7 @@ def test_importance_says_why_there_is_none(keys, count, words):
 
 def test_pruning_spares_the_steps_that_finished_trials_have():
     ended = [trial(0, steps=100), trial(1, steps=100), trial(2, steps=25, state="PRUNED")]
-    found = evidence.cost(study(ended))
+    found = cost.cost(study(ended))
     assert (found.steps, found.steps_spared) == (225, 75)
     assert found.spared == pytest.approx(0.25)
 
@@ -195,6 +196,28 @@ def test_pruning_spares_the_steps_that_finished_trials_have():
 def test_trials_at_a_time_count_only_the_time_in_which_trials_ran():
     spans = [(0, 10), (0, 10), (100, 110)]
     ended = [trial(i, began_s=a + 1, ended_s=b + 1, device_s=1) for i, (a, b) in enumerate(spans)]
-    found = evidence.cost(study(ended))
+    found = cost.cost(study(ended))
     assert found.elapsed_s == 20
     assert found.side_by_side == pytest.approx(1.5)
+
+
+def test_spared_seconds_stand_in_the_report_where_they_were_measured():
+    known = {"steps": 100, "device_s": 50.0}
+    ended = [trial(0, **known, prefix_saved_s=30.0), trial(1, **known, prefix_saved_s=20.0)]
+    ended.append(trial(2, state="PRUNED", steps=40, device_s=20.0))
+    found = cost.cost(study(ended))
+    assert (found.device_s, found.pruning_s, found.prefix_s, found.packing_s) == (120.0, 30.0, 50.0, None)
+    told = dict(summary.costs(study(ended)).rows)
+    assert told["device time spared by pruning"] == "30.0 s (20% of what it would have taken)"
+    assert told["device time spared by kept frozen layers (prefix reuse)"] == "50.0 s (29% of what it would have taken)"
+    assert told["device time spared by shared passes (packing)"] == "not measured"
+
+
+def test_quality_is_shown_against_four_costs():
+    known = [trial(i, value=0.5 + i / 10, adapter_mb=1.0 + i, peak_gib=1.5) for i in range(3)]
+    fronts = {"adapter_mb": [0, 1, 2], "peak_gib": [2]}
+    drawn = {f.id: f for f in charts.figures(study(known, fronts=fronts)) if f.id.startswith("pareto")}
+    assert list(drawn) == ["pareto-trainable", "pareto-adapter_mb", "pareto-train_s", "pareto-peak_gib"]
+    assert "trial 2: 0.7000 for 3.00 MB" in drawn["pareto-adapter_mb"].says
+    assert drawn["pareto-adapter_mb"].layout["xaxis"]["title"]["text"] == "adapter size (MB)"
+    assert traces(drawn["pareto-peak_gib"])["on the front"]["x"] == [1.5]

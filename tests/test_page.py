@@ -8,8 +8,10 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import browser
 import optuna
 import pytest
+from browser import CHROMIUM
 from optuna.trial import TrialState
 from test_main_job import SMALL
 
@@ -222,13 +224,10 @@ def test_report_takes_a_study_alone(swept, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "light"), (1200, "dark")])
 def test_browser_draws_all_figures_without_an_error_and_without_the_network(written, width, scheme):
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = Path("/usr/bin/chromium")
-    if not chromium.exists():
+    pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
         pytest.skip("no chromium")
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=str(chromium), args=["--no-sandbox", "--disable-gpu"])
-        tab = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
+    with browser.tab(viewport={"width": width, "height": 900}, color_scheme=scheme) as tab:
         told: list[str] = []
         tab.on("console", lambda message: told.append(message.text))
         tab.on("pageerror", lambda error: told.append(str(error)))
@@ -245,4 +244,28 @@ def test_browser_draws_all_figures_without_an_error_and_without_the_network(writ
         assert tab.locator("#leaders + div tbody tr td:nth-child(3)").first.inner_text() == "0.5000"
         colour = tab.evaluate("getComputedStyle(document.querySelector('.chart .xtick text')).fill")
         assert colour == {"light": "rgb(27, 31, 36)", "dark": "rgb(232, 234, 237)"}[scheme]
-        browser.close()
+
+
+@pytest.mark.slow
+def test_page_is_read_by_keyboard_alone(written):
+    pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no chromium")
+    with browser.tab(viewport={"width": 390, "height": 844}) as tab:
+        tab.goto(written[0].as_uri())
+        tab.wait_for_selector("html[data-drawn]", state="attached", timeout=30_000)
+        tab.keyboard.press("Tab")
+        skip = tab.evaluate("(() => { const a = document.activeElement; return [a.innerText, a.offsetLeft >= 0]; })()")
+        assert skip == ["Skip to the results", True]
+        tab.keyboard.press("Enter")
+        assert tab.evaluate("location.hash") == "#leaders"
+        tab.keyboard.press("Tab")  # the table's box, which the arrows scroll
+        tab.keyboard.press("ArrowRight")
+        tab.wait_for_timeout(500)
+        assert tab.evaluate("document.activeElement.scrollLeft") > 0
+        for _ in range(3):
+            tab.keyboard.press("Tab")
+        assert tab.evaluate("document.activeElement.innerText") == "eval accuracy"
+        tab.keyboard.press("Enter")
+        assert tab.locator("#leaders + div tbody tr td:nth-child(3)").first.inner_text() == "0.5000"
+        assert tab.locator("th[aria-sort=ascending]").inner_text().startswith("eval accuracy")

@@ -78,6 +78,7 @@ ORDER = [
     "clean",
     "report",
     "evidence",
+    "cost",
     "figure",
     "landscape",
     "charts",

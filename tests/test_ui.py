@@ -8,23 +8,18 @@ With LORASWEEP_SCREENSHOTS=FOLDER it leaves the pictures of the README there:
 import json
 import os
 import re
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import CHROMIUM, close_panel, expand, open_runs, served, tab
 
 from lorasweep import ledger
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="the extra dev has playwright")
-CHROMIUM = shutil.which("chromium")
+pytest.importorskip("playwright.sync_api", reason="the extra dev has playwright")
 
 pytestmark = [
     pytest.mark.slow,
@@ -48,35 +43,17 @@ def outputs(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def address(outputs) -> Iterator[str]:
     """Yield where `python -m lorasweep ui` serves."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "lorasweep", "ui", f"port={port}"]
-    log = (outputs.parent / "ui.log").open("w")
-    ui = subprocess.Popen(command, cwd=outputs.parent, start_new_session=True, stdout=log, stderr=log)
-    for _ in range(300):
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
-            break
-        except OSError:
-            time.sleep(0.2)
-    yield f"http://127.0.0.1:{port}"
-    os.killpg(ui.pid, signal.SIGKILL)
-    ui.wait()
+    with served(outputs) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
 def page(address) -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-gpu"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        page = browser.new_page(viewport={"width": 1280, "height": 720})
+    with tab(viewport={"width": 1280, "height": 720}) as page:
         page.set_default_timeout(15_000)
-        page.goto(f"{address}/#/experiments/1/runs")
-        page.locator(".ag-row").first.wait_for()
-        page.get_by_role("button", name="Close").first.click()  # the assistant's panel
+        open_runs(page, address)
+        close_panel(page)
         yield page
-        browser.close()
 
 
 def results(outputs: Path) -> dict[str, dict]:
@@ -111,7 +88,7 @@ def test_study_opens_to_its_trials_and_three_compared_say_what_their_results_say
     wanted = results(outputs)
     rows = page.locator(".ag-pinned-left-cols-container .ag-row")
     rows.get_by_text("ranks", exact=True).wait_for()
-    rows.first.locator("[col-id*='Run Name'] button").first.click()
+    expand(page)
     for name in wanted:
         rows.get_by_text(name, exact=True).wait_for()
         rows.filter(has_text=name).locator(".ag-checkbox-input").check()
@@ -119,6 +96,9 @@ def test_study_opens_to_its_trials_and_three_compared_say_what_their_results_say
     page.get_by_test_id("runs-compare-button").click()
     page.get_by_text("Comparing 3 Runs").wait_for()
     page.get_by_title("Plot chart").first.wait_for()
+    chosen = page.locator("[class*=select-selection-item-content]")
+    chosen.filter(has_text=ledger.OBJECTIVE).first.wait_for()  # parallel coordinates begin with what varies and this
+    chosen.filter(has_text="lora.r").first.wait_for()
     picture(page, "compare")
     names, ranks = param(page, "Run Name:"), param(page, "lora.r")
     objectives = page.evaluate(METRIC, ledger.OBJECTIVE)
@@ -126,6 +106,26 @@ def test_study_opens_to_its_trials_and_three_compared_say_what_their_results_say
     for name, rank, objective in zip(names, ranks, objectives, strict=True):
         assert int(rank) == wanted[name]["params_swept"]["lora.r"]
         assert float(objective) == pytest.approx(wanted[name]["metric"]["value"], abs=1e-3)
+
+
+SCATTER = """() => {
+    const plot = [...document.querySelectorAll(".js-plotly-plot")].find(p => p.offsetWidth);
+    const titles = [...plot.querySelectorAll(".xtitle, .ytitle")].map(e => e.textContent);
+    return [titles, plot.data[0].x.map(Number), plot.data[0].y];
+}"""
+
+
+def test_scatter_view_shows_metric_over_rank(page, outputs):
+    page.get_by_role("tab", name="Scatter Plot").click()
+    for axis, key in (("x", "lora.r"), ("y", ledger.OBJECTIVE)):
+        page.locator(f"#{axis}-axis-selector").click()
+        page.get_by_role("option", name=key, exact=True).first.click()
+    page.locator(".ytitle", has_text=ledger.OBJECTIVE).wait_for()
+    titles, ranks, objectives = page.evaluate(SCATTER)
+    assert titles == ["lora.r", ledger.OBJECTIVE]
+    wanted = {r["params_swept"]["lora.r"]: r["metric"]["value"] for r in results(outputs).values()}
+    assert dict(zip(ranks, objectives, strict=True)) == pytest.approx(wanted)
+    picture(page, "scatter")
 
 
 def test_study_shows_question_and_answer_and_leads_to_its_best_trial(page, address, outputs):
