@@ -23,7 +23,8 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lorasweep import swap
+from lorasweep import quant, swap
+from lorasweep.errors import ConfigError
 from lorasweep.model import EXPERTS, LINEAR, Base, has_fused_experts, preset_names, renew_missing, target_problems
 from lorasweep.spec import TARGET_PRESETS, LoraSpec, TaskSpec
 
@@ -138,19 +139,35 @@ def problems(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
     """Return what the LoRA keys ask of this model that it does not have."""
     wanted = config(lora, task, base).target_modules
     out = target_problems(base, lora.target_modules, list(wanted or [])) + _expert_problems(lora, base)
+    out += quant.problems(lora, base.quantization)
     names = [n for n, _ in base.model.named_modules()]
     for name in lora.modules_to_save or []:
         if not any(n == name or n.endswith(f".{name}") for n in names):
             short = sorted({n.rpartition(".")[2] for n in names if n and not n.rpartition(".")[2].isdigit()})
             out.append(f"lora.modules_to_save: '{name}' is no module of the model; it has {', '.join(short)}")
-    return out
+    return out + _whole_problems(lora, base)
+
+
+def _whole_problems(lora: LoraSpec, base: Base) -> list[str]:
+    """Return a problem for each module that is to train in full and holds quantised weights."""
+    modules = dict(base.model.named_modules())
+    return [
+        f"lora.modules_to_save: '{name}' holds '{inside}', which model.quantization={base.quantization} keeps in "
+        f"{quant.BITS[base.quantization]} bits; adapt it with lora.target_modules, or leave the base unquantised"
+        for name in lora.modules_to_save or []
+        if (inside := next((n for n in base.small if f".{name}." in f".{n}." and n in modules), None))
+    ]
 
 
 def attach(base: Base, lora: LoraSpec, task: TaskSpec, seed: int, batches: Batches = tuple) -> Attached:
     """Put a fresh adapter on the base: the head drawn anew, then A and B, all from `seed`.
 
-    `batches` gives the model inputs that eva looks at; no other initialisation asks for them.
+    `batches` gives the model inputs that eva looks at; no other initialisation asks for them. Raises ConfigError for
+    what a quantised base cannot do.
     """
+    refused = quant.problems(lora, base.quantization)
+    if refused:
+        raise ConfigError(refused)
     renew_missing(base, seed)
     before = dict(base.model.named_parameters())
     children = swap.children(base.model)
@@ -185,8 +202,23 @@ def _wrapped(base: Base, lora: LoraSpec, task: TaskSpec, batches: Batches) -> An
     if lora.init_lora_weights == "eva":
         _init_eva(peft_model, batches())
     if lora.init_lora_weights == "loftq":
-        init_loftq(peft_model, lora)
+        _init_loftq(peft_model, lora, base)
+    for wrapper in peft_model.modules():
+        if isinstance(wrapper, ModulesToSaveWrapper):
+            swap.keep_in_fp32(wrapper.modules_to_save["default"])
     return peft_model
+
+
+def _init_loftq(peft_model: Any, lora: LoraSpec, base: Base) -> None:
+    """Let each adapter make up for what quantising its layer loses: of a quantised base, against its checkpoint."""
+    found = {n: m for n, m in peft_model.base_model.model.named_modules() if isinstance(m, LoraLayer)}
+    linear = {n: m for n, m in found.items() if isinstance(m.get_base_layer(), LINEAR)}
+    exact = base.exact() if base.quantization != "none" else {}
+    for name, layer in linear.items():
+        if quant.is_quantised(layer.get_base_layer()):
+            quant.make_up(layer, exact[f"{name}.weight"])
+        elif base.quantization == "none":
+            quant.init_loftq(layer, lora)
 
 
 def _will_change(lora: LoraSpec, parameters: Mapping[str, Tensor]) -> list[str]:
@@ -195,7 +227,8 @@ def _will_change(lora: LoraSpec, parameters: Mapping[str, Tensor]) -> list[str]:
     return [
         name
         for name, p in parameters.items()
-        if (weights and name.endswith("weight") and p.dim() == 2) or (lora.bias != "none" and name.endswith("bias"))
+        if (weights and name.endswith("weight") and p.dim() == 2 and p.is_floating_point())
+        or (lora.bias != "none" and name.endswith("bias"))
     ]
 
 
@@ -210,7 +243,10 @@ def _init_eva(peft_model: Any, batches: Sequence[Mapping[str, Tensor]]) -> None:
             prepare_layer_inputs_fn=_real_tokens,
             show_progress_bar=False,
         )
-    peft_model.eval()  # peft leaves the model in training mode
+    peft_model.eval()  # peft leaves the model in training mode, and its A in the base's number format
+    for name, parameter in peft_model.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.float()
 
 
 def _real_tokens(layer_input: Any, mask_BT: Tensor, _: str) -> Tensor:
@@ -218,40 +254,6 @@ def _real_tokens(layer_input: Any, mask_BT: Tensor, _: str) -> Tensor:
     x = layer_input[0] if isinstance(layer_input, tuple | list) else layer_input
     by_token = x.dim() == 3 and x.shape[:2] == mask_BT.shape
     return x[mask_BT] if by_token else x.reshape(-1, x.shape[-1]).contiguous()
-
-
-def init_loftq(peft_model: Any, lora: LoraSpec) -> None:
-    """Quantise the adapted base weights and set B A to what that lost, peft's LoftQ on any device.
-
-    Alternates, loftq_iter times, W_q = quantised(W - L R) and L R = the rank-r part of W - W_q.
-    """
-    for layer in lora_layers(peft_model):
-        weight = layer.get_base_layer().weight
-        if weight.dim() != 2 or isinstance(layer.get_base_layer(), nn.Embedding):
-            continue
-        exact = weight.detach().float()
-        left_right = torch.zeros_like(exact)
-        for _ in range(lora.loftq_iter):
-            coarse = _quantised(exact - left_right, lora.loftq_bits)
-            u, values, vt = torch.linalg.svd(exact - coarse, full_matrices=False)
-            rank = layer.r["default"]
-            root = values[:rank].sqrt()
-            left, right = u[:, :rank] * root, root[:, None] * vt[:rank]
-            left_right = left @ right
-        layer.lora_A["default"].weight.data = right.contiguous()
-        layer.lora_B["default"].weight.data = left.contiguous()
-        weight.data = coarse.to(weight.dtype)
-
-
-def _quantised(weight: Tensor, bits: int) -> Tensor:
-    """Return the weight as bitsandbytes stores it in NF4 (blocks of 64) or in int8 (a scale a row), read back."""
-    if bits == 8:
-        scale = weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 127
-        return (weight / scale).round() * scale
-    import bitsandbytes.functional as bnb
-
-    stored, state = bnb.quantize_4bit(weight.contiguous(), quant_type="nf4", blocksize=64, compress_statistics=False)
-    return bnb.dequantize_4bit(stored, state)
 
 
 def begin_from(attached: Attached, initial: Mapping[str, Tensor]) -> None:
@@ -376,9 +378,9 @@ def _in_base(module: str) -> str:
 def reload(folder: Path, base: Base, lora: LoraSpec, task: TaskSpec) -> Any:
     """Return a plain peft model: the saved adapter on `base`, ready to evaluate.
 
-    For loftq the base is quantised first, in the same way as when the adapter was made.
+    For loftq a base that is not quantised is so first, in the same way as when the adapter was made.
     """
-    if lora.init_lora_weights == "loftq":
+    if lora.init_lora_weights == "loftq" and base.quantization == "none":
         attached = attach(base, lora, task, seed=0)
         inner = attached.peft_model.base_model.model
         coarse = [n for n in attached.originals if n.endswith("weight")]

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from lorasweep import adapter, display, group, memory, model, pace, packed
+from lorasweep import adapter, device, display, group, memory, model, pace, packed, quant
 from lorasweep.schedule import step_counts
 from lorasweep.spec import TrialSpec
 from lorasweep.tasks import Example
@@ -35,6 +35,8 @@ class Plan:
     layers: list[int]
     missing: tuple[str, ...]
     """Modules that the checkpoint lacks."""
+    small: int
+    """How many linear layers are quantised."""
     whole: list[str]
     """Modules trained in full."""
     counts: adapter.Counts
@@ -66,6 +68,7 @@ def plan(spec: TrialSpec, work: group.Workload) -> Plan:
         unmatched=dict(Counter(n.rpartition(".")[2] for n in linear if n not in adapted and n not in whole)),
         layers=sorted({int(m[1]) for n in adapted if (m := model.LAYER_INDEX.match(n))}),
         missing=base.missing,
+        small=len(base.small),
         whole=whole,
         counts=counts,
         adapter_mb=saved * 4 / 1e6,
@@ -93,8 +96,8 @@ def _phases(found: memory.Estimate) -> str:
 
 
 def _free(spec: TrialSpec) -> str:
-    device = model.device_of(spec.train)
-    return f"{memory.free_gib(device):.1f} GiB are free on the {device.type}"
+    there = device.device_of(spec.train)
+    return f"{memory.free_gib(there):.1f} GiB are free on the {there.type}"
 
 
 def _shared(spec: TrialSpec, work: group.Workload, found: Plan) -> dict[str, str]:
@@ -112,12 +115,23 @@ def _flops(spec: TrialSpec, work: group.Workload, counts: adapter.Counts, linear
     """Return 4 operations a frozen weight and token (forward, and back to the input) and 6 a trained one."""
     examples = work.examples["train"]
     tokens = spec.train.batch_size * sum(map(len, examples)) / len(examples)
-    frozen = sum(_weight(m).numel() for m in linear.values())
+    frozen = sum(_size(m) for m in linear.values())
     return tokens * (4 * frozen + 6 * counts.lora)
 
 
-def _weight(module: nn.Module) -> Tensor:
-    return module.get_parameter("weight")
+def _size(module: nn.Module) -> int:
+    """Return how many numbers a linear layer's weight stands for."""
+    return quant.size(module) if quant.is_linear(module) else module.get_parameter("weight").numel()
+
+
+def _precision(spec: TrialSpec, small: int) -> str:
+    """Say how the base is kept and multiplied, and what trains."""
+    there = device.device_of(spec.train)
+    dtype = str(device.dtype_of(spec.train, there)).removeprefix("torch.")
+    kind = spec.model.quantization
+    kept = f"{small} linear layers in {quant.BITS[kind]} bits ({kind}), the rest in " if small else ""
+    twice = ", double quantisation" if kind == "nf4" and spec.model.double_quant else ""
+    return f"base {kept}{dtype}{twice}, products in {dtype} on the {there.type}; what trains in float32"
 
 
 # --- what a person reads ---------------------------------------------------------------------------------------------
@@ -130,6 +144,7 @@ def show(spec: TrialSpec, work: group.Workload) -> None:
     micro = train.rows
     lines = {
         "model": f"{spec.model.pretrained}, {counts.total - counts.trainable:,} parameters",
+        "precision": _precision(spec, found.small),
         "task": f"{work.task.name}, ranked by {spec.task_type.primary or work.task.primary}",
         "data": f"{work.data.name}, fingerprint {work.data.fingerprint[:12]}, "
         + ", ".join(f"{k} {len(v):,}" for k, v in work.data.splits.items()),
@@ -183,6 +198,10 @@ def start(spec: TrialSpec) -> str:
     init = spec.lora.init_lora_weights
     if init is False:
         return "init_lora_weights=false draws B too: the fresh adapter differs from the base model"
+    if init == "loftq" and spec.model.quantization != "none":
+        return (
+            "loftq makes up for a part of what quantising the base lost: the fresh adapter is nearer to the exact base"
+        )
     if init == "loftq":
         return "loftq quantises the base: the fresh adapter is near the base model, not equal to it"
     return "the fresh adapter equals the base model"

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from lorasweep import adapter, checkpoint, pace, packed, prefix, recompute, retry, transfer
+from lorasweep.energy import Energy
 from lorasweep.errors import ConfigError, Unpackable, Unstable
 from lorasweep.events import EvalEvent, Event, Job, StepEvent, TrialBegan, TrialEnded
 from lorasweep.model import Base
@@ -64,6 +65,7 @@ class Engine:
         self.prepared = prepared
         self.device = next(base.model.parameters()).device
         self.prefix = prefix.Prefix(base.model, scratch)
+        self.energy = Energy(sorted({p.device for p in base.model.parameters()}, key=str))
         self.slots: list[Slot] = []
         self.width: int | None = None
         """Slots in all; None until the first trial is there."""
@@ -193,6 +195,7 @@ class Engine:
                     slot.eval_s,
                     slot.attached,
                     slot.prefix_saved_s,
+                    slot.energy_j if self.energy.is_known else None,
                 )
                 if slot in self.slots:
                     self._remove(slot)
@@ -202,7 +205,11 @@ class Engine:
         """Learn what a pass costs by itself, and from that how many trials are to share one."""
         if slot.alone:
             return  # the next trial may tell
-        wanted = self.width = slot.spec.train.slots
+        wanted = slot.spec.train.slots
+        if slot.spec.train.deterministic:  # no clock decides
+            self.width = wanted or 1
+            return
+        self.width = wanted
         if wanted == 1:
             return
         self._seat(slot)
@@ -279,6 +286,7 @@ class Engine:
             some = todo.pop(0)
             why = self._tried(some)
             if not why:
+                todo += self._overflowed(some)
                 continue
             for step in some:
                 step.begin()
@@ -290,6 +298,13 @@ class Engine:
                 todo.insert(0, some)
             else:
                 some[0].slot.failed = self._refused(some[0].slot.spec)
+
+    def _overflowed(self, group: list[Step]) -> list[list[Step]]:
+        """Take the loss scales out of the gradients; return the steps to be done again, each by itself."""
+        again = [step for step in group if math.isfinite(step.loss) and not step.slot.unscale()]
+        for step in again:
+            step.begin()
+        return [[step] for step in again]
 
     def _tried(self, group: list[Step]) -> str:
         """Take the steps in one pass after another; return why that did not do, if so."""
@@ -311,7 +326,7 @@ class Engine:
         for step in group:
             step.slot.begin_step()
         for i in range(max(map(len, parts))):
-            began = time.perf_counter()
+            began, _ = time.perf_counter(), self.energy.used()
             active = [(s, p[i]) for s, p in zip(group, parts, strict=True) if i < len(p)]
             batch = self.task.collate([p for _, p in active], self.prepared.pad_id, self.device)
             with self._computing([s.slot for s, _ in active], batch, together):
@@ -320,13 +335,17 @@ class Engine:
                     rows_B[rows].sum() / sum(e.supervised for e in s.examples)
                     for (s, _), rows in zip(active, batch.groups, strict=True)
                 ]
-                sum(losses[1:], losses[0]).backward()
+                pairs = zip(losses, active, strict=True)
+                scaled = [loss * s.slot.scale.value if s.slot.scale else loss for loss, (s, _) in pairs]
+                sum(scaled[1:], scaled[0]).backward()
             values = torch.stack(losses).tolist()  # waits for the device
-            took = time.perf_counter() - began
+            took, joules = time.perf_counter() - began, self.energy.used()
             for (step, part), loss, tokens in zip(active, values, batch.tokens, strict=True):
                 step.loss += loss
                 step.tokens += tokens
-                step.seconds += took * len(part) / len(batch.rows)
+                share = len(part) / len(batch.rows)
+                step.seconds += took * share
+                step.joules += joules * share
         for step in group:
             step.slot.train(False)
 
@@ -355,6 +374,7 @@ class Engine:
         slot.step += 1
         slot.pruned = slot.pruned or slot.limit.reason(loss, train.max_loss_ratio)
         slot.train_s += step.seconds + time.perf_counter() - began
+        slot.energy_j += step.joules
         return StepEvent(slot.number, slot.step, slot.total_steps, loss, rate, norm, step.tokens, slot.train_s)
 
     def _update(self, slot: Slot, rate: float) -> float:

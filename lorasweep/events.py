@@ -78,6 +78,8 @@ class TrialEnded:
     """On the base until the iteration goes on."""
     prefix_saved_s: Mapping[str, float] = field(default_factory=dict)
     """Seconds of "train" and "eval" that kept states of frozen layers saved, an estimate."""
+    energy_j: float | None = None
+    """Joules of its share of the training passes, evaluation left out; None where the driver does not tell."""
 
 
 Event = TrialBegan | StepEvent | EvalEvent | TrialEnded

@@ -3,18 +3,22 @@
 import itertools
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
+from lorasweep import quant
 from lorasweep.spec import TrialSpec
 
 ALIGNED = 16
 """Elements: each tensor begins at a multiple of it, as matrix products like it."""
 
 
-class FlatAdamW(torch.optim.AdamW):
-    """AdamW on long tensors. The gradients stay in place from step to step: zero where nothing came."""
+class Flats:
+    """An optimiser of long tensors. The gradients stay in place from step to step: zero where nothing came."""
+
+    param_groups: list[dict[str, Any]]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for flat in self.flats():
@@ -29,7 +33,11 @@ class FlatAdamW(torch.optim.AdamW):
         return float(torch.nn.utils.clip_grad_norm_(self.flats(), limit))
 
 
-def optimizer(named: Mapping[str, nn.Parameter], spec: TrialSpec) -> FlatAdamW:
+class FlatAdamW(Flats, torch.optim.AdamW):
+    """torch's, with fp32 moments."""
+
+
+def optimizer(named: Mapping[str, nn.Parameter], spec: TrialSpec) -> Any:
     """Return AdamW over what trains: vectors without weight decay, and B faster than A with LoRA+.
 
     The parameters keep shapes and values; their storage, and that of their gradients, becomes a part of a long one.
@@ -44,13 +52,11 @@ def optimizer(named: Mapping[str, nn.Parameter], spec: TrialSpec) -> FlatAdamW:
         {"params": [_flattened(some)], "weight_decay": decay, "lr_ratio": ratio}
         for (decay, ratio, *_), some in sorted_out.items()
     ]
-    return FlatAdamW(
-        groups,
-        lr=train.learning_rate,
-        betas=(train.adam_beta1, train.adam_beta2),
-        eps=train.adam_epsilon,
-        fused=True,
-    )
+    how: dict[str, Any] = {"lr": train.learning_rate, "betas": (train.adam_beta1, train.adam_beta2)}
+    how["eps"] = train.adam_epsilon
+    if train.optimizer == "adamw":
+        return FlatAdamW(groups, **how, fused=True)
+    return type("FlatSmallAdamW", (Flats, quant.adamw(train.optimizer)), {})(groups, **how)
 
 
 def _flattened(parameters: list[nn.Parameter]) -> nn.Parameter:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lorasweep import adapter, data, model, recompute, tasks, tokens
+from lorasweep import adapter, data, device, model, quant, recompute, tasks, tokens
 from lorasweep.engine import Prepared
 from lorasweep.errors import ConfigError
 from lorasweep.spec import TrialSpec
@@ -39,7 +39,7 @@ class Workload:
 
 
 SECTIONS = ("model", "task_type", "data")
-TRAIN = ("device", "precision")
+TRAIN = ("device", "precision", "deterministic")
 """Keys of train that a base is loaded with."""
 
 
@@ -95,7 +95,7 @@ def preflight(specs: Sequence[TrialSpec]) -> dict[str, Workload]:
             continue
         try:
             if group not in loaded:
-                model.device_of(spec.train)
+                quant.check_optimizer(spec.train, device.device_of(spec.train))
                 loaded[group] = workload(spec)
                 bases[group] = model.skeleton(spec.model, loaded[group].task, loaded[group].tokenizer)
             problems += adapter.problems(spec.lora, spec.task_type, bases[group])

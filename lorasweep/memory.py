@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lorasweep import adapter, model, pack, packed, recompute
+from lorasweep.device import device_of, dtype_of
 from lorasweep.meter import META, Meter, fused_attention
 from lorasweep.schedule import MEGABATCH
 from lorasweep.spec import TrainSpec, TrialSpec
@@ -95,7 +96,7 @@ def _estimate(
     spec: TrialSpec, task: Task, tokenizer: Any, examples: Examples, slots: int, missing: tuple[str, ...] | None
 ) -> Estimate:
     base = model.skeleton(spec.model, task, tokenizer)
-    base.model.to(model.dtype_of(spec.train, model.device_of(spec.train)))
+    base.model.to(dtype_of(spec.train, device_of(spec.train)))
     base.missing = _heads(base.model) if missing is None else missing
     trials = _Trials(spec, base, task, slots)
     counted = True
@@ -266,15 +267,6 @@ class _Trials:
 
 class _NoDraws(pack.DropoutStream):
     """The stream's shapes: the meta device has no random numbers."""
-
-    def __post_init__(self) -> None:
-        pass
-
-    def state(self) -> Tensor:
-        return torch.empty(0)
-
-    def go_to(self, state: Tensor) -> None:
-        pass
 
     def _drawn(self, like: Tensor, p: float) -> Tensor:
         count = like.numel()

@@ -1,9 +1,10 @@
 """The frozen base model and its tokenizer, and which of its modules a target names. Owner of transformers' loading."""
 
+import functools
 import hashlib
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from lorasweep import quant
+from lorasweep.device import attention, device_of, dtype_of, set_up
 from lorasweep.errors import ConfigError, did_you_mean
 from lorasweep.fetch import fetched
 from lorasweep.spec import TARGET_PRESETS, ModelSpec, TrainSpec
@@ -53,6 +56,11 @@ class Base:
     tokenizer: Any
     missing: tuple[str, ...]
     """Modules whose parameters the checkpoint lacks (a new head): they train in full and are saved."""
+    quantization: str = "none"
+    small: tuple[str, ...] = ()
+    """Names of the quantised layers; of a skeleton, of those that will be."""
+    exact: Callable[[], Mapping[str, Tensor]] = dict
+    """Gives the parameters of a quantised base as its checkpoint has them."""
 
 
 def source(spec: ModelSpec) -> str:
@@ -118,51 +126,78 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     return tokenizer
 
 
-def device_of(train: TrainSpec) -> torch.device:
-    """Return the device that `train.device` names. Raises ConfigError where it is not there."""
-    if train.device == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(name)
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there[train.device]:
-        raise ConfigError([f"train.device: {train.device} is not there; use auto or cpu"])
-    return torch.device(train.device)
-
-
-def dtype_of(train: TrainSpec, device: torch.device) -> torch.dtype:
-    """Return the base model's number format; auto is bf16 on a GPU that has it, else fp32."""
-    named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if train.precision != "auto":
-        return named[train.precision]
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-
-
 def load(spec: ModelSpec, train: TrainSpec, task: Task, tokenizer: Any) -> Base:
     """Return the base on its device, frozen, in evaluation mode. Raises ConfigError when it cannot be loaded."""
     _be_quiet()
     device = device_of(train)
+    dtype = dtype_of(train, device)
+    set_up(train, device)
     kwargs: dict[str, Any] = {
-        "dtype": dtype_of(train, device),
-        "attn_implementation": spec.attn_implementation,
+        "dtype": dtype,
+        "attn_implementation": attention(spec, device, dtype),
         "use_safetensors": spec.use_safetensors or None,
-        "output_loading_info": True,
     }
+    spread = spec.device_map is not None and device.type == "cuda"
+    if spread:
+        kwargs["device_map"] = spec.device_map
+    elif spec.quantization != "none":
+        kwargs["device_map"] = {"": torch.cuda.current_device() if device.type == "cuda" else device.type}
     if spec.decoder is not None:
-        encoder, lacking = _from_hub(spec, _checked_source(spec), transformers.AutoModel, **kwargs)
+        if spec.device_map is not None:
+            raise ConfigError(["model.device_map: a model joined with model.decoder is not spread; set it to null"])
+        encoder, lacking = _loaded(spec, transformers.AutoModel, **kwargs)
         config, other = _decoder_config(spec, task), _decoder_spec(spec)
-        loader = transformers.AutoModelForCausalLM
-        decoder, info = _from_hub(other, _checked_source(other), loader, config=config, **kwargs)
+        decoder, info = _loaded(other, transformers.AutoModelForCausalLM, config=config, **kwargs)
         model = _joined(spec, encoder, decoder, tokenizer)
-        keys = [f"encoder.{k}" for k in lacking["missing_keys"]] + [f"decoder.{k}" for k in info["missing_keys"]]
+        keys = [f"encoder.{k}" for k in lacking] + [f"decoder.{k}" for k in info]
         keys += [n for n, _ in model.named_parameters() if n.startswith("enc_to_dec_proj.")]
     else:
-        loader = getattr(transformers, task.auto_class)
-        model, info = _from_hub(spec, _checked_source(spec), loader, **kwargs, **task.model_kwargs())
-        keys = list(info["missing_keys"])
+        model, keys = _loaded(spec, getattr(transformers, task.auto_class), **kwargs, **task.model_kwargs())
     if spec.pooling == "mean":
         pool_by_mean(model)
     task.trim(model)
-    return _ready(model.to(device), tokenizer, new_modules(model, keys))
+    quant.install(model)
+    if spread:
+        check_placed(getattr(model, "hf_device_map", None) or {"": next(model.parameters()).device.type})
+    elif spec.quantization == "none":
+        model.to(device)
+    base = _ready(model, tokenizer, new_modules(model, keys), spec)
+    base.small = tuple(quant.quantised(model))
+    if spec.quantization != "none":
+        base.exact = functools.partial(_exact, spec, train, task, tokenizer)
+    return base
+
+
+def check_placed(places: Mapping[str, Any]) -> None:
+    """Raise ConfigError where accelerate has put modules elsewhere than on GPUs: every pass would move them there."""
+    outside = [name for name, place in places.items() if place in ("cpu", "disk")]
+    if outside:
+        raise ConfigError(
+            [
+                f"model.device_map: the GPUs do not hold the base, {len(outside)} of {len(places)} parts are left over "
+                f"({outside[0]}, ...); use model.quantization=nf4, train.precision=bf16 or more GPUs"
+            ]
+        )
+
+
+def _loaded(spec: ModelSpec, loader: Any, **kwargs: Any) -> tuple[Any, list[str]]:
+    """Return a model and the names of the parameters that its checkpoint lacks; new modules are not quantised."""
+    where, skip = _checked_source(spec), set[str]()
+    while True:
+        how = quant.loading(spec, kwargs["dtype"], skip)
+        model, info = _from_hub(spec, where, loader, **kwargs, **how, output_loading_info=True)
+        lacking = list(info["missing_keys"])
+        new = new_modules(model, lacking)
+        small = {n for n in quant.quantised(model) if any(f"{n}.".startswith(f"{m}.") for m in new)}
+        if not small:
+            return model, lacking
+        skip |= small | quant.left_out(model)
+
+
+def _exact(spec: ModelSpec, train: TrainSpec, task: Task, tokenizer: Any) -> Mapping[str, Tensor]:
+    """Return the parameters of a base as its checkpoint has them, in host memory."""
+    plain = load(replace(spec, quantization="none"), replace(train, device="cpu"), task, tokenizer)
+    return dict(plain.model.named_parameters())
 
 
 def new_modules(model: Any, keys: Sequence[str]) -> tuple[str, ...]:
@@ -247,7 +282,12 @@ def skeleton(spec: ModelSpec, task: Task, tokenizer: Any) -> Base:
     if spec.pooling == "mean":
         pool_by_mean(model)
     task.trim(model)
-    return _ready(model, tokenizer, ())
+    base = _ready(model, tokenizer, (), spec)
+    if spec.quantization != "none":
+        whole = quant.left_out(model)
+        names = [n for n, m in model.named_modules() if isinstance(m, LINEAR)]
+        base.small = tuple(n for n in names if not any(f"{n}.".startswith(f"{w}.") for w in whole))
+    return base
 
 
 def pool_by_mean(model: Any) -> None:
@@ -268,12 +308,12 @@ def pool_by_mean(model: Any) -> None:
     encoder.register_forward_hook(pool, with_kwargs=True)
 
 
-def _ready(model: Any, tokenizer: Any, missing: tuple[str, ...]) -> Base:
+def _ready(model: Any, tokenizer: Any, missing: tuple[str, ...], spec: ModelSpec) -> Base:
     model.requires_grad_(False)
     model.eval()
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    return Base(model, tokenizer, missing)
+    return Base(model, tokenizer, missing, spec.quantization)
 
 
 def renew_missing(base: Base, seed: int) -> None:

@@ -22,8 +22,9 @@ from lorasweep.tasks import maximize
 SHOWN_EXAMPLES = 8
 """Rows of the eval split that a trial leaves with the model's answers, for a person to read."""
 
-RELOAD_TOLERANCE = 1e-4
-"""Largest relative difference of the eval loss between the trial and its adapter loaded again."""
+RELOAD_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+"""Largest relative difference of the eval loss between the trial and its adapter loaded again, by the base's number
+format: plain peft multiplies A and B in fp32, we in the base's format."""
 
 OBJECTIVES = ("trainable", "adapter_mb", "train_s", "peak_gib")
 """What a study may make small besides its primary metric."""
@@ -80,7 +81,7 @@ def reload(
         "metric": metrics[primary],
         "difference": metrics[primary] - last.metrics[primary],
         "loss_relative_difference": gap,
-        "same": gap <= RELOAD_TOLERANCE,
+        "same": gap <= RELOAD_TOLERANCE[trainer.base.model.dtype],
         "seconds": time.perf_counter() - began,
     }
 

@@ -16,7 +16,9 @@ import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
+from lorasweep import quant
 from lorasweep.errors import Unpackable
+from lorasweep.quant import Reader
 
 LEVELS = 2**16
 """Dropout probabilities are rounded to this many levels."""
@@ -32,23 +34,37 @@ class DropoutStream:
     """Random numbers of one trial's dropout. They depend on its seed and its step alone."""
 
     device: torch.device
-    generator: torch.Generator = field(init=False)
+    generators: dict[torch.device, torch.Generator] = field(default_factory=dict)
+    """One a device: of a base spread over several, each layer draws on its own."""
+    _begun: tuple[int, ...] = (0, 0)
     _rows: int = 0
     _lengths: Mapping[int, int] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.generator = torch.Generator(self.device)
-
     def at(self, seed: int, step: int) -> None:
         """Begin the stream of one optimiser step."""
-        self.generator.manual_seed(mixed(seed, step))
+        self._begun = seed, step
+        for device, generator in self.generators.items():
+            generator.manual_seed(self._seed(device))
 
-    def state(self) -> Tensor:
+    def _seed(self, device: torch.device) -> int:
+        return mixed(*self._begun) if device == self.device else mixed(*self._begun, device.index or 0)
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        if device not in self.generators:
+            self.generators[device] = torch.Generator(device)
+            self.generators[device].manual_seed(self._seed(device))
+        return self.generators[device]
+
+    def state(self) -> Mapping[torch.device, Tensor]:
         """Return where in the stream it is, for `go_to`."""
-        return self.generator.get_state()
+        return {device: generator.get_state() for device, generator in self.generators.items()}
 
-    def go_to(self, state: Tensor) -> None:
-        self.generator.set_state(state)
+    def go_to(self, state: Mapping[torch.device, Tensor]) -> None:
+        for device, generator in self.generators.items():
+            if device in state:
+                generator.set_state(state[device])
+            else:  # it had not begun
+                generator.manual_seed(self._seed(device))
 
     @contextmanager
     def padded(self, rows: int, lengths: Mapping[int, int]) -> Iterator[None]:
@@ -82,7 +98,7 @@ class DropoutStream:
         """
         count = like.numel()
         bits = torch.empty((count + 3) // 4, dtype=torch.int64, device=like.device)
-        bits.random_(-(2**63), None, generator=self.generator)
+        bits.random_(-(2**63), None, generator=self._generator(like.device))
         return (bits.view(torch.int16)[:count] >= round(p * LEVELS) - LEVELS // 2).view(like.shape)
 
 
@@ -125,16 +141,17 @@ class Plan:
 
 
 class PackedForward(torch.autograd.Function):
-    """`x W^T + b` for all rows, and each trial's `s (x * keep) A^T B^T` on its own rows; W and b frozen.
+    """`x W^T + b` for all rows, and each trial's `s (x * keep) A^T B^T` on its own rows; b and the W that `read`
+    gives are frozen.
 
     `trained` holds the As and then the Bs of each run, then the biases. Ranks within a run are padded with zeros. The
     rank is the first dimension of every low-rank product: as the last one it makes small ranks several times slower.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, W_OI: Tensor, b_O: Tensor | None, plan: Plan, *trained: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, read: Reader, b_O: Tensor | None, plan: Plan, *trained: Tensor) -> Tensor:
         x_NI = x.reshape(-1, x.shape[-1])
-        y_NO = _frozen(x_NI, W_OI.t(), [(at, own.t()) for at, own in plan.own], b_O)
+        y_NO = _frozen(x_NI, read(x.dtype).t(), [(at, own.t()) for at, own in plan.own], b_O)
         saved: list[Tensor | None] = []
         ctx.plan = replace(plan, runs=[replace(run, keep=None) for run in plan.runs])  # masks are saved as tensors
         ctx.ranks, first = [f.shape[0] for f in trained], 0
@@ -153,15 +170,15 @@ class PackedForward(torch.autograd.Function):
             y_NO[at].addmm_(x_NI[at] @ A_RI.t(), B_OR.t(), alpha=-1)
         for at, own_O in zip(plan.biases, trained[first:], strict=True):
             y_NO[at] += own_O
-        ctx.save_for_backward(W_OI, *saved)
+        ctx.save_for_backward(*saved)
+        ctx.read = read
         return y_NO.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Any:
-        W_OI, *saved = ctx.saved_tensors
-        plan = ctx.plan
+        saved, plan = ctx.saved_tensors, ctx.plan
         slope_NO = slope.reshape(-1, slope.shape[-1])
-        grad_NI = _frozen(slope_NO, W_OI, plan.own) if ctx.needs_input_grad[0] else None
+        grad_NI = _frozen(slope_NO, ctx.read(slope.dtype), plan.own) if ctx.needs_input_grad[0] else None
         grads: list[Tensor] = []
         for i, run in enumerate(plan.runs):
             kept_KNI, low_KRN, A_KRI, B_KOR, keep = saved[5 * i : 5 * i + 5]
@@ -243,7 +260,8 @@ def _lora_layers(peft_model: Any) -> Iterator[Any]:
 
 def is_plain(layer: Any) -> bool:
     """Tell whether a layer adds s B A x to a linear layer's output, and does nothing else."""
-    one = type(layer) is LoraLinear and len(layer.lora_A) == 1 and type(layer.base_layer) is nn.Linear
+    known = type(layer) is LoraLinear or type(layer).__module__ == "peft.tuners.lora.bnb"
+    one = known and len(layer.lora_A) == 1 and quant.is_linear(layer.base_layer)
     return one and not layer.lora_variant and not any(layer.lora_bias.values())
 
 
@@ -259,4 +277,4 @@ def _forward(layer: Any, x: Tensor) -> Tensor:
         keep = dropout.stream.keep(x, dropout.p)
         s = s / (1 - dropout.p)
     run = Run(slice(0, x.numel() // x.shape[-1]), (s,), keep)
-    return PackedForward.apply(x, base.weight, base.bias, Plan([run]), A_RI.to(x.dtype), B_OR.to(x.dtype))
+    return PackedForward.apply(x, quant.reader(base), base.bias, Plan([run]), A_RI.to(x.dtype), B_OR.to(x.dtype))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorasweep import adapter, swap
+from lorasweep import adapter, quant, swap
 from lorasweep.adapter import Attached
 from lorasweep.errors import Unpackable
 from lorasweep.pack import DropoutStream, PackedForward, Plan, Run, StreamDropout, is_plain
@@ -33,7 +33,7 @@ def alone_reason(spec: TrialSpec) -> str:
     """Return why a trial cannot share a forward pass, or nothing."""
     if spec.model.base_dropout:
         return "model.base_dropout draws from random numbers that all rows share"
-    if spec.lora.init_lora_weights == "loftq":
+    if spec.lora.init_lora_weights == "loftq" and spec.model.quantization == "none":
         return "loftq quantises the base"
     if spec.lora.target_parameters:
         return "lora.target_parameters changes parameters of the base, not the outputs of its layers"
@@ -139,7 +139,7 @@ class Pass:
                 undo.enter_context(part.layers.stream.padded(part.count, part.lengths))
             for module in set().union(*(p.layers.modules for p in self.trials)):
                 before = module.__dict__.get("forward")
-                undo.callback(give_back, module, before)
+                undo.callback(swap.give_back, module, before)
                 module.__dict__["forward"] = self._forward(module, module.forward)
             yield
 
@@ -156,7 +156,7 @@ class Pass:
             if module in self.inside:
                 return own(*args, **kwargs)
             changed = [set(p.layers.weights.get(module, ())) for p in self.trials]
-            simple = type(module) is nn.Linear and set().union(*changed) <= {"bias"}
+            simple = quant.is_linear(module) and set().union(*changed) <= {"bias"}
             if simple and not any(module in p.layers.whole for p in self.trials):
                 return self._linear(module, args[0] if args else kwargs["input"])
             return self._one_by_one(module, own, args, kwargs)
@@ -184,7 +184,8 @@ class Pass:
             return self._linear(module, args[0] if args else kwargs["input"])
         self.inside.add(module)
         try:
-            with swap.holding(module, one.weights.get(module, {})):
+            own_weights = one.weights.get(module, {})
+            with swap.holding(module, {k: w.to(module.get_parameter(k).dtype) for k, w in own_weights.items()}):
                 return one.whole.get(module, own)(*args, **kwargs)
         finally:
             self.inside.discard(module)
@@ -215,11 +216,11 @@ class Pass:
             biases=[at for at, _ in rows] if biases else (),
         )
         bias = None if biases else module.bias
-        return PackedForward.apply(x, module.weight, bias, plan, *trained, *(b.to(x.dtype) for b in biases))
+        return PackedForward.apply(x, quant.reader(module), bias, plan, *trained, *(b.to(x.dtype) for b in biases))
 
     def _stacks(self, module: Any) -> Iterator[list[Part]]:
         """Yield neighbours whose updates are done in one product: as many rows each, and ranks about equal."""
-        size = module.weight.numel() / sum(module.weight.shape)
+        size = quant.size(module) / (module.in_features + module.out_features)
         stack: list[Part] = []
         ranks: list[int] = []
         for part in self.trials:
@@ -290,11 +291,3 @@ def _joined(outputs: Sequence[Any], counts: Sequence[int]) -> Any:
         raise Unpackable(f"a module gives {type(first).__name__}, which cannot be put together for several trials")
     filled = [out.expand(n, *out.shape[1:]) if len(out) % n else out for out, n in zip(outputs, counts, strict=True)]
     return torch.cat(filled)
-
-
-def give_back(module: nn.Module, forward: Any) -> None:
-    """Let a module have the forward of its own that it had before; None for that of its class."""
-    if forward is None:
-        module.__dict__.pop("forward", None)
-    else:
-        module.__dict__["forward"] = forward

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lorasweep import quant
+
 SIZE = 1024
 """Rows and columns of the measured product on a CPU; four times as many on an accelerator."""
 
@@ -33,15 +35,24 @@ def flops_a_token(model: Any, trained: int) -> int:
     towards its input), 6 a trained one (and its own gradient). The output head and attention's products are left out.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    weights = {
-        m.weight for m in model.modules() if isinstance(m, nn.Linear) and m is not head and not m.weight.requires_grad
+    frozen = {
+        m.weight: quant.size(m)
+        for m in model.modules()
+        if isinstance(m, nn.Linear) and m is not head and not m.weight.requires_grad
     }
-    return 4 * sum(w.numel() for w in weights) + 6 * trained
+    return 4 * sum(frozen.values()) + 6 * trained
+
+
+def rate(model: Any, trained: int, tokens: int, seconds: float) -> float:
+    """Return the FLOP/s that a trial reached on its tokens, padding not counted; 0 without a step."""
+    return tokens * flops_a_token(model, trained) / seconds if seconds else 0.0
 
 
 def share(model: Any, trained: int, tokens: int, seconds: float) -> float:
-    """Return the share of the matmul peak that a trial reached on its tokens, padding not counted; 0 without a step."""
-    if not seconds:
-        return 0.0
+    """Return the share of the matmul peak that a trial reached on its tokens, padding not counted; 0 without a step.
+
+    The peak is that of the base's number format, on the device of its first weight.
+    """
+    reached = rate(model, trained, tokens, seconds)
     parameter = next(p for p in model.parameters() if p.is_floating_point())
-    return tokens * flops_a_token(model, trained) / seconds / matmul_peak(parameter.device, parameter.dtype)
+    return reached / matmul_peak(parameter.device, parameter.dtype) if reached else 0.0

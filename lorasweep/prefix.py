@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from lorasweep.kept import Key, Store
-from lorasweep.packed import give_back
 from lorasweep.slots import Slot
+from lorasweep.swap import give_back
 from lorasweep.tasks import Batch
 
 LOOK_AT = 20
@@ -215,7 +215,7 @@ class Prefix:
         self.store.budget = int(min(s.spec.train.prefix_cache_gib for s in slots) * 2**30)
         if (
             not self.store.budget
-            or any(s.spec.model.base_dropout for s in slots)
+            or any(s.spec.model.base_dropout or s.spec.train.deterministic for s in slots)
             or _is_special(self.model.config, self._around)
         ):
             return 0

@@ -13,8 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lorasweep.pack import DropoutStream
-from lorasweep.packed import Pass, give_back
+from lorasweep.packed import Pass
 from lorasweep.spec import TrialSpec
+from lorasweep.swap import give_back
 
 
 def blocks(model: Any) -> list[nn.Module]:

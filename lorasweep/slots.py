@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
-from lorasweep import adapter, checkpoint, flat, pack, packed
+from lorasweep import adapter, checkpoint, flat, pack, packed, quant
+from lorasweep.device import dtype_of
 from lorasweep.events import EvalEvent, Job
+from lorasweep.loss_scale import LossScale
 from lorasweep.schedule import epochs, step_counts
 from lorasweep.spec import TrialSpec
 from lorasweep.tasks import Example
@@ -54,7 +56,7 @@ class Slot:
     job: Job
     attached: adapter.Attached
     layers: packed.Layers
-    optimizer: flat.FlatAdamW
+    optimizer: Any
     batches: Iterator[list[Example]]
     steps_per_epoch: int
     total_steps: int
@@ -67,12 +69,16 @@ class Slot:
     eval_s: float = 0.0
     prefix_saved_s: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "eval": 0.0})
     """What kept states of frozen layers saved, an estimate."""
+    energy_j: float = 0.0
+    """Of training; 0 where the driver does not tell."""
     last: EvalEvent | None = None
     limit: LossLimit = field(default_factory=LossLimit)
     pruned: str = ""
     """Why the trial is to end, if it is."""
     failed: str = ""
     """Why it cannot go on, if so."""
+    scale: LossScale | None = None
+    """In fp16."""
 
     @property
     def verdict(self) -> tuple[str, str]:
@@ -107,6 +113,10 @@ class Slot:
         else:
             self.layers.train(on)
 
+    def unscale(self) -> bool:
+        """Take the loss scale out of the gradients; return False where they overflowed: do the step again."""
+        return self.scale is None or self.scale.unscale(self.attached.parameters())
+
     def update(self, rate: float) -> float:
         """Clip, step and clear; return the gradient's norm before clipping."""
         limit = self.spec.train.max_grad_norm or math.inf
@@ -124,8 +134,10 @@ class Slot:
             "train_s": self.train_s,
             "eval_s": self.eval_s,
             "prefix_saved_s": dict(self.prefix_saved_s),
+            "energy_j": self.energy_j,
             "pruned": self.pruned,
             "limit": asdict(self.limit),
+            "scale": asdict(self.scale) if self.scale else None,
             "last": checkpoint.plain(vars(self.last)) if self.last else None,
             "tensors": checkpoint.copied(self.attached.trained()),
             "initial": checkpoint.copied(self.attached.initial),
@@ -143,7 +155,9 @@ class Slot:
         self.step, self.pruned = saved["step"], saved["pruned"]
         self.train_s, self.eval_s = saved["train_s"], saved["eval_s"]
         self.prefix_saved_s |= saved.get("prefix_saved_s", {})
+        self.energy_j = saved.get("energy_j", 0.0)
         self.limit = LossLimit(**saved["limit"])
+        self.scale = LossScale(**saved["scale"]) if saved.get("scale") else None
         self.last = EvalEvent(**saved["last"]) if saved["last"] else None
         checkpoint.set_random_state(saved["random"], device)
 
@@ -159,6 +173,8 @@ class Step:
     tokens: int = 0
     seconds: float = 0.0
     """This trial's share."""
+    joules: float = 0.0
+    """Likewise; 0 where the driver does not tell."""
 
     @property
     def length(self) -> int:
@@ -171,7 +187,7 @@ class Step:
     def begin(self) -> None:
         """Forget what was done of the step."""
         self.slot.optimizer.zero_grad()
-        self.loss, self.tokens, self.seconds = 0.0, 0, 0.0
+        self.loss, self.tokens, self.seconds, self.joules = 0.0, 0, 0.0, 0.0
 
 
 def new_slot(
@@ -184,6 +200,7 @@ def new_slot(
     """Return the slot of a trial whose adapter was just made, to begin or to go on from what `Slot.state` gave."""
     if saved:
         adapter.begin_from(attached, saved["initial"])
+    quant.check_optimizer(job.spec.train, device)
     stream = pack.DropoutStream(device)
     layers = packed.layers(attached, stream, pack.install(attached.peft_model, stream))
     train = job.spec.train
@@ -198,6 +215,7 @@ def new_slot(
         total_steps=total,
         alone=packed.alone_reason(job.spec) or layers.reason,
         base_bits=adapter.quantised_bits(attached),
+        scale=LossScale() if dtype_of(train, device) == torch.float16 else None,
     )
     slot.train(False)
     if saved:

@@ -40,8 +40,17 @@ class ModelSpec:
     pooling: str = one_of("model", "model", "mean")
     """What a classification head reads: the model's own pooled token, or the mean over tokens, which is how
     sentence-transformers models were trained. With mean, other code that loads the adapter has to pool so too."""
-    attn_implementation: str = one_of("sdpa", "sdpa", "eager", "flash_attention_2")
-    """Attention kernel, transformers' name."""
+    attn_implementation: str = one_of("auto", "auto", "sdpa", "eager", "flash_attention_2")
+    """Attention kernel, transformers' name; auto: flash_attention_2 on a GPU in bf16 or fp16 where it is installed,
+    else sdpa."""
+    quantization: str = one_of("none", "none", "int8", "nf4")
+    """Keep the base's linear layers in 8 or 4 bits (bitsandbytes, extra `quant`): a half or a quarter of the memory.
+    They are multiplied in train.precision; embeddings, output head and new heads stay as they are."""
+    double_quant: bool = True
+    """nf4: quantise the blocks' scales too (QLoRA, arXiv:2305.14314), which saves 0.37 bits a weight."""
+    device_map: str | None = field(default=None, metadata={"options": ("auto", "balanced")})
+    """For a base too large for one GPU: accelerate spreads its layers over all of them, and one worker trains on all.
+    null: one GPU a worker."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint. Only for sources you trust."""
     use_safetensors: bool = True
@@ -310,12 +319,19 @@ class TrainSpec:
     """Optimiser steps between evaluations; null evaluates after each epoch."""
     max_loss_ratio: float | None = ranged(10.0, 1, above=True)
     """A trial whose loss stays over so many times its start ends as PRUNED; null never looks."""
+    optimizer: str = one_of("adamw", "adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
+    """AdamW with fp32 moments, or bitsandbytes' (extra `quant`): moments in 8 bits, and in memory that a GPU may page
+    out."""
     seed: int = ranged(0, 0, 2**32 - 1)
     """Seeds the adapter, the head, the order of examples and dropout."""
     device: str = one_of("auto", "auto", "cpu", "cuda", "mps")
     """Where trials train; auto takes a GPU where there is one."""
     precision: str = one_of("auto", "auto", "fp32", "bf16", "fp16")
-    """Number format of the base model; auto: bf16 on a GPU that has it, fp32 on a CPU. Adapters train in fp32."""
+    """Number format of the base model; auto: bf16 on a GPU that has it, fp32 on a CPU. What trains is kept in fp32, its
+    moments too, and rounded to this format for products. fp32 on a GPU means TF32; fp16 scales each trial's loss."""
+    deterministic: bool = False
+    """Same seed, device and versions: the same losses bit for bit, at some cost on a GPU. slots=null then means 1, and
+    no clock decides which trials share a pass."""
 
     @property
     def rows(self) -> int:

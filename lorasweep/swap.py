@@ -3,11 +3,17 @@
 To put it on or take it off moves references only. The base's own weights are never written to.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+LOW = (torch.bfloat16, torch.float16)
+"""Number formats in which nothing is trained: what trains is kept in fp32 and rounded for each pass."""
 
 Children = dict[nn.Module, dict[str, nn.Module | None]]
 
@@ -32,6 +38,23 @@ class Weight:
     own: nn.Parameter
     make: Callable[[], Tensor] | None = None
     """Gives own's values: they need not be kept while it is off."""
+    forward: Any = field(default=None, init=False)
+    """The module's forward of its own, where `own` is kept in another number format than the base computes in."""
+
+    def put_on(self) -> None:
+        if self.make is not None:
+            self.own.data = self.make()
+        self.module._parameters[self.key] = self.own
+        if self.own.dtype != self.base.dtype:
+            self.forward = self.module.__dict__.get("forward")
+            compute_in(self.base.dtype, self.module)
+
+    def take_off(self) -> None:
+        self.module._parameters[self.key] = self.base
+        if self.own.dtype != self.base.dtype:
+            give_back(self.module, self.forward)
+        if self.make is not None:
+            self.own.data = self.own.new_empty(0)
 
 
 @dataclass
@@ -48,9 +71,7 @@ class Swap:
             for place in self.places:
                 place.parent._modules[place.key] = place.own
             for weight in self.weights:
-                weight.module._parameters[weight.key] = weight.own
-                if weight.make is not None:
-                    weight.own.data = weight.make()
+                weight.put_on()
             self.is_on = True
 
     def take_off(self) -> None:
@@ -59,9 +80,7 @@ class Swap:
             for place in self.places:
                 place.parent._modules[place.key] = place.base
             for weight in self.weights:
-                weight.module._parameters[weight.key] = weight.base
-                if weight.make is not None:
-                    weight.own.data = weight.own.new_empty(0)
+                weight.take_off()
             self.is_on = False
 
 
@@ -90,11 +109,14 @@ def places(before: Children) -> list[Place]:
 def own_weights(before: Children, changed: Mapping[nn.Parameter, Tensor]) -> list[Weight]:
     """Give each changed parameter a twin that holds its present values, and itself the values that it had.
 
-    `changed` maps a parameter to its values of before. Where the base's modules had it, they have its twin now.
+    `changed` maps a parameter to its values of before. Where the base's modules had it, they have its twin now, in fp32
+    where it trains.
     """
     twins = {}
     for base, values in changed.items():
-        twins[base] = nn.Parameter(base.detach().clone(), requires_grad=base.requires_grad)
+        trains = base.requires_grad
+        kept = base.detach().float() if trains and base.dtype in LOW else base.detach()
+        twins[base] = nn.Parameter(kept.clone(), requires_grad=trains)
         base.requires_grad_(False)
         base.data = values
     out = []
@@ -103,8 +125,39 @@ def own_weights(before: Children, changed: Mapping[nn.Parameter, Tensor]) -> lis
             if parameter is not None and parameter in twins:
                 out.append(Weight(module, key, parameter, twins[parameter]))
     for weight in out:
-        weight.module._parameters[weight.key] = weight.own
+        weight.put_on()
     return out
+
+
+def keep_in_fp32(module: nn.Module) -> None:
+    """Let a module that is to train keep its parameters in fp32, and compute in the format that they had."""
+    low = [p for p in module.parameters() if p.dtype in LOW]
+    if low:
+        dtype = low[0].dtype
+        for parameter in low:
+            parameter.data = parameter.data.float()
+        compute_in(dtype, module)
+
+
+def compute_in(dtype: torch.dtype, module: nn.Module) -> None:
+    """Let a module compute with its fp32 parameters rounded to `dtype`; their gradients come back in fp32."""
+    module.__dict__["forward"] = functools.partial(_rounded_forward, dtype, module, module.forward)
+
+
+def _rounded_forward(dtype: torch.dtype, module: nn.Module, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    with ExitStack() as undo:
+        for inner in module.modules():
+            exact = {k: p for k, p in inner._parameters.items() if p is not None and p.dtype == torch.float32}
+            undo.enter_context(holding(inner, {k: p.to(dtype) for k, p in exact.items()}))
+        return own(*args, **kwargs)
+
+
+def give_back(module: nn.Module, forward: Any) -> None:
+    """Give a module back the forward that stood in its __dict__, None for its class's own."""
+    if forward is None:
+        module.__dict__.pop("forward", None)
+    else:
+        module.__dict__["forward"] = forward
 
 
 @contextmanager

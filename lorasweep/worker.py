@@ -55,6 +55,19 @@ POLL_S = 1.0
 SUMMARY = ("reason", "steps", "train_s", "eval_s", "adapter_mb", "peak_gib", "never_begun")
 """Of a result, what the study's storage holds too."""
 
+COSTS = (
+    "adapter_mb",
+    "train_s",
+    "eval_s",
+    "peak_gib",
+    "wall_s",
+    "tokens_per_s",
+    "flops_per_s",
+    "matmul_share",
+    "energy_j",
+)
+"""Of a result, what MLflow holds as metrics, where it is known."""
+
 CHECKPOINT = "checkpoint.pt"
 UNJUDGED_S = 300.0
 """A trial's points wait so long for its first evaluation: MLflow compares runs by the metric that it has seen first."""
@@ -434,7 +447,9 @@ class Worker:
         result["params"] = outcome.sizes(running.counts)
         result["tokens_per_s"] = running.tokens / event.train_s if event.train_s else 0.0
         worked_s = event.train_s + event.prefix_saved_s["train"]
-        result["matmul_share"] = peak.share(trainer.base.model, running.counts.trainable, running.tokens, worked_s)
+        work_done = trainer.base.model, running.counts.trainable, running.tokens, worked_s
+        result["flops_per_s"], result["matmul_share"] = peak.rate(*work_done), peak.share(*work_done)
+        result["energy_j"] = event.energy_j
         result["peak_gib"] = outcome.peak_gib(trainer.device)
         self._finish(running, self._described(running, result))
 
@@ -462,7 +477,7 @@ class Worker:
         self.study.ensure_ours(running.number)
         if "params" in result:
             values = {f"params_{k}": v for k, v in result["params"].items()}
-            values |= {k: result[k] for k in ("adapter_mb", "train_s", "eval_s", "peak_gib", "wall_s")}
+            values |= {k: result[k] for k in COSTS if result[k] is not None}
             self._track(running, 0).metrics(result["steps"], values | result.get("baseline", {}))
         outcome.write(running.folder, result)
         self._tell(running, result)
@@ -591,14 +606,21 @@ def prepare(study: Study, loaded: Mapping[str, group.Workload]) -> None:
 def run_worker(folder: str) -> None:
     """Run the study's trials in this process; the entry point that launchers call by name."""
     study = Study.open(Path(folder))
-    with _own_device(study.search.workers):
+    with _own_device(study.search.workers, study.spec(study.space.fixed).model.device_map is not None):
         Worker(study, _prepared.get(folder)).run()
     tracking.flush()
 
 
 @contextmanager
-def _own_device(workers: int) -> Iterator[None]:
-    """Take a GPU that no other worker of this machine has, or this worker's part of the CPU's threads."""
+def _own_device(workers: int, every: bool = False) -> Iterator[None]:
+    """Take a GPU that no other worker of this machine has, or all for `every`, or this worker's part of the CPU's
+    threads. Raises ConfigError where several workers want all GPUs.
+    """
+    if every and workers > 1:
+        raise ConfigError([f"search.workers: must be 1 with model.device_map, got {workers}; one trains on all GPUs"])
+    if every:
+        yield
+        return
     if torch.cuda.is_available() and torch.cuda.device_count() > 1:
         with ExitStack() as held:
             for device in range(torch.cuda.device_count()):

@@ -30,6 +30,8 @@ ORDER = [
     "scores",
     "stats",
     "fetch",
+    "device",
+    "quant",
     "model",
     "swap",
     "adapter",
@@ -37,6 +39,7 @@ ORDER = [
     "pack",
     "packed",
     "recompute",
+    "loss_scale",
     "schedule",
     "meter",
     "memory",
@@ -49,6 +52,7 @@ ORDER = [
     "pace",
     "peak",
     "retry",
+    "energy",
     "engine",
     "tokens",
     "group",
@@ -102,6 +106,7 @@ OWNERS = {
     "peft": {"adapter", "pack"},
     "datasets": {"data", "readers"},
     "rich": {"display"},
+    "bitsandbytes": {"quant"},
 }
 
 

@@ -131,6 +131,9 @@ class CausalLM(Task):
             return losses, where, logits_NV.argmax(-1) == targets_N
         decoder = getattr(model, model.base_model_prefix)
         hidden_BTD = decoder(**batch.inputs, use_cache=False).last_hidden_state
+        there = head.weight.device  # of a base spread over several, the last layer's may be another
+        hidden_BTD, keep_BT = hidden_BTD.to(there), keep_BT.to(there)
+        targets_N, where = targets_N.to(there), where.to(there)
         losses, hits = HeadLoss.apply(hidden_BTD[:, :-1][keep_BT], head.weight, head.bias, targets_N)
         return losses, where, hits
 

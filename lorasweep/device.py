@@ -1,0 +1,70 @@
+"""Where trials compute, in which number format, and how exactly: the device, its precision, determinism."""
+
+import importlib.util
+import os
+
+import torch
+
+from lorasweep.errors import ConfigError
+from lorasweep.spec import ModelSpec, TrainSpec
+
+FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+"""Environment variable that cuBLAS reads once: without it, its sums have no fixed order."""
+
+
+def device_of(train: TrainSpec) -> torch.device:
+    """Return the device that `train.device` names. Raises ConfigError where it is not there."""
+    if train.device == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(name)
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there[train.device]:
+        raise ConfigError([f"train.device: {train.device} is not there; use auto or cpu"])
+    return torch.device(train.device)
+
+
+def dtype_of(train: TrainSpec, device: torch.device) -> torch.dtype:
+    """Return the base model's number format; auto is bf16 on a GPU that has it, else fp32.
+
+    Raises ConfigError for bf16 on a GPU without it: it would be emulated, and slow.
+    """
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if train.precision == "auto":
+        return torch.bfloat16 if native else torch.float32
+    if train.precision == "bf16" and device.type == "cuda" and not native:
+        name = torch.cuda.get_device_name(device)
+        raise ConfigError([f"train.precision: {name} has no bf16; use fp16 or fp32"])
+    return FORMATS[train.precision]
+
+
+def attention(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> str:
+    """Return transformers' name of the attention kernel; auto is flash attention where it is installed and can run."""
+    if spec.attn_implementation != "auto":
+        return spec.attn_implementation
+    half = device.type == "cuda" and dtype != torch.float32
+    return "flash_attention_2" if half and importlib.util.find_spec("flash_attn") else "sdpa"
+
+
+def set_up(train: TrainSpec, device: torch.device) -> None:
+    """Set torch's switches of this process: TF32 for fp32 products on a GPU, and determinism as the trial asks.
+
+    Raises ConfigError where determinism is asked for and cuBLAS has begun without it.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+    if train.deterministic and device.type == "cuda" and WORKSPACE not in os.environ:
+        if torch.cuda.is_initialized():
+            raise ConfigError(
+                [
+                    "train.deterministic: this process has used the GPU before; start it anew with "
+                    f"{WORKSPACE}=:4096:8 in its environment"
+                ]
+            )
+        os.environ[WORKSPACE] = ":4096:8"
+    torch.use_deterministic_algorithms(train.deterministic)
+    torch.backends.cudnn.deterministic = train.deterministic
+    if train.deterministic:
+        torch.backends.cudnn.benchmark = False

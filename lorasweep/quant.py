@@ -1,0 +1,243 @@
+"""A base kept in 8 or 4 bits: how it is loaded, read back for its products, and what LoftQ makes of it. Owner of
+bitsandbytes.
+
+A quantised layer is stored small and multiplied in the number format of its input: its weight is read back for the
+product, and again for the gradient towards the input. So one row's output never depends on the other rows, as it would
+with LLM.int8()'s outlier columns, and trials can share a pass. Shapes: I inputs, O outputs, N rows times tokens.
+"""
+
+import copy
+import functools
+import importlib.util
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from lorasweep.errors import ConfigError
+from lorasweep.spec import LoraSpec, ModelSpec, TrainSpec
+
+BITS = {"nf4": 4, "int8": 8}
+
+Reader = Callable[[torch.dtype], Tensor]
+"""Gives a layer's weight [O, I] in a number format."""
+
+
+def loading(spec: ModelSpec, dtype: torch.dtype, skip: Iterable[str] = ()) -> dict[str, Any]:
+    """Return what transformers' loaders are told; {} without quantisation. Modules of `skip` stay as they are.
+
+    Raises ConfigError where bitsandbytes is not installed.
+    """
+    if spec.quantization == "none":
+        return {}
+    _need("model.quantization", spec.quantization)
+    bits: dict[str, Any] = {"load_in_8bit": True}
+    if spec.quantization == "nf4":
+        bits = {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_compute_dtype": dtype,
+            "bnb_4bit_use_double_quant": spec.double_quant,
+        }
+    names = sorted(skip) or None
+    return {"quantization_config": transformers.BitsAndBytesConfig(**bits, llm_int8_skip_modules=names)}
+
+
+def _need(key: str, value: str) -> None:
+    """Raise ConfigError where bitsandbytes is not installed."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError([f"{key}: {value} needs bitsandbytes; run `pip install lorasweep[quant]`"])
+
+
+def check_optimizer(train: TrainSpec, device: torch.device) -> None:
+    """Raise ConfigError where the device cannot have train.optimizer."""
+    if train.optimizer != "adamw":
+        _need("train.optimizer", train.optimizer)
+    if train.optimizer.startswith("paged") and device.type != "cuda":
+        raise ConfigError(
+            [f"train.optimizer: {train.optimizer} pages GPU memory, there is none on the {device.type}; use adamw"]
+        )
+
+
+def adamw(name: str) -> type[torch.optim.Optimizer]:
+    """Return bitsandbytes' AdamW that train.optimizer names."""
+    import bitsandbytes.optim as bnb
+
+    return {"adamw_8bit": bnb.AdamW8bit, "paged_adamw": bnb.PagedAdamW32bit, "paged_adamw_8bit": bnb.PagedAdamW8bit}[
+        name
+    ]
+
+
+def left_out(model: Any) -> set[str]:
+    """Return the names of what transformers never quantises: the output head and what is tied to the word vectors."""
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    return {n.removesuffix(".bias") for n in get_keys_to_not_convert(model)}
+
+
+def is_quantised(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) and type(module).__module__.startswith("bitsandbytes.")
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Tell whether a module is x W^T + b and nothing else, W quantised or not."""
+    return type(module) is nn.Linear or is_quantised(module)
+
+
+def size(layer: Any) -> int:
+    """Return how many numbers a linear layer's weight stands for, however they are stored."""
+    return layer.in_features * layer.out_features
+
+
+def quantised(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the quantised layers by name."""
+    return {name: module for name, module in model.named_modules() if is_quantised(module)}
+
+
+def reader(layer: nn.Module) -> Reader:
+    """Return a function that gives the layer's present weight, read back where it is quantised."""
+    weight = layer.get_parameter("weight")
+    if not is_quantised(layer):
+        return lambda dtype: weight
+    if hasattr(weight, "quant_state"):
+        return functools.partial(_from_4_bits, weight)
+    return functools.partial(_from_8_bits, weight)
+
+
+def _from_4_bits(weight: Any, dtype: torch.dtype) -> Tensor:
+    return _read_4_bits(weight.data, weight.quant_state).to(dtype)
+
+
+def _read_4_bits(stored: Tensor, state: Any) -> Tensor:
+    """Return the weight in the format that it had, read a block a row: bitsandbytes 0.50 reads wrong scales on a CPU
+    where the rows of a matrix are no whole number of blocks.
+    """
+    from bitsandbytes.functional import dequantize_4bit
+
+    shape, size = state.shape, state.blocksize
+    if shape.numel() % size:
+        return dequantize_4bit(stored, state)
+    blocks = copy.copy(state)
+    blocks.shape = torch.Size((shape.numel() // size, size))
+    return dequantize_4bit(stored, blocks).view(shape)
+
+
+def _from_8_bits(weight: Any, dtype: torch.dtype) -> Tensor:
+    """Return whole numbers from -127 to 127 times the scale of their row."""
+    return (weight.data * (weight.SCB / 127)[:, None]).to(dtype)
+
+
+class FrozenLinear(torch.autograd.Function):
+    """`x W^T + b` of a frozen layer; the weight that was read back is not kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, read: Reader, b_O: Tensor | None) -> Tensor:
+        ctx.read = read
+        return nn.functional.linear(x, read(x.dtype), b_O)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        slope_of_b = slope.reshape(-1, slope.shape[-1]).sum(0) if ctx.needs_input_grad[2] else None
+        return (slope @ ctx.read(slope.dtype) if ctx.needs_input_grad[0] else None), None, slope_of_b
+
+
+def _forward(layer: Any, x: Tensor) -> Tensor:
+    bias = layer.bias
+    return FrozenLinear.apply(x, reader(layer), None if bias is None else bias.to(x.dtype))
+
+
+def install(model: nn.Module) -> None:
+    """Give the quantised layers a forward that treats each row by itself."""
+    for layer in quantised(model).values():
+        layer.forward = functools.partial(_forward, layer)
+
+
+def read_back(model: nn.Module) -> None:
+    """Put ordinary layers with the very weights that the quantised ones stand for in their places."""
+    for name, layer in quantised(model).items():
+        read, bias = reader(layer), layer._parameters["bias"]
+        dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+        plain: Any = nn.Linear(layer.in_features, layer.out_features, bias is not None, device="meta")  # type: ignore[arg-type]
+        plain.weight = nn.Parameter(read(dtype), requires_grad=False)
+        plain.bias = bias
+        model.set_submodule(name, plain)
+    config: Any = model.config
+    for mark in ("quantization_config", "_pre_quantization_dtype"):
+        config.__dict__.pop(mark, None)
+    for mark in ("is_loaded_in_4bit", "is_loaded_in_8bit", "hf_quantizer", "is_quantized", "quantization_method"):
+        model.__dict__.pop(mark, None)
+
+
+def problems(lora: LoraSpec, quantization: str) -> list[str]:
+    """Return what the LoRA keys ask for that a quantised base cannot do."""
+    if quantization == "none":
+        return []
+    out, init = [], lora.init_lora_weights
+    if lora.changes_base:
+        out.append(
+            f"lora.init_lora_weights: {init} takes the adapter's start out of the base weights, which "
+            f"model.quantization={quantization} rounds anew; use loftq, or model.quantization=none"
+        )
+    if init == "orthogonal":
+        out.append(
+            "lora.init_lora_weights: peft draws orthogonal in the weights' number format, and quantised ones are whole "
+            "numbers; use true or gaussian, or model.quantization=none"
+        )
+    if init == "loftq" and lora.loftq_bits != BITS[quantization]:
+        out.append(
+            f"lora.loftq_bits: must be {BITS[quantization]} with model.quantization={quantization}, got "
+            f"{lora.loftq_bits}; it makes up for the base's own rounding"
+        )
+    if init == "loftq" and lora.loftq_iter > 1:
+        out.append(
+            f"lora.loftq_iter: must be 1 with model.quantization={quantization}, got {lora.loftq_iter}; more rounds "
+            "would quantise a base for each trial, and trials share one"
+        )
+    return out
+
+
+# --- LoftQ -----------------------------------------------------------------------------------------------------------
+
+
+def init_loftq(layer: Any, lora: LoraSpec) -> None:
+    """Quantise the adapted base weight and set s B A to what that lost: LoftQ on any device, at any lora_alpha.
+
+    Alternates, loftq_iter times, W_q = quantised(W - s B A) and s B A = the rank-r part of W - W_q.
+    """
+    weight = layer.get_base_layer().weight
+    exact = weight.detach().float()
+    update = torch.zeros_like(exact)
+    for _ in range(lora.loftq_iter):
+        coarse = rounded(exact - update, lora.loftq_bits)
+        update = _set_factors(layer, exact - coarse)
+    weight.data = coarse.to(weight.dtype)
+
+
+def make_up(layer: Any, exact: Tensor) -> None:
+    """Set s B A to the rank-r part of what a quantised layer lost of its `exact` weight; the layer stays as it is."""
+    coarse = reader(layer.get_base_layer())(torch.float32)
+    _set_factors(layer, exact.to(coarse) - coarse)
+
+
+def _set_factors(layer: Any, lost_OI: Tensor) -> Tensor:
+    """Let s B A be the best approximation of a matrix, and return it; ranks that the matrix does not have are zero."""
+    u, values, vt = torch.linalg.svd(lost_OI, full_matrices=False)
+    A_RI, B_OR = (layer.lora_A["default"].weight.data.zero_(), layer.lora_B["default"].weight.data.zero_())
+    rank = min(len(values), len(A_RI))
+    root = values[:rank].sqrt()
+    A_RI[:rank] = root[:, None] * vt[:rank]
+    B_OR[:, :rank] = u[:, :rank] * root / layer.scaling["default"]
+    return layer.scaling["default"] * B_OR.to(lost_OI) @ A_RI.to(lost_OI)
+
+
+def rounded(weight: Tensor, bits: int) -> Tensor:
+    """Return the weight as bitsandbytes stores it in NF4 (blocks of 64) or in int8 (a scale a row), read back."""
+    if bits == 8:
+        scale = weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 127
+        return (weight / scale).round() * scale
+    import bitsandbytes.functional as bnb
+
+    stored, state = bnb.quantize_4bit(weight.contiguous(), quant_type="nf4", blocksize=64, compress_statistics=False)
+    return _read_4_bits(stored, state)

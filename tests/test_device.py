@@ -1,0 +1,203 @@
+"""Determinism bit for bit, the switches behind it, and which GPU is whose: on the CPU, with a faked card."""
+
+import os
+import tempfile
+import types
+
+import accelerate
+import pytest
+import torch
+from test_packed import DROPPED, PLAIN, Seen, run, spec_of, trainer, workload
+
+from lorasweep import device, engine, model, pack, quant, worker
+from lorasweep.errors import ConfigError
+from lorasweep.spec import TrainSpec
+
+SAME = "train.deterministic=true"
+
+
+@pytest.fixture(autouse=True)
+def switches_as_before():
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_float32_matmul_precision("highest")
+
+
+def twice(folder, width: int, trials) -> list[dict[int, Seen]]:
+    specs = [spec_of("seq_cls", folder, *one, SAME) for one in trials]
+    work = workload("seq_cls", folder)
+    return [run(trainer(specs[0], work), [engine.Job(i, s) for i, s in enumerate(specs)], width) for _ in range(2)]
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_two_deterministic_runs_are_equal_bit_for_bit(tiny_bert, width):
+    first, second = twice(tiny_bert, width, [DROPPED, PLAIN, ("lora.bias=all", "lora.lora_dropout=0.1")])
+    for i, seen in first.items():
+        assert seen.losses == second[i].losses and seen.metrics == second[i].metrics
+        assert all(torch.equal(t, second[i].tensors[n]) for n, t in seen.tensors.items())
+
+
+def test_deterministic_trials_let_no_clock_choose_their_company(tiny_bert, monkeypatch):
+    monkeypatch.setattr("lorasweep.pace.overhead", lambda *a: pytest.fail("a clock was asked"))
+    for more, width in (((), 1), (("train.slots=3",), 3)):
+        spec = spec_of("seq_cls", tiny_bert, SAME, *more)
+        made, jobs = trainer(spec, workload("seq_cls", tiny_bert)), [engine.Job(i, spec) for i in range(3)]
+        for _ in made.run(lambda jobs=jobs: jobs.pop() if jobs else None):
+            pass
+        assert made.width == width and made._comparison is None and made.overhead == float("inf")
+
+
+def test_switch_of_torch_follows_the_trial(tiny_bert):
+    trainer(spec_of("seq_cls", tiny_bert, SAME), workload("seq_cls", tiny_bert))
+    assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
+    trainer(spec_of("seq_cls", tiny_bert), workload("seq_cls", tiny_bert))
+    assert not torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.deterministic
+
+
+def test_cublas_is_told_before_it_begins_and_refused_after(monkeypatch):
+    card, train = torch.device("cuda"), TrainSpec(deterministic=True)
+    monkeypatch.delenv(device.WORKSPACE, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with pytest.raises(ConfigError, match=r"start it anew with CUBLAS_WORKSPACE_CONFIG=:4096:8"):
+        device.set_up(train, card)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    device.set_up(train, card)
+    assert os.environ[device.WORKSPACE] == ":4096:8" and torch.are_deterministic_algorithms_enabled()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    device.set_up(train, card)  # it knows already
+    assert torch.get_float32_matmul_precision() == "high"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")
+def test_two_deterministic_runs_on_a_gpu_are_equal_bit_for_bit(tiny_llama, monkeypatch):
+    monkeypatch.setenv(device.WORKSPACE, os.environ.get(device.WORKSPACE, ":4096:8"))
+    spec = spec_of("causal_lm", tiny_llama, SAME, "train.device=cuda", "lora.lora_dropout=0.1")
+    work = workload("causal_lm", tiny_llama)
+    first, second = (run(trainer(spec, work), [engine.Job(0, spec)], 1)[0] for _ in range(2))
+    assert first.losses == second.losses
+
+
+# --- several GPUs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_cards(monkeypatch, tmp_path) -> list[int]:
+    """Fake two GPUs; return the devices that were set."""
+    taken: list[int] = []
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda d: types.SimpleNamespace(uuid=f"card-{d}"))
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    return taken
+
+
+def test_each_worker_takes_a_gpu_of_its_own_and_leaves_it_at_the_end(two_cards):
+    with worker._own_device(3):
+        with worker._own_device(3), worker._own_device(3):
+            assert two_cards == [0, 1], "the third one has no GPU to itself"
+        with worker._own_device(3):
+            assert two_cards == [0, 1, 1]
+    with worker._own_device(3):
+        assert two_cards == [0, 1, 1, 0]
+
+
+def test_worker_of_a_spread_base_takes_no_gpu_to_itself_and_is_the_only_one(two_cards):
+    with worker._own_device(1, every=True):
+        assert two_cards == []
+    with pytest.raises(ConfigError, match=r"search\.workers: must be 1 with model\.device_map, got 2"):
+        worker._own_device(2, every=True).__enter__()
+
+
+def test_base_that_the_gpus_do_not_hold_is_refused():
+    model.check_placed({"model.embed_tokens": 0, "model.layers.0": 0, "model.layers.1": 1})
+    with pytest.raises(ConfigError, match=r"1 of 2 parts are left over \(model\.layers\.1, \.\.\.\)"):
+        model.check_placed({"model.layers.0": 0, "model.layers.1": "disk"})
+
+
+@pytest.mark.parametrize("where", ["auto", "balanced"])
+def test_spread_base_gets_accelerates_map_on_gpus_and_stays_as_it_is_on_a_cpu(tiny_llama, monkeypatch, where):
+    spec, work = spec_of("causal_lm", tiny_llama, f"model.device_map={where}"), workload("causal_lm", tiny_llama)
+    given: list[dict] = []
+    loaded = model._loaded
+    monkeypatch.setattr(model, "_loaded", lambda *a, **k: given.append(k) or loaded(*a, **k))
+    model.load(spec.model, spec.train, work.task, work.tokenizer)
+    assert "device_map" not in given[0]
+    monkeypatch.setattr(model, "device_of", lambda train: torch.device("cuda"))
+    monkeypatch.setattr(model, "dtype_of", lambda train, device: torch.float32)
+    monkeypatch.setattr(model, "set_up", lambda train, device: None)
+    with pytest.raises(ConfigError, match=r"model\.device_map: the GPUs do not hold the base"):
+        model.load(spec.model, spec.train, work.task, work.tokenizer)  # there is only the CPU to put it on
+    assert given[1]["device_map"] == where
+
+
+def test_packed_trials_train_through_accelerates_hooks_as_without_them(tiny_llama, monkeypatch):
+    """The hooks move inputs from device to device; here all of them are the CPU."""
+    monkeypatch.setattr("lorasweep.pace.overhead", lambda *a: float("inf"))
+    specs = [spec_of("causal_lm", tiny_llama, *one) for one in (DROPPED, PLAIN)]
+    work = workload("causal_lm", tiny_llama)
+    jobs = [engine.Job(i, s) for i, s in enumerate(specs)]
+    expected, spread = run(trainer(specs[0], work), jobs, 2), trainer(specs[0], work)
+    parts = ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head")
+    places = dict.fromkeys(parts, "cpu")
+    accelerate.dispatch_model(spread.base.model, places, main_device="cpu", force_hooks=True)
+    assert hasattr(spread.base.model.model.layers[1], "_hf_hook")
+    found = run(spread, jobs, 2)
+    for i in (0, 1):
+        assert found[i].losses == pytest.approx(expected[i].losses, rel=1e-6) and found[i].state == "COMPLETE"
+
+
+def test_dropout_of_each_device_is_a_stream_of_its_own():
+    stream = pack.DropoutStream(torch.device("cpu"))
+    like = torch.empty(64, 3)
+    stream.at(1, 2)
+    first = stream.keep(like, 0.5)
+    other = torch.device("cpu", 1)  # as good as another one to a generator
+    stream.generators[other] = torch.Generator("cpu")
+    stream.at(1, 2)
+    assert torch.equal(stream.keep(like, 0.5), first)
+    assert stream.generators[other].initial_seed() != stream.generators[torch.device("cpu")].initial_seed()
+
+
+# --- optimisers ------------------------------------------------------------------------------------------------------
+
+
+def test_paged_optimiser_is_refused_without_a_gpu_and_8_bits_train_anywhere(tiny_bert):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra `quant`)")
+    with pytest.raises(ConfigError, match=r"train\.optimizer: paged_adamw_8bit pages GPU memory, there is none on the"):
+        quant.check_optimizer(TrainSpec(optimizer="paged_adamw_8bit"), torch.device("cpu"))
+    quant.check_optimizer(TrainSpec(optimizer="paged_adamw_8bit"), torch.device("cuda"))
+    work, exact = workload("seq_cls", tiny_bert), spec_of("seq_cls", tiny_bert, "lora.r=128")
+    spec = spec_of("seq_cls", tiny_bert, "lora.r=128", "train.optimizer=adamw_8bit")
+    made, kinds = trainer(spec, work), set()
+
+    def act(event):
+        if isinstance(event, engine.StepEvent):
+            kinds.update(v.dtype for s in made.slots[0].optimizer.state.values() for v in s.values() if is_moment(v))
+
+    found = run(made, [engine.Job(0, spec)], 1, act)[0]
+    expected = run(trainer(exact, work), [engine.Job(0, exact)], 1)[0]
+    assert torch.uint8 in kinds and found.losses == pytest.approx(expected.losses, rel=0.05)
+
+
+def is_moment(value) -> bool:
+    return isinstance(value, torch.Tensor) and value.numel() >= 4096
+
+
+def test_8_bit_optimiser_goes_on_from_a_checkpoint(tiny_bert, tmp_path):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra `quant`)")
+    spec = spec_of("seq_cls", tiny_bert, "lora.r=128", "train.optimizer=adamw_8bit")
+    work = workload("seq_cls", tiny_bert)
+    whole, made, jobs = (
+        run(trainer(spec, work), [engine.Job(0, spec)], 1)[0],
+        trainer(spec, work),
+        [engine.Job(0, spec)],
+    )
+    events = made.run(lambda: jobs.pop() if jobs else None)
+    for event in events:
+        if isinstance(event, engine.StepEvent) and event.step == 2:
+            made.checkpoint(0, tmp_path / "a.pt", {})
+            events.close()
+    rest = run(trainer(spec, work), [engine.Job(0, spec, checkpoint=tmp_path / "a.pt")], 1)[0]
+    assert rest.losses == pytest.approx(whole.losses[2:], rel=1e-6)
