@@ -61,7 +61,7 @@ def _show_others(found: Answer, best: Candidate) -> None:
         print(
             f"\nnot distinguishable from it: {len(found.alike)} of {found.compared} others"
             + (f" (trials {alike})" if alike else "")
-            + f"; {found.method}"
+            + f"\n  {found.method}"
         )
     cheap = found.cheapest
     if cheap is not None:

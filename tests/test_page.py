@@ -17,6 +17,8 @@ from test_main_job import SMALL
 
 from lorasweep import cli, page, search, space
 from lorasweep.answer import Answer
+from lorasweep.charts import figures
+from lorasweep.evidence import Axis, gather
 from lorasweep.meta import Entry, StudyMeta
 from lorasweep.study import Study
 
@@ -116,6 +118,20 @@ def test_nothing_from_data_becomes_markup(written):
     assert EVIL not in written[0].read_text(encoding="utf8") + "".join(told)
     _, reader = read(written[0])
     assert [s.get("type") for s in reader.of("script")] == ["application/json", "application/gzip", None]
+
+
+def test_swept_value_that_looks_like_markup_stays_text(tmp_path):
+    """A label column named <script> is a choice of a categorical axis: in tables, tick labels, hover texts."""
+    found = gather(made(tmp_path))
+    trials = [replace(t, point={**t.point, "data.label_column": (EVIL, "b")[t.number % 2]}) for t in found.trials]
+    axis = Axis(key="data.label_column", numeric=False, log=False, values=[EVIL, "b"])
+    evil = replace(found, trials=trials, axes=[*found.axes, axis])
+    text = page.page(evil, figures(evil))
+    assert EVIL not in text
+    assert "&lt;script&gt;alert(1)" in text
+    data = json.loads(re.search(r'id="figures">(.*?)</script>', text, re.S).group(1))
+    shown = json.dumps([f for f in data if f["id"].startswith(("effect", "parallel"))])
+    assert "&lt;script&gt;" in shown and EVIL not in shown  # plotly reads HTML in its texts
 
 
 def test_figures_cannot_end_their_script(written):

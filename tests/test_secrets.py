@@ -70,6 +70,8 @@ def test_no_secret_is_written_by_trials_that_end_well_or_fail(store, tiny_bert, 
     assert b"401 for http://***@host" in written["outputs/s/1/log.txt"]
     assert b"401 for" in written["outputs/s/1/result.json"]
     assert b"401 for" in written["outputs/s/journal.log"]
+    assert {"outputs/s/report.html", "outputs/s/report.md", "outputs/s/best.yaml"} <= written.keys()
+    assert any(name.endswith("MLmodel") for name in written) == (store == "sqlite")
     assert ("outputs/mlflow.db" in written) == (store == "sqlite")
     assert found_in(written | {"stdout": done.stdout, "stderr": done.stderr}) == []
 

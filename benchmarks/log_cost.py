@@ -1,0 +1,71 @@
+"""What logging costs a trial: seconds in which training waits for it, and CPU time of its threads.
+
+    python benchmarks/log_cost.py [overrides ...]
+
+Runs one trial here (a line of four points a step, MLflow in SQLite, a look at the machine every 10 s). Prints the CPU
+seconds of the training thread in the log's own calls, of the thread that sends to MLflow and of the one that looks at
+the machine, each also in percent of the CPU time of the whole process, which other work on the machine does not change.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import psutil
+
+import lorasweep
+from lorasweep import tracking
+
+WAITS = ("metrics", "covered", "params", "dataset", "tag", "artifact")
+THREADS = {"lorasweep-mlflow": "sends to MLflow", "lorasweep-system": "looks at the machine"}
+
+
+class Clock:
+    """CPU seconds spent in the methods of a trial's log that training waits for."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def timed(self, call: Any) -> Any:
+        def inner(*arguments: Any, **named: Any) -> Any:
+            began = time.thread_time()
+            try:
+                return call(*arguments, **named)
+            finally:
+                self.seconds += time.thread_time() - began
+
+        return inner
+
+
+def cpu_of_threads() -> dict[str, float]:
+    """Return the CPU seconds of our threads so far."""
+    names = {t.native_id: t.name for t in threading.enumerate()}
+    found = {t.id: t.user_time + t.system_time for t in psutil.Process().threads()}
+    return {names[i]: s for i, s in found.items() if names.get(i) in THREADS}
+
+
+def main() -> None:
+    clock = Clock()
+    for name in WAITS:
+        setattr(tracking.TrialRun, name, clock.timed(getattr(tracking.TrialRun, name)))
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.process_time()
+        result = lorasweep.run([f"outputs={folder}", "study=cost", *sys.argv[1:]])
+        whole = time.process_time() - began
+        lines = (Path(folder) / "cost" / "0" / "metrics.jsonl").read_text().count("\n")
+    spent = {"the log's calls": clock.seconds}
+    spent |= {f"the thread that {THREADS[name]}": s for name, s in cpu_of_threads().items()}
+    told = {k: f"{v:.3f} s ({100 * v / whole:.2f} %)" for k, v in spent.items()}
+    known = {"cpu_s": round(whole, 1), "train_s": round(result["train_s"], 1), "steps": result["steps"], "lines": lines}
+    print(json.dumps(known | told, indent=1))
+
+
+if __name__ == "__main__":
+    main()
