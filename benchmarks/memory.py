@@ -1,6 +1,6 @@
 """The estimated memory of a trial against the measured one: `python benchmarks/memory.py`, some minutes on two cores.
 
-Each line runs in a process of its own: it loads the model and takes three steps with the engine, all examples of one
+Each line runs in a process of its own: it loads the model and takes two steps with the engine, all examples of one
 length. `allocated` is the highest sum of what torch had allocated, as its profiler tells, on top of the weights;
 `resident` is how much the process grew, with its highest moment as the system tells it.
 """
@@ -16,12 +16,17 @@ from pathlib import Path
 from typing import Any
 
 GIB = 2**30
-STEPS = 3
+STEPS = 2
 
 CASES = {
     "minilm 8x64": ["train.batch_size=8", "data.max_tokens=64"],
     "minilm 8x128": ["train.batch_size=8", "data.max_tokens=128"],
-    "smollm2 4x128": ["task_type=causal_lm", "train.batch_size=4", "data.max_tokens=128"],
+    "minilm 8x128, layers compute twice": [
+        "train.batch_size=8",
+        "data.max_tokens=128",
+        "train.gradient_checkpointing=true",
+    ],
+    "smollm2 2x128": ["task_type=causal_lm", "train.batch_size=2", "data.max_tokens=128"],
     "smollm2 8x64 in micro batches of 2": [
         "task_type=causal_lm",
         "train.batch_size=8",

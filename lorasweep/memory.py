@@ -111,7 +111,7 @@ def _estimate(
     phases = {
         "start": weights + copies + trials.trained,
         "training": parts.total(),
-        "evaluation": weights + trials.residuals + trials.trained * (1 + MOMENTS) + beside,
+        "evaluation": weights + trials.residuals + trials.trained * (2 + MOMENTS) + beside,
     }
     if spec.tracking.reload_check:
         phases["reload"] = phases["evaluation"] + weights
@@ -194,15 +194,12 @@ class _Trials:
         train = self.spec.train
         rows = min(train.rows, len(examples["train"]))
         batch = self._batch([widest(examples["train"], rows)] * len(self.seats))
-        with fused_attention(), Meter(_words(self.base.model)) as meter, self._held(meter):
+        with fused_attention(), Meter(_words(self.base.model)) as meter:
+            self._hold(meter)
             meter.begin()
-            for _ in range(2 if rows < train.batch_size else 1):  # from the second on, gradients are there
-                with self._together(batch):
-                    self.task.row_losses(self.base.model, batch).sum().backward()
+            with self._together(batch):
+                self.task.row_losses(self.base.model, batch).sum().backward()
             parts = Counter(meter.peak)
-            for attached, _ in self.seats:
-                for parameter in attached.parameters():
-                    parameter.grad = None
             meter.begin()
             rows = min(train.eval_batch_size, len(examples["eval"]))
             batch = self._batch([widest(examples["eval"], rows)])
@@ -215,20 +212,14 @@ class _Trials:
             parts["weights"] += self.residuals
         return parts, evaluation
 
-    @contextmanager
-    def _held(self, meter: Meter) -> Iterator[None]:
-        """Count what is there before a pass, and each gradient as one."""
+    def _hold(self, meter: Meter) -> None:
+        """Count what is there before a pass; gradients stay from step to step."""
         meter.hold("weights", [*self.base.model.parameters(), *self.base.model.buffers()])
-        hooks = []
         for attached, _ in self.seats:
-            meter.hold("adapters", attached.parameters())
             for parameter in attached.parameters():
-                hooks.append(parameter.register_post_accumulate_grad_hook(lambda p: meter.hold("gradients", [p.grad])))
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+                parameter.grad = torch.empty_like(parameter)
+                meter.hold("gradients", [parameter.grad])
+            meter.hold("adapters", attached.parameters())
 
     @contextmanager
     def _together(self, batch: Batch) -> Iterator[None]:

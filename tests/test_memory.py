@@ -117,7 +117,7 @@ def test_parts_and_phases_add_up(tiny_bert):
     for part in ("adapters", "optimizer"):
         assert four.parts[part] == pytest.approx(4 * one.parts[part])
     assert one.parts["optimizer"] == pytest.approx(2 * one.parts["adapters"])
-    assert one.parts["gradients"] == pytest.approx(one.parts["adapters"]), "they are there from the second pass on"
+    assert one.parts["gradients"] == pytest.approx(one.parts["adapters"])
     assert four.parts["activations"] > 3 * one.parts["activations"]
 
 
