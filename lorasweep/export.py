@@ -60,7 +60,7 @@ def export(study: Study, number: int, folder: Path, *, merged: bool) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError([f"{folder}: is there already; remove it, or name another folder with --to"])
     trial = study.trial_folder(number)
-    loaded = winner.load(trial)
+    loaded = winner.load(trial, ordinary=merged)
     whole = merge(loaded.model) if merged else None
     folder.mkdir(parents=True, exist_ok=True)
     if whole is not None:

@@ -13,11 +13,11 @@ import psutil
 import torch
 from torch import Tensor
 
-from lorasweep import adapter, model, pack, packed, recompute
+from lorasweep import adapter, model, pack, packed, quant, recompute
 from lorasweep.device import device_of, dtype_of
 from lorasweep.meter import META, Meter, fused_attention
 from lorasweep.schedule import MEGABATCH
-from lorasweep.spec import TrainSpec, TrialSpec
+from lorasweep.spec import ModelSpec, TrainSpec, TrialSpec
 from lorasweep.tasks import Batch, Example, Task
 
 GIB = 2**30
@@ -106,8 +106,11 @@ def _estimate(
         parts, evaluation, counted = trials.rough(examples), Counter(), False
     finally:
         trials.leave()
-    weights, copies = trials.weights, trials.copies
-    beside = evaluation["activations"] + evaluation["logits"]
+    spared, read = _quantised(base, spec.model)
+    weights, copies = trials.weights - spared, trials.copies
+    parts["weights"] -= spared
+    parts["activations"] += read
+    beside = evaluation["activations"] + evaluation["logits"] + read
     phases = {
         "start": weights + copies + trials.trained,
         "training": parts.total(),
@@ -118,6 +121,15 @@ def _estimate(
     return Estimate(
         {name: parts[name] / GIB for name in PARTS}, {name: size / GIB for name, size in phases.items()}, counted
     )
+
+
+def _quantised(base: model.Base, spec: ModelSpec) -> tuple[int, int]:
+    """Return the bytes that quantising takes off the weights, and those of the largest one read back for a product."""
+    layers = [base.model.get_submodule(name) for name in base.small]
+    sizes = [m.get_parameter("weight").numel() for m in layers]
+    width = next(base.model.parameters()).element_size()
+    kept = sum(quant.kept_bytes(m, spec) for m in layers)
+    return round(sum(sizes) * width - kept), max(sizes, default=0) * width
 
 
 def hopeless(spec: TrialSpec, task: Task, tokenizer: Any, examples: Examples) -> str:

@@ -51,7 +51,8 @@ def load(folder: Path) -> Loaded:
     """Return a trial's adapter ready for `answers`: language models write text, whatever they were evaluated by."""
     generating = {"generate": True, "generate_samples": None}
     name = learned.settings(folder).task_type.name
-    return winner.load(folder, **(generating if name in GENERATES else {}))
+    keys: dict[str, Any] = generating if name in GENERATES else {}
+    return winner.load(folder, **keys)
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------

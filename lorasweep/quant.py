@@ -91,6 +91,14 @@ def size(layer: Any) -> int:
     return layer.in_features * layer.out_features
 
 
+def kept_bytes(layer: nn.Module, spec: ModelSpec) -> float:
+    """Return what a layer's weight will take: numbers and a scale a row, or a block of 64 (in 8 bits if doubled)."""
+    weight = layer.get_parameter("weight")
+    if spec.quantization == "int8":
+        return weight.numel() + 4 * weight.shape[0]
+    return weight.numel() * (4 + ((8 + 32 / 256) / 64 if spec.double_quant else 32 / 64)) / 8
+
+
 def quantised(model: nn.Module) -> dict[str, nn.Module]:
     """Return the quantised layers by name."""
     return {name: module for name, module in model.named_modules() if is_quantised(module)}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorasweep import adapter, learned, model, outcome
+from lorasweep import adapter, learned, model, outcome, quant
 from lorasweep.errors import ConfigError
 from lorasweep.spec import TrialSpec
 from lorasweep.study import Study
@@ -49,16 +49,21 @@ def pick(study: Study, number: int | None = None) -> int:
     return number
 
 
-def load(folder: Path, **task_keys: Any) -> Loaded:
+def load(folder: Path, *, ordinary: bool = False, **task_keys: Any) -> Loaded:
     """Return the adapter in a trial's folder on its base, on whatever device is here.
 
-    `task_keys` change keys of task_type. Raises ConfigError where base, adapter or settings are gone.
+    With `ordinary`, layers of a quantised base become ordinary ones of the very weights that they stand for: an update
+    can go into those unrounded. `task_keys` change keys of task_type. Raises ConfigError where base, adapter or
+    settings are gone.
     """
     found = learned.settings(folder)
     trial = replace(found, train=replace(found.train, device="auto"))
     task = learned.task_of(folder, trial, **task_keys)
     tokenizer = model.load_tokenizer(trial.model)
     base = model.load(trial.model, trial.train, task, tokenizer)
+    if ordinary and base.small:
+        quant.read_back(base.model)
+        base = replace(base, small=())
     peft_model = adapter.reload(folder / "adapter", base, trial.lora, trial.task_type)
     return Loaded(trial, task, peft_model, tokenizer)
 

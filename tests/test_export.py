@@ -125,3 +125,13 @@ def test_names_from_settings_stay_in_the_study(classified):
     assert cli.main(["export", str(classified)]) == 0
     assert (classified / "export-0" / "README.md").is_file()
     assert Study.open(classified).trial_folder(0).parent == classified
+
+
+def test_merged_model_of_a_quantised_base_is_ordinary_and_answers_as_the_adapter_did(tiny_bert, tmp_path):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra `quant`)")
+    folder = study(tmp_path, tiny_bert, "model.pooling=model", "model.quantization=nf4")
+    assert cli.main(["export", str(folder), "--merged"]) == 0
+    out = folder / "export-0-merged"
+    found = transformers.AutoModelForSequenceClassification.from_pretrained(out).eval()
+    assert {p.dtype for p in found.parameters()} == {torch.float32}
+    torch.testing.assert_close(logits(found, out), adapted(folder), rtol=1e-4, atol=1e-5)

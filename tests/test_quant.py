@@ -7,7 +7,7 @@ import torch
 from test_packed import DROPPED, EXACT, OPTIONS, PLAIN, alone, close, run, spec_of, trainer, workload
 from torch import nn
 
-from lorasweep import adapter, engine, group, model, outcome, pace, quant, retry
+from lorasweep import adapter, engine, group, memory, model, outcome, pace, quant, retry
 from lorasweep.errors import ConfigError
 
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra `quant`)")
@@ -265,3 +265,18 @@ def test_read_back_model_is_ordinary_and_computes_the_same(tiny_bert):
     before = outputs(base.model.bert, work)
     quant.read_back(base.model)
     assert not quant.quantised(base.model) and torch.equal(outputs(base.model.bert, work), before)
+
+
+@pytest.mark.parametrize("more", [("nf4",), ("nf4", "model.double_quant=false"), ("int8",)])
+def test_estimate_counts_the_weights_as_they_will_be_kept(tiny_llama, more):
+    keys = (f"model.quantization={more[0]}", *more[1:])
+    spec, work = spec_of("causal_lm", tiny_llama, *keys), workload("causal_lm", tiny_llama)
+    found = memory.estimate(spec, work.task, work.tokenizer, work.examples).parts["weights"] * 2**30
+    base = base_of(tiny_llama, more[0], "causal_lm", *more[1:])
+    kept = sum(p.numel() * p.element_size() for p in {*base.model.parameters(), *base.model.buffers()})
+    for name in base.small:
+        weight = base.model.get_submodule(name).weight
+        state = getattr(weight, "quant_state", None)
+        kept += 4 * len(weight.SCB) if state is None else state.absmax.numel() * state.absmax.element_size()
+        kept += state.state2.absmax.numel() * 4 if state is not None and state.nested else 0
+    assert found == pytest.approx(kept, rel=0.02)
