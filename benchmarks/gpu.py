@@ -104,7 +104,12 @@ def saved(bench: Bench, name: str, shape: dict[str, int]) -> Path:
 
 
 def spec_of(folder: Path, bench: Bench, batch: int, *more: str) -> Any:
-    endless = ["train.max_steps=1000000", "train.eval_every=1000000", "train.prefix_cache_gib=0"]
+    endless = [
+        "train.max_steps=1000000",
+        "train.eval_every=1000000",
+        "train.warmup_ratio=0",
+        "train.prefix_cache_gib=0",
+    ]
     here = [f"model.pretrained={folder}", "model.sha256=null", f"train.device={bench.device.type}"]
     return compose.compose_trial(
         ["task_type=causal_lm", *endless, *here, "lora.r=16", f"train.batch_size={batch}", *more]
