@@ -246,3 +246,9 @@ def test_saved_seconds_are_those_of_the_tokens_that_were_read(folders, monkeypat
     assert ended[1].prefix_saved_s["eval"] == pytest.approx(3 * evaluated, abs=1)
     assert 0 < ended[0].prefix_saved_s["train"] < 0.4 * train, "two of twelve batches come again"
     assert ended[1].prefix_saved_s["train"] > train
+
+
+def test_layers_that_compute_again_begin_behind_the_kept_ones(folders, double):
+    again = "train.gradient_checkpointing=true"
+    found = both("seq_cls", folders["bert"], [(*LATE, again), (*LATE, again, "train.seed=7")], 2)
+    assert depths(found) == {2}
