@@ -30,9 +30,13 @@ class LossScale:
         True with gradients that are not finite means that no scale helps.
         """
         grads = [p.grad for p in parameters if p.grad is not None]
-        overflow = torch.zeros((), device=grads[0].device)
-        torch._amp_foreach_non_finite_check_and_unscale_(grads, overflow, overflow.new_full((), 1 / self.value))
-        if overflow.item() and self.value > LEAST:
+        overflowed = False
+        for device in {g.device for g in grads}:
+            found = torch.zeros((), device=device)
+            there = [g for g in grads if g.device == device]
+            torch._amp_foreach_non_finite_check_and_unscale_(there, found, found.new_full((), 1 / self.value))
+            overflowed |= bool(found)
+        if overflowed and self.value > LEAST:
             self.value, self.good = self.value / 2, 0
             return False
         self.good += 1

@@ -11,6 +11,7 @@ from lorasweep.errors import ConfigError
 from lorasweep.loss_scale import START, LossScale
 from lorasweep.spec import ModelSpec, TrainSpec
 
+SOME = ("dropout", "bias_all", "modules_to_save", "pissa", "dora")
 BF16 = "train.precision=bf16"
 EPS = 2.0**-8
 """Relative rounding of bf16."""
@@ -25,8 +26,7 @@ def norm_gap(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm().clamp_min(1e-6))
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(("option", "precision"), [(o, "bf16") for o in OPTIONS] + [(o, "fp16") for o in SOME])
 def test_what_trains_is_fp32_and_packed_equals_solo_to_rounding(tiny_bert, option, precision):
     """One step: later ones start from weights that rounding has moved apart."""
     more = (f"train.precision={precision}", "train.max_steps=1")
