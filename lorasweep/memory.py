@@ -169,6 +169,12 @@ class _Trials:
         self.spec, self.base, self.task = spec, base, task
         self.weights = _bytes([*base.model.parameters(), *base.model.buffers()])
         self.linear = [m for m in base.model.modules() if isinstance(m, model.LINEAR)]
+        small = [base.model.get_submodule(name).weight for name in base.small]
+        self.spared = sum(w.nbytes - _stored(w, spec.model) for w in small)
+        """Bytes that quantised weights take less."""
+        self.read_back = max((w.nbytes for w in small), default=0)
+        """Bytes of the quantised weight that is in use."""
+        self.weights -= self.spared
         self.matrices = _bytes(p for p in base.model.parameters() if p.dim() == 2)
         self.seats = [self._seat() for _ in range(slots)]
         self.trained = _bytes(p for attached, _ in self.seats for p in attached.parameters())
@@ -219,6 +225,9 @@ class _Trials:
             with torch.no_grad():
                 self.task.row_losses(self.base.model, batch)
             evaluation = Counter(meter.peak)
+        for found in (parts, evaluation):
+            found["weights"] -= self.spared
+            found["activations"] += self.read_back
         parts["optimizer"] = MOMENTS * self.trained
         if len(self.seats) == 1:
             parts["weights"] += self.residuals
@@ -292,6 +301,13 @@ def _heads(base: Any) -> tuple[str, ...]:
     return (
         tuple(name for name in children if name != base.base_model_prefix) if base.base_model_prefix in children else ()
     )
+
+
+def _stored(weight: Tensor, spec: ModelSpec) -> int:
+    """Return the bytes of a quantised weight: its numbers, and the scales of its rows or of its blocks of 64."""
+    if spec.quantization == "int8":
+        return weight.numel() + 4 * len(weight)
+    return weight.numel() // 2 + weight.numel() // 64 * (1 if spec.double_quant else 4)
 
 
 def _words(base: Any) -> int:

@@ -117,6 +117,8 @@ def keys(spec: TrialSpec, rows: int) -> list[str]:
         out.append("train.micro_batch_size=auto")
     if not spec.train.gradient_checkpointing:
         out.append("train.gradient_checkpointing=true")
+    if spec.model.quantization == "none":
+        out.append("model.quantization=nf4")
     out.append(f"data.max_tokens={max(4, spec.data.max_tokens // 2)}")
     if spec.lora.target_modules != "qv":
         out.append("lora.target_modules=qv")

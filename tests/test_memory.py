@@ -29,6 +29,9 @@ def tiny_t5(tmp_path_factory) -> Path:
     return folder
 
 
+BYTES = (torch.int8, torch.uint8)
+
+
 def made(task: str, folder: Path, *more: str) -> tuple:
     spec = compose.compose_trial([f"task_type={task}", f"model.pretrained={folder}", *SMALL, *more])
     return spec, group.workload(spec)
@@ -155,6 +158,17 @@ def test_model_that_looks_at_values_is_estimated_by_its_linear_layers(tiny_bert,
     found = estimated(spec, work)
     assert exact.counted and not found.counted
     assert 0.5 * exact.gib < found.gib < 1.5 * exact.gib
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_quantised_base_is_counted_as_it_is_stored(tiny_bert, kind):
+    pytest.importorskip("bitsandbytes", reason="the extra quant is not installed")
+    spec, work = made("seq_cls", tiny_bert, f"model.quantization={kind}", "model.double_quant=false")
+    found = estimated(spec, work).parts["weights"] * 2**30
+    base = model.load(spec.model, spec.train, work.task, work.tokenizer)
+    held = [*base.model.parameters(), *base.model.buffers()]
+    scales = sum(4 * (len(w) if kind == "int8" else w.numel() * 2 // 64) for w in held if w.dtype in BYTES)
+    assert found == pytest.approx(sum(w.nbytes for w in held) + scales, rel=0.02)
 
 
 def test_check_prints_the_estimate(tiny_bert, capsys):
