@@ -3,7 +3,7 @@
     python benchmarks/ui.py [--trials 500] [--points 200]
 
 The store is made of synthetic folders that `sync` sends, as it would after a study without its server. Prints seconds
-from the call of the address to the first rows of the table, and from the click on + to all trials of the study.
+from the call of the address to the first rows of the table, and from the click on + to the first trials of the study (MLflow loads them page by page).
 """
 
 import argparse
@@ -60,16 +60,17 @@ def main() -> None:
         make(outputs / "many", asked.trials, asked.points)
         with served(outputs) as address:
             for attempt in ("first", "again"):
-                shown, wide = opened(address, asked.trials)
+                shown, wide = opened(address)
                 print(
-                    f"{attempt}: table after {shown:.1f} s, its study open to all trials {wide:.1f} s later", flush=True
+                    f"{attempt}: table after {shown:.1f} s, its study open to the first trials {wide:.1f} s later",
+                    flush=True,
                 )
     finally:
         shutil.rmtree(outputs)
 
 
-def opened(address: str, trials: int) -> tuple[float, float]:
-    """Return the seconds until a fresh browser shows the table, and those until the study is open to its trials."""
+def opened(address: str) -> tuple[float, float]:
+    """Return the seconds until a fresh browser shows the table, and those from + to its trials."""
     with tab(viewport={"width": 1280, "height": 720}) as page:
         began = time.perf_counter()
         open_runs(page, address)
@@ -78,7 +79,6 @@ def opened(address: str, trials: int) -> tuple[float, float]:
         began = time.perf_counter()
         expand(page)
         page.locator(ROWS, has_text="lora.r=").first.wait_for(timeout=60_000)
-        page.locator(f"[aria-rowcount='{trials + 2}']").first.wait_for(timeout=60_000)
         return shown, time.perf_counter() - began
 
 
