@@ -3,7 +3,8 @@
     python benchmarks/ui.py [--trials 500] [--points 200]
 
 The store is made of synthetic folders that `sync` sends, as it would after a study without its server. Prints seconds
-from the call of the address to the first rows of the table, and from the click on + to the first trials of the study (MLflow loads them page by page).
+from the call of the address to the first rows of the table, and from the click on + to the first trials of the study
+(MLflow loads them page by page).
 """
 
 import argparse
