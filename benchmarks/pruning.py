@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lorasweep import adapter, compose, engine, group, model
+from lorasweep import adapter, compose, evaluate, group, model
 from lorasweep.study import Study
 
 DEFAULTS = [
@@ -51,7 +51,7 @@ def correct(study: Study) -> np.ndarray:
     work = group.workload(spec)
     base = model.load(spec.model, spec.train, work.task, work.tokenizer)
     loaded = adapter.reload(study.trial_folder(best.number) / "adapter", base, spec.lora, spec.task_type)
-    found = engine.predict(
+    found = evaluate.predict(
         loaded.base_model.model, work.task, work.examples["test"], spec.train, work.tokenizer.pad_token_id
     )
     return np.array([p["prediction"] == p["label"] for p in found], dtype=float)

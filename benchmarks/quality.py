@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from lorasweep import adapter, compose, engine, group, model
+from lorasweep import adapter, compose, evaluate, group, model
 
 SOURCE_MATTERS = 0.1
 
@@ -157,7 +157,7 @@ def untrained(overrides: list[str]) -> tuple[dict[str, float], group.Workload, m
     work = group.workload(spec)
     base = model.load(spec.model, spec.train, work.task, work.tokenizer)
     model.renew_missing(base, spec.train.seed)
-    found = engine.predict(base.model, work.task, work.examples["test"], spec.train, work.tokenizer.pad_token_id)
+    found = evaluate.predict(base.model, work.task, work.examples["test"], spec.train, work.tokenizer.pad_token_id)
     return work.task.metrics(found), work, base
 
 
@@ -198,7 +198,7 @@ def loss_of_shuffled_sources(overrides: list[str], folder: str, work: group.Work
     net = adapter.reload(saved, base, spec.lora, spec.task_type).base_model.model
     examples = work.examples["test"]
     other = [replace(e, inputs=examples[i - len(examples) // 2].inputs) for i, e in enumerate(examples)]
-    return work.task.metrics(engine.predict(net, work.task, other, spec.train, work.tokenizer.pad_token_id))["loss"]
+    return work.task.metrics(evaluate.predict(net, work.task, other, spec.train, work.tokenizer.pad_token_id))["loss"]
 
 
 def main() -> int:

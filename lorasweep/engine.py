@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 
-from lorasweep import adapter, checkpoint, pace, packed, prefix, recompute, retry, transfer
+from lorasweep import adapter, checkpoint, evaluate, pace, packed, prefix, recompute, retry, transfer
 from lorasweep.energy import Energy
 from lorasweep.errors import ConfigError, Unpackable, Unstable
 from lorasweep.events import EvalEvent, Event, Job, StepEvent, TrialBegan, TrialEnded
 from lorasweep.model import Base
 from lorasweep.schedule import epochs, learning_rate
 from lorasweep.slots import Slot, Step, fits, new_slot
-from lorasweep.spec import TrainSpec, TrialSpec
+from lorasweep.spec import TrialSpec
 from lorasweep.tasks import Batch, Example, Prediction, Task
 
 LOOK_AT = 32
@@ -180,9 +180,11 @@ class Engine:
     def _look(self) -> Generator[Event, None, bool]:
         """Evaluate and end what is due; return whether a trial ended."""
         before = list(self.slots)
+        for group in self._evaluations([s for s in before if s.is_due()]):
+            present = [s for s in group if s in self.slots]
+            if present:
+                yield from self._evaluate(present)
         for slot in before:
-            if slot in self.slots and slot.is_due():
-                yield from self._evaluate(slot)
             if slot in self.slots and (slot.failed or slot.pruned or slot.step == slot.total_steps):
                 self._seat(slot)
                 state, reason = slot.verdict
@@ -340,24 +342,24 @@ class Engine:
                 sum(scaled[1:], scaled[0]).backward()
             values = torch.stack(losses).tolist()  # waits for the device
             took, joules = time.perf_counter() - began, self.energy.used()
-            for (step, part), loss, tokens in zip(active, values, batch.tokens, strict=True):
+            costs = [len(part) * step.slot.flops_a_token for step, part in active]
+            for (step, _), loss, tokens, cost in zip(active, values, batch.tokens, costs, strict=True):
                 step.loss += loss
                 step.tokens += tokens
-                share = len(part) / len(batch.rows)
-                step.seconds += took * share
-                step.joules += joules * share
+                step.seconds += took * cost / sum(costs)
+                step.joules += joules * cost / sum(costs)
         for step in group:
             step.slot.train(False)
 
     @contextlib.contextmanager
-    def _computing(self, slots: list[Slot], batch: Batch, together: bool) -> Iterator[None]:
-        """Let the base compute for these trials, there and back: layers may compute again in the backward pass."""
+    def _computing(self, slots: list[Slot], batch: Batch, together: bool, back: bool = True) -> Iterator[None]:
+        """Let the base compute for these trials, there and `back`: layers may compute again in the backward pass."""
         shared = packed.Pass(packed.parts([s.layers for s in slots], batch)) if together else None
         with contextlib.ExitStack() as inside:
             inside.enter_context(self.prefix.reused(slots, batch))
             if shared is not None:
                 inside.enter_context(shared.on())
-            if any(s.spec.train.gradient_checkpointing for s in slots):
+            if back and any(s.spec.train.gradient_checkpointing for s in slots):
                 streams, own = [s.layers.stream for s in slots], any(s.spec.model.base_dropout for s in slots)
                 inside.enter_context(recompute.on(self.base.model, streams, shared, own))
             yield
@@ -380,49 +382,47 @@ class Engine:
     def _update(self, slot: Slot, rate: float) -> float:
         return slot.update(rate)
 
-    def _evaluate(self, slot: Slot) -> Iterator[EvalEvent]:
+    def _evaluations(self, due: list[Slot]) -> list[list[Slot]]:
+        """Return which trials are evaluated in the same passes: where a pass's own cost is much, as in training."""
+        sizes = {s.spec.train.eval_batch_size for s in due}
+        if len(due) < 2 or len(sizes) > 1 or self.task.spec.generate or any(s.alone for s in due):
+            return [[slot] for slot in due]
+        some = self.prepared.eval
+        tokens = sum(map(len, some)) / len(some) * min(*sizes, len(some))
+        most = self.limits.most if pace.pays(self.overhead, tokens) else 1
+        return [due[i : i + most] for i in range(0, len(due), most)]
+
+    def _evaluate(self, slots: list[Slot]) -> Iterator[EvalEvent]:
         """Evaluate, in smaller batches where memory runs out; a trial that does not fit so has failed."""
-        began, some = time.perf_counter(), self.prepared
-        self._seat(slot)
-        found: list[Prediction] = []
+        began, some, train = time.perf_counter(), self.prepared, slots[0].spec.train
+        self._seat(slots[0] if len(slots) == 1 else None)
+        found: list[list[Prediction]] = []
 
         def evaluated(rows: int) -> None:
-            train, within = (
-                replace(slot.spec.train, eval_batch_size=rows),
-                functools.partial(self.prefix.reused, [slot]),
-            )
-            found[:] = predict(self.base.model, self.task, some.eval, train, some.pad_id, within)
+            def within(batch: Batch) -> contextlib.AbstractContextManager[None]:
+                return self._computing(slots, batch, len(slots) > 1, back=False)
 
-        if not self.limits.evaluated(slot.spec.train, evaluated):
-            slot.failed = self._refused(slot.spec)
+            sized = replace(train, eval_batch_size=rows)
+            model, examples = self.base.model, some.eval
+            found[:] = evaluate.predict_for(len(slots), model, self.task, examples, sized, some.pad_id, within)
+
+        try:
+            fits = self.limits.evaluated(train, evaluated)
+        except Unpackable as error:
+            self.limits.share_less(1, str(error))
+            fits = False
+        if not fits and len(slots) > 1:
+            for slot in slots:
+                yield from self._evaluate([slot])
             return
-        metrics = self.task.metrics(found)
-        took = time.perf_counter() - began
-        slot.eval_s += took
-        epoch = slot.step / slot.steps_per_epoch
-        slot.last = EvalEvent(slot.number, slot.step, epoch, metrics, found, took)
-        yield slot.last
-
-
-@torch.inference_mode()
-def predict(
-    model: torch.nn.Module,
-    task: Task,
-    examples: Sequence[Example],
-    train: TrainSpec,
-    pad_id: int,
-    within: Callable[[Batch], contextlib.AbstractContextManager[None]] = lambda _: contextlib.nullcontext(),
-) -> list[Prediction]:
-    """Return the predictions of all examples in their own order; batches go by length, so that little is padding.
-
-    Each forward pass runs `within` what its batch calls for.
-    """
-    device = next(model.parameters()).device
-    order = sorted(examples, key=len, reverse=True)
-    size = train.eval_batch_size
-    out: list[Prediction] = []
-    for start in range(0, len(order), size):
-        batch = task.collate([order[start : start + size]], pad_id, device)
-        with within(batch):
-            out += task.predict(model, batch)
-    return sorted(out, key=lambda p: p["row"])
+        if not fits:
+            slots[0].failed = self._refused(slots[0].spec)
+            return
+        took = (time.perf_counter() - began) / len(slots)
+        for slot, own in zip(slots, found, strict=True):
+            if slot not in self.slots:
+                continue
+            slot.eval_s += took
+            epoch = slot.step / slot.steps_per_epoch
+            slot.last = EvalEvent(slot.number, slot.step, epoch, self.task.metrics(own), own, took)
+            yield slot.last

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lorasweep import adapter, compose, engine, group, model
+from lorasweep import adapter, compose, evaluate, group, model
 from lorasweep.engine import Engine, EvalEvent, TrialEnded
 from lorasweep.ledger import redact
 from lorasweep.spec import TrialSpec
@@ -74,7 +74,7 @@ def reload(
     began = time.perf_counter()
     fresh = model.load(spec.model, spec.train, trainer.task, work.tokenizer)
     reloaded = adapter.reload(folder, fresh, spec.lora, spec.task_type).base_model.model
-    predictions = engine.predict(reloaded, trainer.task, trainer.prepared.eval, spec.train, trainer.prepared.pad_id)
+    predictions = evaluate.predict(reloaded, trainer.task, trainer.prepared.eval, spec.train, trainer.prepared.pad_id)
     metrics = trainer.task.metrics(predictions)
     gap = abs(metrics["loss"] - last.metrics["loss"]) / max(1e-12, abs(last.metrics["loss"]))
     return {
@@ -114,7 +114,7 @@ def score_winner(study: Study, loaded: Mapping[str, group.Workload]) -> dict[str
     work = loaded.get(group.key(spec)) or group.workload(spec)
     base = model.load(spec.model, spec.train, work.task, work.tokenizer)
     adapted = adapter.reload(folder / "adapter", base, spec.lora, spec.task_type).base_model.model
-    found = engine.predict(adapted, work.task, work.examples["test"], spec.train, work.tokenizer.pad_token_id)
+    found = evaluate.predict(adapted, work.task, work.examples["test"], spec.train, work.tokenizer.pad_token_id)
     scores = work.task.metrics(found) | work.task.baseline(work.data, "test")
     write(folder, result | {"test": scores})
     return scores

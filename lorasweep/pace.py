@@ -90,9 +90,14 @@ def width(cost: float, train: TrainSpec, examples: Sequence[Example]) -> int:
     some = itertools.islice(epochs(examples, train.batch_size, train.seed), LOOK_AT)
     rows = train.rows
     tokens = statistics.fmean(min(rows, len(batch)) * max(map(len, batch)) for batch in some)
-    if cost < 2 * ENOUGH * tokens:
+    if not pays(cost, tokens):
         return 1
     return min(MOST, math.ceil(min(cost, 1e9) / (ENOUGH * tokens)))
+
+
+def pays(cost: float, tokens: float) -> bool:
+    """Tell whether a pass over so many tokens of a trial costs much by itself: sharing it then pays."""
+    return cost >= 2 * ENOUGH * tokens
 
 
 def passes(steps: Sequence[tuple[int, int]], cost: float, most: int) -> list[list[int]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lorasweep import engine, learned, winner
+from lorasweep import evaluate, learned, winner
 from lorasweep.data import Record
 from lorasweep.errors import ConfigError, did_you_mean
 from lorasweep.spec import DataSpec
@@ -216,7 +216,7 @@ def answers(loaded: Loaded, given: Sequence[Given]) -> list[Answer]:
             for row, a in zip(batch.rows, _vectors(loaded, batch), strict=True)
         }
         return [by_row[row] for row in range(len(found))]
-    predictions = engine.predict(loaded.inner, task, made, loaded.spec.train, pad_id)
+    predictions = evaluate.predict(loaded.inner, task, made, loaded.spec.train, pad_id)
     return _told(task, [record(task, fields) for fields in found], predictions)
 
 

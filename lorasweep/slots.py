@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lorasweep import adapter, checkpoint, flat, pack, packed, quant
+from lorasweep import adapter, checkpoint, flat, pack, packed, peak, quant
 from lorasweep.device import dtype_of
 from lorasweep.events import EvalEvent, Job
 from lorasweep.loss_scale import LossScale
@@ -64,6 +64,8 @@ class Slot:
     """Why no other trial may share its forward passes, if so."""
     base_bits: int
     """Of a base that LoftQ quantised."""
+    flops_a_token: int
+    """Of a step's linear layers: what a trial's share of a common pass goes by."""
     step: int = 0
     train_s: float = 0.0
     eval_s: float = 0.0
@@ -215,6 +217,7 @@ def new_slot(
         total_steps=total,
         alone=packed.alone_reason(job.spec) or layers.reason,
         base_bits=adapter.quantised_bits(attached),
+        flops_a_token=peak.flops_a_token(attached.base.model, sum(p.numel() for p in attached.parameters())),
         scale=LossScale() if dtype_of(train, device) == torch.float16 else None,
     )
     slot.train(False)

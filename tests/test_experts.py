@@ -8,7 +8,7 @@ import torch
 import transformers
 from conftest import wordpiece
 
-from lorasweep import adapter, compose, engine, group, model
+from lorasweep import adapter, compose, engine, evaluate, group, model
 
 COMMON = {
     "hidden_size": 32,
@@ -109,10 +109,10 @@ def test_experts_train_and_survive_a_reload(moe, family, targets, tmp_path):
             assert experts
         if isinstance(event, engine.TrialEnded):
             inner = event.attached.peft_model.base_model.model
-            trained = engine.predict(inner, work.task, work.examples["eval"], spec.train, 0)
+            trained = evaluate.predict(inner, work.task, work.examples["eval"], spec.train, 0)
             adapter.save(event.attached, tmp_path)
     fresh = peft.PeftModel.from_pretrained(load().model, str(tmp_path)).eval().base_model.model
-    again = engine.predict(fresh, work.task, work.examples["eval"], spec.train, 0)
+    again = evaluate.predict(fresh, work.task, work.examples["eval"], spec.train, 0)
     assert [p["loss"] for p in again] == pytest.approx([p["loss"] for p in trained], rel=1e-5)
     after = base.model.state_dict()
     assert after.keys() == start.keys()

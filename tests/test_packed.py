@@ -1,7 +1,10 @@
 """A trial in a pack ends as it would alone: the same losses, gradients, metrics and weights, whoever is beside it."""
 
 import gc
+import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -10,10 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorasweep import adapter, checkpoint, compose, engine, group, model, pace, packed, retry
+from lorasweep import adapter, checkpoint, compose, engine, evaluate, group, model, pace, packed, retry
+from lorasweep.errors import ConfigError
 
 SMALL = ["model.sha256=null", "model.decoder=null", "data.max_train_samples=40", "data.max_eval_samples=6"]
-SMALL += ["data.max_tokens=24", "train.max_steps=5", "train.eval_every=3", "train.batch_size=4"]
+SMALL += ["data.max_tokens=24", "train.max_steps=10", "train.eval_every=6", "train.batch_size=4"]
 SMALL += ["train.learning_rate=1e-2", "lora.r=4"]
 
 EXACT = 1e-9
@@ -204,6 +208,35 @@ def test_adapted_head_of_a_language_model_packs(tiny_llama, double):
     head = ("lora.target_modules=[lm_head,q_proj]",)
     saved = ("lora.target_modules=[q_proj]", "lora.modules_to_save=[lm_head,embed_tokens]")
     check("causal_lm", tiny_llama, [head, PLAIN, saved, DROPPED], 4, EXACT)
+
+
+def test_evaluation_is_packed(tiny_bert, double, monkeypatch):
+    """The trials that are due together answer in the same passes; check() compares their metrics with solo ones."""
+    widths, predict_for = [], evaluate.predict_for
+
+    def watched(trials, *args):
+        widths.append(trials)
+        return predict_for(trials, *args)
+
+    monkeypatch.setattr(evaluate, "predict_for", watched)
+    check("seq_cls", tiny_bert, [PLAIN, DROPPED, ("lora.bias=all",)], 3, EXACT)
+    assert widths[:2] == [3, 3]
+
+
+def test_share_of_a_pass_goes_by_arithmetic(tiny_bert, monkeypatch):
+    """Of two trials with as many rows, the one of a high rank pays for more of a pass."""
+    specs = [spec_of("seq_cls", tiny_bert, f"lora.r={r}", "train.max_steps=2") for r in (2, 128)]
+    made, shares = trainer(specs[0], workload("seq_cls", tiny_bert)), {}
+    take = engine.Engine._take
+
+    def watched(self, step):
+        shares[step.slot.number] = step.seconds, step.slot.flops_a_token
+        return take(self, step)
+
+    monkeypatch.setattr(engine.Engine, "_take", watched)
+    run(made, [engine.Job(i, spec) for i, spec in enumerate(specs)], 2)
+    (low_s, low), (high_s, high) = shares[0], shares[1]
+    assert high > 3 * low and high_s / low_s == pytest.approx(high / low)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -459,3 +492,51 @@ def test_trials_that_are_compared_end_as_they_would_alone(tiny_bert, double):
     found = run(made, [engine.Job(i, spec) for i, spec in enumerate(specs)], 2)
     for i, spec in enumerate(specs):
         close(found[i], alone(spec, work, i), EXACT)
+
+
+# --- real models -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "name", "more"),
+    [
+        ("seq_cls", "minilm", ["data.max_train_samples=400"]),
+        ("causal_lm", "smollm2_135m", ["data.max_train_samples=100", "lora.target_modules=all"]),
+    ],
+)
+def test_real_models_differ_by_rounding_only(task, name, more):
+    """At the same weights, every gradient of the first step, in single precision."""
+    given = [f"task_type={task}", f"model={name}", "data.max_eval_samples=6", "data.max_tokens=48", *more]
+    given += ["train.max_steps=1", "train.batch_size=4"]
+    try:
+        specs = [compose.compose_trial([*given, *one]) for one in ((), PLAIN, DROPPED)]
+        work = group.workload(specs[0])
+    except ConfigError as error:
+        pytest.skip(str(error))
+    found = run(trainer(specs[0], work), [engine.Job(i, s) for i, s in enumerate(specs)], 3)
+    for i, spec in enumerate(specs):
+        expected = alone(spec, work, i)
+        assert found[i].losses == pytest.approx(expected.losses, rel=1e-5)
+        for n, slope in expected.gradients[0].items():
+            gap = (found[i].gradients[0][n] - slope).norm()
+            assert gap <= 1e-5 * slope.norm() + 1e-7, f"{n}: {gap} of {slope.norm()}"
+
+
+def test_study_ends_the_same_packed_and_solo(tiny_bert, tmp_path):
+    """Eight trials through the command: the same winner, and metrics within 1e-3."""
+    given = ["-m", "lora.r=2,4,8,16", "train.learning_rate=1e-3,2e-2", f"model.pretrained={tiny_bert}"]
+    given += ["model.sha256=null", "data.max_train_samples=60", "data.max_eval_samples=40", "data.max_tokens=24"]
+    given += ["train.max_steps=12", "train.batch_size=4", f"outputs={tmp_path}", "tracking.reload_check=false"]
+    values = {}
+    for slots in (1, 4):
+        command = [sys.executable, "-m", "lorasweep", *given, f"train.slots={slots}", f"study=s{slots}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        results = [json.loads((tmp_path / f"s{slots}" / str(i) / "result.json").read_text()) for i in range(8)]
+        values[slots] = [(r["metric"]["value"], r["metrics"]["loss"]) for r in results]
+        best = [line for line in done.stdout.splitlines() if line.startswith("best: trial")]
+        values[slots].append((best[0].split(",")[0],))
+    assert values[1].pop() == values[4].pop()
+    assert [m for _, m in values[4]] == pytest.approx([m for _, m in values[1]], abs=1e-3)
+    assert [m for m, _ in values[4]] == pytest.approx([m for m, _ in values[1]], abs=1e-3)

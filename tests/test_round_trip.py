@@ -8,7 +8,7 @@ import torch
 import transformers
 from conftest import wordpiece
 
-from lorasweep import adapter, compose, engine, group, model
+from lorasweep import adapter, compose, engine, evaluate, group, model
 
 TASKS = ["seq_cls", "causal_lm", "seq_2_seq_lm", "token_cls", "question_ans", "feature_extraction"]
 
@@ -181,11 +181,11 @@ def test_new_cross_attention_is_trained_and_saved(tiny_bert, tmp_path):
     todo = [engine.Job(0, spec)]
     for event in engine.Engine(base, work.task, work.prepared()).run(lambda: todo.pop() if todo else None):
         if isinstance(event, engine.TrialEnded):
-            trained = engine.predict(
+            trained = evaluate.predict(
                 event.attached.peft_model.base_model.model, work.task, work.examples["eval"], spec.train, 0
             )
             adapter.save(event.attached, tmp_path)
     fresh = model.load(spec.model, spec.train, work.task, work.tokenizer)
     reloaded = adapter.reload(tmp_path, fresh, spec.lora, spec.task_type).base_model.model
-    again = engine.predict(reloaded, work.task, work.examples["eval"], spec.train, 0)
+    again = evaluate.predict(reloaded, work.task, work.examples["eval"], spec.train, 0)
     assert [p["loss"] for p in again] == pytest.approx([p["loss"] for p in trained], rel=1e-5)

@@ -1,0 +1,49 @@
+"""AdamW on long tensors does what AdamW does on each parameter."""
+
+import pytest
+import torch
+from torch import nn
+
+from lorasweep import compose, flat
+
+
+def twins() -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    torch.manual_seed(0)
+    shapes = {"a.lora_A.w": (3, 7), "a.lora_B.w": (5, 3), "head.weight": (2, 5), "head.bias": (2,)}
+    one = {n: nn.Parameter(torch.randn(s, dtype=torch.float64)) for n, s in shapes.items()}
+    return one, {n: nn.Parameter(p.detach().clone()) for n, p in one.items()}
+
+
+def test_steps_and_norms_equal_those_of_separate_parameters():
+    spec = compose.compose_trial(["train.weight_decay=0.1", "lora.loraplus_lr_ratio=4", "train.learning_rate=0.01"])
+    ours, theirs = twins()
+    made = flat.optimizer(ours, spec)
+    groups = [
+        {"params": [p], "weight_decay": 0.1 if p.dim() > 1 else 0.0, "lr": 0.01 * (4 if "lora_B" in n else 1)}
+        for n, p in theirs.items()
+    ]
+    train = spec.train
+    reference = torch.optim.AdamW(groups, betas=(train.adam_beta1, train.adam_beta2), eps=train.adam_epsilon)
+    for group in made.param_groups:
+        group["lr"] = 0.01 * group["lr_ratio"]
+    for step in range(5):
+        for named in (ours, theirs):
+            sum((p * (i + step)).sin().sum() for i, p in enumerate(named.values())).backward()
+        norm = torch.nn.utils.clip_grad_norm_(theirs.values(), 1.0)
+        assert made.clip(1.0) == pytest.approx(float(norm), rel=1e-12)
+        for optimizer in (made, reference):
+            optimizer.step()
+            optimizer.zero_grad()
+        for name, p in theirs.items():
+            torch.testing.assert_close(ours[name], p, rtol=1e-12, atol=1e-12)
+    assert len(made.flats()) == 3, "decayed, decayed and faster, not decayed"
+
+
+def test_parameter_without_a_gradient_counts_as_zero():
+    spec = compose.compose_trial(["train.weight_decay=0"])
+    ours, _ = twins()
+    made = flat.optimizer(ours, spec)
+    before = ours["head.weight"].detach().clone()
+    ours["a.lora_A.w"].sum().backward()
+    made.step()
+    assert torch.equal(ours["head.weight"], before)
