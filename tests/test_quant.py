@@ -161,6 +161,10 @@ def test_language_model_trains_on_a_quantised_bf16_base(tiny_llama, kind):
 @pytest.mark.parametrize("option", ["plain", "loftq", "bias_all", "dora"])
 def test_saved_adapter_scores_the_same_on_the_base_quantised_again(tiny_bert, tmp_path, option, kind):
     own = OPTIONS.get(option, ("lora.init_lora_weights=loftq", f"lora.loftq_bits={quant.BITS[kind]}"))
+    if option == "dora":
+        # With dropout peft's DoRA has bitsandbytes read the weight, which errs on a CPU where rows are not multiples of
+        # 64, as the tiny model's are not; at widths 64 and 128 the scores were the same with dropout too.
+        own = (*own, "lora.lora_dropout=0")
     spec, work = spec_of("seq_cls", tiny_bert, *own, f"model.quantization={kind}"), workload("seq_cls", tiny_bert)
     made, jobs = trainer(spec, work), [engine.Job(0, spec)]
     for event in made.run(lambda: jobs.pop() if jobs else None):
