@@ -105,10 +105,21 @@ def resident(what: str) -> int:
 
 
 def of_one_length(work: Any, length: int) -> None:
-    """Leave the examples that fill `length`, so that each step is as large as the largest."""
+    """Fill all examples to `length` with their own tokens, so that each step is as large as the largest."""
     for split, examples in work.examples.items():
-        full = [e for e in examples if len(e) == length]
-        work.examples[split] = full or examples
+        work.examples[split] = [_filled(e, length) for e in examples]
+
+
+def _filled(example: Any, length: int) -> Any:
+    def fill(values: Any) -> list[int]:
+        return (list(values) * length)[:length]
+
+    inputs = {name: fill(ids) for name, ids in example.inputs.items()}
+    target, supervised = example.target, example.supervised
+    if isinstance(target, list) and len(target) == len(example):  # a label for each token
+        target = fill(target)
+        supervised = sum(label != -100 for label in target[1:])
+    return replace(example, inputs=inputs, target=target, supervised=supervised)
 
 
 def one(overrides: list[str], slots: int) -> dict[str, float]:
