@@ -61,7 +61,6 @@ COSTS = (
     "eval_s",
     "peak_gib",
     "wall_s",
-    "tokens_per_s",
     "flops_per_s",
     "matmul_share",
     "energy_j",

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from lorasweep import adapter, checkpoint, compose, engine, group, model, schedule, slots
+from lorasweep import adapter, checkpoint, compose, engine, group, model, quant, schedule, slots
 from lorasweep.errors import ConfigError
 
 SMALL = ["model.sha256=null", "model.decoder=null", "data.max_train_samples=40", "data.max_eval_samples=6"]
@@ -356,8 +356,8 @@ def test_other_quantised_base_starts_afresh(tiny_bert, tmp_path, monkeypatch, ca
     spec, work = spec_of("seq_cls", tiny_bert, *OPTIONS["loftq"]), workload("seq_cls", tiny_bert)
     path = tmp_path / "c.pt"
     run(trainer(spec, work), engine.Job(3, spec), after_step(4), path)
-    quantised = adapter._quantised
-    monkeypatch.setattr(adapter, "_quantised", lambda *args: quantised(*args) * 1.0001)
+    rounded = quant.rounded
+    monkeypatch.setattr(quant, "rounded", lambda *args: rounded(*args) * 1.0001)
     assert run(trainer(spec, work), engine.Job(3, spec, checkpoint=path)).began.step == 0
     assert "came out otherwise" in caplog.text
 
