@@ -413,7 +413,8 @@ class Engine:
             fits = False
         if not fits and len(slots) > 1:
             for slot in slots:
-                yield from self._evaluate([slot])
+                if slot in self.slots:
+                    yield from self._evaluate([slot])
             return
         if not fits:
             slots[0].failed = self._refused(slots[0].spec)
