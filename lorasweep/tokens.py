@@ -192,15 +192,16 @@ def write(folder: Path, splits: Mapping[str, Sequence[Example]], facts: Mapping[
 
 
 def _take_place(part: Path, folder: Path) -> None:
-    """Rename a store to its name, in the place of a damaged one."""
-    if folder.exists():
-        folder.rename(part / "damaged")
+    """Rename a store to its name, in the place of a damaged one; where another process was faster, leave its store."""
     try:
         part.rename(folder)
     except OSError:
-        if not (folder / "about.json").is_file():
+        if read(folder) is not None:
+            return
+        if not folder.exists():
             raise
-        return  # another process was faster
+        folder.rename(part / "damaged")
+        part.rename(folder)
     shutil.rmtree(folder / "damaged", ignore_errors=True)
 
 
