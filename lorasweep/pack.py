@@ -76,7 +76,7 @@ class DropoutStream:
             self._rows, self._lengths = 0, {}
 
     def keep(self, like: Tensor, p: float) -> Tensor:
-        """Return a boolean mask of `like`'s shape that is true with probability 1 - p, and true on padding."""
+        """Return a mask of `like`'s shape that is one with probability 1 - p, and one on padding."""
         if not any(own < padded for padded, own in self._lengths.items()) or (
             len(like) == self._rows and like.dim() < 3
         ):
@@ -87,7 +87,7 @@ class DropoutStream:
                 raise Unpackable(f"dropout sees {each} positions, the texts have {sorted(self._lengths)}")
             return self._drawn(like, p)
         block = like.reshape(self._rows, each, *like.shape[2 if like.dim() > 2 else 1 :])
-        mask = torch.ones(block.shape, dtype=torch.bool, device=like.device)
+        mask = torch.ones(block.shape, dtype=mask_dtype(like), device=like.device)
         mask[:, : self._lengths[each]] = self._drawn(block[:, : self._lengths[each]], p)
         return mask.view(like.shape)
 
@@ -99,7 +99,13 @@ class DropoutStream:
         count = like.numel()
         bits = torch.empty((count + 3) // 4, dtype=torch.int64, device=like.device)
         bits.random_(-(2**63), None, generator=self._generator(like.device))
-        return (bits.view(torch.int16)[:count] >= round(p * LEVELS) - LEVELS // 2).view(like.shape)
+        mask = torch.empty(count, dtype=mask_dtype(like), device=like.device)
+        return torch.ge(bits.view(torch.int16)[:count], round(p * LEVELS) - LEVELS // 2, out=mask).view(like.shape)
+
+
+def mask_dtype(like: Tensor) -> torch.dtype:
+    """Return what a mask for `like` is kept in: on a CPU a product with booleans takes four times as long."""
+    return like.dtype if like.device.type == "cpu" else torch.bool
 
 
 class StreamDropout(nn.Module):
@@ -124,7 +130,7 @@ class Run:
     """Their rows times tokens; as many for each."""
     scales: tuple[float, ...]
     keep: Tensor | None
-    """Which inputs stay: of the shape of their part of x."""
+    """Which inputs stay, one or zero: of the shape of their part of x."""
 
 
 @dataclass(frozen=True)
