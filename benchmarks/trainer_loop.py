@@ -127,8 +127,9 @@ def main(words: list[str]) -> None:
     words = [w for w in words if w != "--test"]
     many = json.loads(Path(words[1]).read_text()) if words[:1] == ["--many"] else [words]
     loop = Loop(many[0])
+    start_s = time.perf_counter() - STARTED
     for overrides in many:
-        print(json.dumps(loop.trial(overrides)), flush=True)
+        print(json.dumps(loop.trial(overrides) | {"start_s": start_s}), flush=True)
 
 
 if __name__ == "__main__":
