@@ -102,12 +102,12 @@ def _free(spec: TrialSpec) -> str:
 
 def _shared(spec: TrialSpec, work: group.Workload, found: Plan) -> dict[str, str]:
     """Return what trials need that share their passes, where they may."""
-    slots = pace.MOST if spec.train.slots is None else spec.train.slots
+    slots = spec.train.fixed_slots or pace.MOST
     if slots == 1 or packed.alone_reason(spec):
         return {}
     one, all_ = found.memory, _memory(spec, work, found.missing, slots)
     each = (all_.phases["training"] - one.phases["training"]) / (slots - 1)
-    most = "at most " if spec.train.slots is None else ""
+    most = "" if spec.train.fixed_slots else "at most "
     return {"in slots": f"{all_.gib:.2f} GiB with {most}{slots} trials in one pass, {each:.2f} for each further trial"}
 
 

@@ -207,7 +207,7 @@ class Engine:
         """Learn what a pass costs by itself, and from that how many trials are to share one."""
         if slot.alone:
             return  # the next trial may tell
-        wanted = slot.spec.train.slots
+        wanted = slot.spec.train.fixed_slots
         if slot.spec.train.deterministic:  # no clock decides
             self.width = wanted or 1
             return

@@ -64,7 +64,8 @@ def section(cls: type, values: Mapping[str, Any], name: str, known_keys: Sequenc
         try:
             kept[key] = _typed(value, hints[key])
         except TypeError:
-            problems.append(f"{path}: must be {_type_name(hints[key])}, got {value!r}")
+            kind = _type_name(hints[key]).replace("a string", known[key].metadata.get("word", "a string"))
+            problems.append(f"{path}: must be {kind}, got {value!r}")
             continue
         problem = _out_of_range(kept[key], known[key].metadata)
         if problem:

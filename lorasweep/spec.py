@@ -307,8 +307,8 @@ class TrainSpec:
     gradient_checkpointing: bool = False
     """Layers keep only their inputs and compute again in the backward pass: a third more time, a part of the memory,
     the same results. A pass does so that a trial with it shares."""
-    slots: int | None = ranged(None, 1, 64)
-    """Trials of a worker that train at once in one forward and backward pass; null measures what pays here. It changes
+    slots: int | str = ranged("auto", 1, 64, word="auto")
+    """Trials of a worker that train at once in one forward and backward pass; auto measures what pays here. It changes
     speed and memory, not results."""
     prefix_cache_gib: float = ranged(1.0, 0)
     """Memory of a worker in which the output of layers that no active trial changes is kept for each example, GiB;
@@ -330,13 +330,18 @@ class TrainSpec:
     """Number format of the base model; auto: bf16 on a GPU that has it, fp32 on a CPU. What trains is kept in fp32, its
     moments too, and rounded to this format for products. fp32 on a GPU means TF32; fp16 scales each trial's loss."""
     deterministic: bool = False
-    """Same seed, device and versions: the same losses bit for bit, at some cost on a GPU. slots=null then means 1, and
+    """Same seed, device and versions: the same losses bit for bit, at some cost on a GPU. slots=auto then means 1, and
     no clock decides which trials share a pass."""
 
     @property
     def rows(self) -> int:
         """Examples a forward pass takes."""
         return self.micro_batch_size if isinstance(self.micro_batch_size, int) else self.batch_size
+
+    @property
+    def fixed_slots(self) -> int | None:
+        """The number of slots, or None where it is to be measured."""
+        return self.slots if isinstance(self.slots, int) else None
 
     def problems(self) -> list[str]:
         micro = self.micro_batch_size

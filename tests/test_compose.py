@@ -50,6 +50,8 @@ def test_all_problems_come_at_once_with_key_rule_value_and_next_move():
         (["lora.init_lora_weights=pisa"], "pissa"),
         (["lora.init_lora_weights=orthogonal", "lora.r=3"], "must be even"),
         (["train.micro_batch_size=32", "train.batch_size=16"], "at most train.batch_size"),
+        (["train.slots=null"], "must be a whole number or auto"),
+        (["train.slots=many"], "must be auto or a number"),
         (["data=csv"], "data.path"),
         (["lora.layers_to_transform=[0]", "lora.target_modules='.*query'"], "as a list"),
         (["train.learning_rate=nan"], "above 0"),
