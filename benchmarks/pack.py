@@ -70,8 +70,8 @@ def setting(batch: int, length: int, slots: int, given: argparse.Namespace) -> s
     ratios = [b / a for a, b in pairs]
     fast, slow = (count / median(p[i] for p in pairs) for i in (0, 1))
     width = pace.width(cost, spec.train, data)
-    trained = sum(p.numel() for p in packed.slots[0].attached.parameters())
-    share = peak.share(packed.base.model, trained, round(fast * batch * length), 1.0)
+    flops = packed.slots[0].flops_a_token
+    share = peak.share(packed.base.model, peak.rate(flops, round(fast * batch * length), 1.0))
     return (
         f"| {batch} | {length} | {slots} | {fast:.1f} | {slow:.1f} | {median(ratios):.2f} "
         f"({min(ratios):.2f} to {max(ratios):.2f}) | {share:.0%} | {cost:.0f} | {width} |"

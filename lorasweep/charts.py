@@ -159,7 +159,7 @@ def pareto(evidence: Evidence, cost: str, title: str, unit: str) -> Figure:
         f"{listed}."
     )
     if cost == "peak_gib":
-        says += " It is the highest use of the trial's worker up to its end: a later trial of it never shows less."
+        says += " It is what a trial needs by itself, estimated: tensors, without Python and its libraries."
     costs = [getattr(t, cost) for t in done]
     wide = min(costs) > 0 and max(costs) / min(costs) > 8
     traces = [

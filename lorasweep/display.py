@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 LINE_EVERY_S = 30.0
 """Longest silence between two plain lines of a trial."""
@@ -25,6 +27,8 @@ class Display:
         self._metric: dict[int, str] = {}
         self._loss: dict[int, float] = {}
         self._progress: Progress | None = None
+        self._all = Text("")
+        self._live: Live | None = None
         if self.console.is_terminal and alone:
             self._progress = Progress(
                 TextColumn("{task.description}"),
@@ -34,7 +38,8 @@ class Display:
                 TimeRemainingColumn(),
                 console=self.console,
             )
-            self._progress.start()
+            self._live = Live(Group(self._progress, self._all), console=self.console, refresh_per_second=4)
+            self._live.start()
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
@@ -49,13 +54,17 @@ class Display:
         else:
             self.say(f"trial={number} {name} state=begins")
 
-    def step(self, number: int, step: int, total: int, loss: float) -> None:
+    def step(self, number: int, step: int, total: int, loss: float, throughput: object) -> None:
+        """Show a trial's step, and what all trials together do a second."""
         self._loss[number] = loss
         if self._progress:
             self._progress.update(self._tasks[number], completed=step, total=total, state=self._state(number))
+            self._all.plain = f"all trials: {throughput}"
         elif time.monotonic() - self._spoke[number] > LINE_EVERY_S:
             self._spoke[number] = time.monotonic()
-            self.say(f"trial={number} {self._names[number]} step={step}/{total} loss={loss:.4f}")
+            self.say(
+                f"trial={number} {self._names[number]} step={step}/{total} loss={loss:.4f}; all trials: {throughput}"
+            )
 
     def evaluated(self, number: int, step: int, values: Mapping[str, float]) -> None:
         first, value = next(iter(values.items()))
@@ -76,8 +85,9 @@ class Display:
             self._progress.remove_task(self._tasks.pop(number))
 
     def close(self) -> None:
-        if self._progress:
-            self._progress.stop()
+        if self._live:
+            self._all.plain = ""
+            self._live.stop()
 
 
 def short(value: Any) -> str:

@@ -162,7 +162,9 @@ class Engine:
             raise
         self.slots.append(slot)
         carried = saved["carried"] if saved else {}
-        return TrialBegan(slot.number, slot.total_steps, attached, slot.step, carried, slot.last, notes)
+        return TrialBegan(
+            slot.number, slot.total_steps, attached, slot.flops_a_token, slot.step, carried, slot.last, notes
+        )
 
     def _seat(self, slot: Slot | None) -> None:
         """Let the base compute with this trial's adapter; with None, with nobody's."""
@@ -197,6 +199,7 @@ class Engine:
                     slot.eval_s,
                     slot.attached,
                     slot.prefix_saved_s,
+                    slot.packing_saved_s,
                     slot.energy_j if self.energy.is_known else None,
                 )
                 if slot in self.slots:
@@ -271,6 +274,9 @@ class Engine:
                 yield event
         if compared is not None:
             compared.took(together, sum(s.seconds for s in todo), sum(s.tokens for s in todo))
+            spared = compared.spared if together else None
+            for step in todo:
+                step.slot.spared(None if spared is None else spared * step.tokens)
 
     def _passes(self, todo: list[Step]) -> list[list[Step]]:
         """Return which steps share a pass; within one, those with equally many rows and about equal ranks in a row."""

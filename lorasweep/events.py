@@ -30,6 +30,8 @@ class TrialBegan:
     total_steps: int
     attached: Attached
     """On the base until the iteration goes on."""
+    flops_a_token: int = 0
+    """Of a step's linear layers."""
     step: int = 0
     """Where it goes on; 0 for a fresh trial."""
     carried: dict[str, Any] = field(default_factory=dict)
@@ -78,6 +80,8 @@ class TrialEnded:
     """On the base until the iteration goes on."""
     prefix_saved_s: Mapping[str, float] = field(default_factory=dict)
     """Seconds of "train" and "eval" that kept states of frozen layers saved, an estimate."""
+    packing_saved_s: float | None = None
+    """Seconds of training that sharing passes saved, an estimate; None where both ways were not timed."""
     energy_j: float | None = None
     """Joules of its share of the training passes, evaluation left out; None where the driver does not tell."""
 

@@ -53,6 +53,9 @@ class Shown:
     train_s: float | None = None
     device_s: float | None = None
     peak_gib: float | None = None
+    """What it needs by itself, an estimate."""
+    worker_peak_gib: float | None = None
+    """The highest use of its worker up to its end."""
     prefix_saved_s: float | None = None
     """Seconds that were not computed again, for another pass had kept the frozen layers' output."""
     packing_saved_s: float | None = None
@@ -199,14 +202,20 @@ def _run(folder: Path) -> dict[str, Any]:
         return {}
 
 
+COSTS = (
+    *("trainable", "adapter_mb", "train_s", "device_s", "steps"),
+    *("peak_gib", "worker_peak_gib", "prefix_saved_s", "packing_saved_s"),
+)
+"""Fields of Shown that a result or the study's storage names alike."""
+
+
 def _shown(trial: FrozenTrial, result: Mapping[str, Any], run: Mapping[str, Any]) -> Shown:
     known = {**result, **{k: v for k, v in trial.user_attrs.items() if v is not None}}
     value = trial.values[0] if trial.values else None
     if value is None and trial.state == TrialState.PRUNED:
         value = result.get("metric", {}).get("value")
     began, ended = trial.datetime_start, trial.datetime_complete
-    costs = ("trainable", "adapter_mb", "train_s", "device_s", "peak_gib", "prefix_saved_s", "packing_saved_s", "steps")
-    paid: dict[str, Any] = {k: known.get(k) for k in costs}
+    paid: dict[str, Any] = {k: known.get(k) for k in COSTS}
     return Shown(
         number=trial.number,
         state=trial.state.name,

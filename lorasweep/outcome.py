@@ -41,6 +41,7 @@ def measured(event: TrialEnded, last: EvalEvent | None, work: group.Workload, pr
         "train_s": event.train_s,
         "eval_s": event.eval_s,
         "prefix_saved_s": sum(event.prefix_saved_s.values()),
+        "packing_saved_s": event.packing_saved_s,
         "data_fingerprint": work.data.fingerprint,
     }
 
@@ -120,8 +121,8 @@ def score_winner(study: Study, loaded: Mapping[str, group.Workload]) -> dict[str
     return scores
 
 
-def peak_gib(device: torch.device) -> float:
-    """Return the highest memory use so far in GiB: of the device, or of this process on a CPU."""
+def worker_gib(device: torch.device) -> float:
+    """Return the highest memory use of this worker so far, GiB: of the device, or of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024

@@ -45,10 +45,16 @@ class Comparison:
         """Tell whether these trials' next step is to be taken in common passes."""
         if who != self._who:
             self._who, self._costs = who, {True: [], False: []}
+        spared = self.spared
+        return len(self._costs[True]) <= len(self._costs[False]) if spared is None else spared >= 0
+
+    @property
+    def spared(self) -> float | None:
+        """Seconds a token that common passes save; None before both ways were timed."""
         common, apart = self._costs[True], self._costs[False]
         if min(len(common), len(apart)) < ROUNDS:
-            return len(common) <= len(apart)
-        return statistics.median(common[1:]) <= statistics.median(apart[1:])
+            return None
+        return statistics.median(apart[1:]) - statistics.median(common[1:])
 
     def took(self, together: bool, seconds: float, tokens: int) -> None:
         """Take in what a step of all cost; only the first ones count."""

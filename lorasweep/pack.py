@@ -103,9 +103,9 @@ class DropoutStream:
         return torch.ge(bits.view(torch.int16)[:count], round(p * LEVELS) - LEVELS // 2, out=mask).view(like.shape)
 
 
-def mask_dtype(like: Tensor) -> torch.dtype:
+def mask_dtype(like: Tensor, device: torch.device | None = None) -> torch.dtype:
     """Return what a mask for `like` is kept in: on a CPU a product with booleans takes four times as long."""
-    return like.dtype if like.device.type == "cpu" else torch.bool
+    return like.dtype if (device or like.device).type == "cpu" else torch.bool
 
 
 class StreamDropout(nn.Module):

@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections import deque
 from typing import Any
 
 import torch
@@ -30,29 +31,64 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / min(times)
 
 
-def flops_a_token(model: Any, trained: int) -> int:
-    """Return the FLOPs that a token costs in a step: 4 a frozen weight of a linear layer (forward, and the gradient
-    towards its input), 6 a trained one (and its own gradient). The output head and attention's products are left out.
+WINDOW_S = 10.0
+"""Seconds of training that a throughput is a mean over."""
+
+
+class Throughput:
+    """What all trials of a worker do a second, lately, while they train."""
+
+    def __init__(self) -> None:
+        self.peak = 0.0
+        """FLOP/s of the device's matmul; 0 while it is not known."""
+        self._steps: deque[tuple[int, int, float]] = deque()
+        self._sums = [0.0, 0.0, 0.0]
+
+    def took(self, tokens: int, flops: int, seconds: float) -> None:
+        """Take in a step: its tokens, FLOPs, and its share of the seconds."""
+        self._add((tokens, flops, seconds), 1)
+        self._steps.append((tokens, flops, seconds))
+        while len(self._steps) > 1 and self._sums[2] > WINDOW_S:
+            self._add(self._steps.popleft(), -1)
+
+    def _add(self, step: tuple[int, int, float], sign: int) -> None:
+        self._sums = [total + sign * part for total, part in zip(self._sums, step, strict=True)]
+
+    def __str__(self) -> str:
+        tokens, flops, seconds = self._sums
+        if not self._steps or seconds <= 0:
+            return ""
+        share = f", {flops / seconds / self.peak:.0%} of the matmul peak" if self.peak else ""
+        return f"{tokens / seconds:,.0f} tokens/s{share}"
+
+
+def flops_a_token(model: Any) -> int:
+    """Return the FLOPs that a token costs in a step of the trial whose adapter is on the model: 2 a weight of a linear
+    layer (forward), 2 more from the first module on that trains (the gradient towards its input), and 2 more where it
+    trains itself. Modules count in their own order. The output head and attention's products are left out.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    frozen = {
-        m.weight: quant.size(m)
-        for m in model.modules()
-        if isinstance(m, nn.Linear) and m is not head and not m.weight.requires_grad
-    }
-    return 4 * sum(frozen.values()) + 6 * trained
+    total, behind, seen = 0, False, set()
+    for module in model.modules():
+        trains = any(p.requires_grad for p in module.parameters(recurse=False))
+        if isinstance(module, nn.Linear) and module is not head and module.weight not in seen:
+            seen.add(module.weight)
+            total += quant.size(module) * (6 if trains else 4 if behind else 2)
+        behind = behind or trains
+    return total
 
 
-def rate(model: Any, trained: int, tokens: int, seconds: float) -> float:
-    """Return the FLOP/s that a trial reached on its tokens, padding not counted; 0 without a step."""
-    return tokens * flops_a_token(model, trained) / seconds if seconds else 0.0
+def rate(flops: int, tokens: int, seconds: float) -> float:
+    """Return the FLOP/s that a trial of so many FLOPs a token reached, padding not counted; 0 without a step."""
+    return tokens * flops / seconds if seconds else 0.0
 
 
-def share(model: Any, trained: int, tokens: int, seconds: float) -> float:
-    """Return the share of the matmul peak that a trial reached on its tokens, padding not counted; 0 without a step.
+def share(model: Any, reached: float) -> float:
+    """Return which share of the matmul peak so many FLOP/s are."""
+    return reached / peak_of(model) if reached else 0.0
 
-    The peak is that of the base's number format, on the device of its first weight.
-    """
-    reached = rate(model, trained, tokens, seconds)
+
+def peak_of(model: Any) -> float:
+    """Return the matmul peak in FLOP/s, in the base's number format, on the device of its first weight."""
     parameter = next(p for p in model.parameters() if p.is_floating_point())
-    return reached / matmul_peak(parameter.device, parameter.dtype) if reached else 0.0
+    return matmul_peak(parameter.device, parameter.dtype)

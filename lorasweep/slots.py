@@ -71,6 +71,8 @@ class Slot:
     eval_s: float = 0.0
     prefix_saved_s: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "eval": 0.0})
     """What kept states of frozen layers saved, an estimate."""
+    packing_saved_s: float | None = None
+    """What sharing passes saved, an estimate; None where both ways were not timed."""
     energy_j: float = 0.0
     """Of training; 0 where the driver does not tell."""
     last: EvalEvent | None = None
@@ -115,6 +117,11 @@ class Slot:
         else:
             self.layers.train(on)
 
+    def spared(self, seconds: float | None) -> None:
+        """Take in what a step saved by sharing its pass, where that is known."""
+        if seconds is not None:
+            self.packing_saved_s = (self.packing_saved_s or 0.0) + seconds
+
     def unscale(self) -> bool:
         """Take the loss scale out of the gradients; return False where they overflowed: do the step again."""
         return self.scale is None or self.scale.unscale(self.attached.parameters())
@@ -136,6 +143,7 @@ class Slot:
             "train_s": self.train_s,
             "eval_s": self.eval_s,
             "prefix_saved_s": dict(self.prefix_saved_s),
+            "packing_saved_s": self.packing_saved_s,
             "energy_j": self.energy_j,
             "pruned": self.pruned,
             "limit": asdict(self.limit),
@@ -157,6 +165,7 @@ class Slot:
         self.step, self.pruned = saved["step"], saved["pruned"]
         self.train_s, self.eval_s = saved["train_s"], saved["eval_s"]
         self.prefix_saved_s |= saved.get("prefix_saved_s", {})
+        self.packing_saved_s = saved.get("packing_saved_s")
         self.energy_j = saved.get("energy_j", 0.0)
         self.limit = LossLimit(**saved["limit"])
         self.scale = LossScale(**saved["scale"]) if saved.get("scale") else None
@@ -217,7 +226,7 @@ def new_slot(
         total_steps=total,
         alone=packed.alone_reason(job.spec) or layers.reason,
         base_bits=adapter.quantised_bits(attached),
-        flops_a_token=peak.flops_a_token(attached.base.model, sum(p.numel() for p in attached.parameters())),
+        flops_a_token=peak.flops_a_token(attached.base.model),
         scale=LossScale() if dtype_of(train, device) == torch.float16 else None,
     )
     slot.train(False)

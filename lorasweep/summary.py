@@ -90,7 +90,7 @@ def costs(evidence: Evidence) -> Table:
         ["device time spared by kept frozen layers (prefix reuse)", _saved(found, found.prefix_s)],
         ["trials at a time, on average", _side_by_side(found)],
     ]
-    ended = [t.peak_gib for t in evidence.trials if t.peak_gib]
+    ended = [t.worker_peak_gib for t in evidence.trials if t.worker_peak_gib]
     rows.append(["highest memory of a worker", f"{max(ended):.2f} GiB" if ended else "not known"])
     return Table(head=["what", "how much"], rows=rows)
 

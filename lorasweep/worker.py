@@ -60,6 +60,8 @@ COSTS = (
     "train_s",
     "eval_s",
     "peak_gib",
+    "worker_peak_gib",
+    "packing_saved_s",
     "wall_s",
     "flops_per_s",
     "matmul_share",
@@ -88,6 +90,10 @@ class Running:
     run: TrialRun | None = None
     counts: adapter.Counts | None = None
     tokens: int = 0
+    flops: int = 0
+    """A token's."""
+    train_s: float | None = None
+    """At its last step here."""
     step: int = 0
     total_steps: int = 0
     loss: float = math.nan
@@ -110,6 +116,7 @@ class Worker:
         self._held: Running | None = None
         """A trial that waits for its group."""
         self._trainer: Engine | None = None
+        self._throughput = peak.Throughput()
         self._group = ""
         """What is loaded."""
         self._limits: dict[str, retry.Limits] = {}
@@ -332,6 +339,7 @@ class Worker:
         work = self._workload(spec)
         base = model.load(spec.model, spec.train, work.task, work.tokenizer)
         limits = self._limits.setdefault(group.key(spec), retry.Limits())
+        self._throughput.peak = peak.peak_of(base.model)
         return Engine(base, work.task, work.prepared(), self.study.folder, limits)
 
     def _workload(self, spec: TrialSpec) -> group.Workload:
@@ -356,6 +364,7 @@ class Worker:
     def _begin(self, running: Running, event: TrialBegan, trainer: Engine) -> None:
         running.counts = adapter.counts(event.attached)
         running.step, running.total_steps, running.last = event.step, event.total_steps, event.last
+        running.flops = event.flops_a_token
         running.tokens = event.carried.get("tokens", 0)
         running.began -= event.carried.get("wall_s", 0.0)
         work = self._workload(running.spec)
@@ -385,7 +394,10 @@ class Worker:
                 "tokens_per_s": running.tokens / event.train_s,
             }
             self._track(running).metrics(event.step, values)
-        self.display.step(event.number, event.step, event.total_steps, event.loss)
+        if running.train_s is not None:
+            self._throughput.took(event.tokens, event.tokens * running.flops, event.train_s - running.train_s)
+        running.train_s = event.train_s
+        self.display.step(event.number, event.step, event.total_steps, event.loss, self._throughput)
         if time.monotonic() - running.saved > self.study.search.checkpoint_s:
             self._checkpoint(running, trainer)
 
@@ -445,11 +457,12 @@ class Worker:
                 self._warn_of_reload(running, result["reload"])
         result["params"] = outcome.sizes(running.counts)
         result["tokens_per_s"] = running.tokens / event.train_s if event.train_s else 0.0
-        worked_s = event.train_s + event.prefix_saved_s["train"]
-        work_done = trainer.base.model, running.counts.trainable, running.tokens, worked_s
-        result["flops_per_s"], result["matmul_share"] = peak.rate(*work_done), peak.share(*work_done)
+        reached = peak.rate(running.flops, running.tokens, event.train_s + event.prefix_saved_s["train"])
+        result["flops_per_s"], result["matmul_share"] = reached, peak.share(trainer.base.model, reached)
         result["energy_j"] = event.energy_j
-        result["peak_gib"] = outcome.peak_gib(trainer.device)
+        missing = trainer.base.missing
+        result["peak_gib"] = memory.solo_gib(running.spec, work.task, work.tokenizer, work.examples, missing)
+        result["worker_peak_gib"] = outcome.worker_gib(trainer.device)
         self._finish(running, self._described(running, result))
 
     def _warn_of_reload(self, running: Running, found: Mapping[str, Any]) -> None:

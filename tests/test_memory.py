@@ -1,6 +1,7 @@
 """What a trial will need is what it then takes, and its own code is what is counted."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -245,3 +246,20 @@ def test_micro_batches_that_divide_themselves_are_judged_by_one_row(tiny_bert):
         spec, work = made("seq_cls", tiny_bert, *more)
         why = memory.hopeless(spec, work.task, work.tokenizer, work.examples)
         assert words in why and bool(words) == bool(why)
+
+
+def test_rank_in_between_needs_no_pass_of_its_own(tiny_bert, monkeypatch):
+    """From the third rank on memory is read off a straight line, and is what a count gives."""
+    monkeypatch.setattr(memory, "_by_rank", {})
+    spec, work = made("seq_cls", tiny_bert)
+    at = {r: replace(spec, lora=replace(spec.lora, r=r)) for r in (4, 64, 24, 128)}
+    given = work.task, work.tokenizer, work.examples
+    direct = {r: memory.estimate(one, *given).phases for r, one in at.items()}
+    passes = []
+    counted = memory._estimate
+    monkeypatch.setattr(memory, "_estimate", lambda *args: passes.append(args) or counted(*args))
+    monkeypatch.setattr(memory, "_known", {})
+    found = {r: memory.solo_gib(one, *given) for r, one in at.items()}
+    assert len(passes) == 2
+    for r, gib in found.items():
+        assert gib == pytest.approx(max(direct[r][name] for name in memory.SOLO), rel=0.01)
