@@ -22,8 +22,8 @@ from lorasweep.tasks import Batch, Example, Task, lengths_of
 
 GIB = 2**30
 
-MOMENTS = 2
-"""Numbers that the optimiser keeps for each trained one."""
+MOMENTS = {"fp32": 2.0, "8bit": (2 + 2 * 4 / 256) / 4}
+"""Bytes that the optimiser keeps for each trained one: two moments, in 8 bits with a scale for each 256."""
 
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "logits", "kept states")
 
@@ -93,7 +93,7 @@ def _key(spec: TrialSpec, slots: int, missing: tuple[str, ...] | None) -> str:
 
 SIZED = (
     *("batch_size", "micro_batch_size", "eval_batch_size", "device", "precision", "gradient_checkpointing"),
-    *("prefix_cache_gib", "deterministic", "epochs", "max_steps"),
+    *("prefix_cache_gib", "deterministic", "epochs", "max_steps", "optimizer"),
 )
 """Keys of train that change the memory."""
 
@@ -120,7 +120,7 @@ def _estimate(
     phases = {
         "start": trials.weights + trials.copies + trials.trained,
         "training": parts.total(),
-        "evaluation": trials.weights + trials.residuals + trials.trained * (2 + MOMENTS) + beside,
+        "evaluation": trials.weights + trials.residuals + trials.trained * 2 + trials.moments + beside,
     }
     if spec.tracking.reload_check:
         phases["reload"] = phases["evaluation"] + trials.weights
@@ -194,6 +194,11 @@ class _Trials:
             adapter.detach(attached)
 
     @property
+    def moments(self) -> int:
+        kind = "8bit" if self.spec.train.optimizer.endswith("8bit") else "fp32"
+        return round(MOMENTS[kind] * self.trained)
+
+    @property
     def copies(self) -> int:
         """Bytes of the base's weights that are kept while the adapter is initialised."""
         init = self.spec.lora.init_lora_weights
@@ -229,7 +234,7 @@ class _Trials:
         for found in (parts, evaluation):
             found["weights"] -= self.spared
             found["activations"] += self.read_back
-        parts["optimizer"] = MOMENTS * self.trained
+        parts["optimizer"] = self.moments
         if len(self.seats) == 1:
             parts["weights"] += self.residuals
         return parts, evaluation
@@ -290,7 +295,7 @@ class _Trials:
             weights=self.weights,
             adapters=self.trained,
             gradients=self.trained,
-            optimizer=MOMENTS * self.trained,
+            optimizer=self.moments,
             activations=tokens * through * width,
         )
 

@@ -21,6 +21,9 @@ from lorasweep.spec import LoraSpec, ModelSpec, TrainSpec
 
 BITS = {"nf4": 4, "int8": 8}
 
+BLOCK = 64
+"""Numbers that share a scale in NF4."""
+
 Reader = Callable[[torch.dtype], Tensor]
 """Gives a layer's weight [O, I] in a number format."""
 
