@@ -49,7 +49,7 @@ from card import (
     timed,
     wait,
 )
-from compiled import COMPILED, compiled
+from compiled import COMPILED, LEAST_S, compiled
 
 from lorasweep import adapter, compose, device, engine, pace, peak, retry
 from lorasweep.tasks import Example
@@ -211,11 +211,14 @@ def check(bench: Bench, name: str, shape: dict[str, int]) -> None:
         "nf4": ("model.quantization=nf4",),
         "int8": ("model.quantization=int8",),
     }
+    if bench.left < LEAST_S:
+        bench.skipped.append(f"checks: {max(0.0, bench.left):.0f} s are left")
+        return
     plain, plain_s = losses(spec_of(folder, bench, 4), data, 4)
     one, _ = losses(spec_of(folder, bench, 4), data, 1)
     bench.checks["packed_from_solo"] = gap(plain[::4], one)
     for kind, keys in more.items():
-        if bench.left < 20 and not bench.tiny:
+        if bench.left < LEAST_S:
             bench.skipped.append(f"check of {kind}: no time left")
             continue
         try:

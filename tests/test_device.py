@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_packed import DROPPED, PLAIN, Seen, run, spec_of, trainer, workload
 
-from lorasweep import device, engine, flat, model, pack, quant, worker
+from lorasweep import device, engine, model, pack, quant, worker
 from lorasweep.errors import ConfigError
 from lorasweep.spec import TrainSpec
 
@@ -146,45 +146,6 @@ def test_packed_trials_train_through_accelerates_hooks_as_without_them(tiny_llam
     found = run(spread, jobs, 2)
     for i in (0, 1):
         assert found[i].losses == pytest.approx(expected[i].losses, rel=1e-6) and found[i].state == "COMPLETE"
-
-
-@pytest.fixture
-def second_device(monkeypatch) -> str:
-    """Return a device that is none of the CPU's: torch's lazy one, which refuses tensors of another as a GPU does."""
-    backend = pytest.importorskip("torch._lazy.ts_backend", reason="this torch has no lazy device")
-    backend.init()
-    fused = flat.FlatAdamW.__init__
-    monkeypatch.setattr(flat.FlatAdamW, "__init__", lambda self, *a, **k: fused(self, *a, **{**k, "fused": False}))
-    return "lazy:0"
-
-
-@pytest.mark.parametrize("width", [1, 2])
-def test_trials_on_a_base_spread_over_two_devices_train_as_on_one(tiny_llama, monkeypatch, second_device, width):
-    monkeypatch.setattr("lorasweep.pace.overhead", lambda *a: float("inf"))
-    specs = [spec_of("causal_lm", tiny_llama, *one, "lora.lora_dropout=0") for one in (DROPPED, PLAIN)]
-    work = workload("causal_lm", tiny_llama)
-    jobs = [engine.Job(i, s) for i, s in enumerate(specs)]
-    expected = run(trainer(specs[0], work), jobs, width)
-    base = model.load(specs[0].model, specs[0].train, work.task, work.tokenizer)
-    first = dict.fromkeys(("model.embed_tokens", "model.layers.0", "model.rotary_emb"), "cpu")
-    accelerate.dispatch_model(
-        base.model,
-        {**first, **dict.fromkeys(("model.layers.1", "model.norm", "lm_head"), second_device)},
-        main_device="cpu",
-    )
-    spread = engine.Engine(base, work.task, work.prepared())
-    assert {p.device.type for p in base.model.parameters()} == {"cpu", "lazy"} and spread.device.type == "cpu"
-    seen: set[str] = set()
-
-    def act(event):
-        if isinstance(event, engine.StepEvent):
-            seen.update(p.device.type for s in spread.slots for p in s.attached.parameters())
-
-    found = run(spread, jobs, width, act)
-    assert seen == {"cpu", "lazy"}, "each A and B lies beside its layer"
-    for i in (0, 1):
-        assert found[i].losses == pytest.approx(expected[i].losses, rel=1e-4) and found[i].state == "COMPLETE"
-        assert found[i].metrics[-1]["loss"] == pytest.approx(expected[i].metrics[-1]["loss"], rel=1e-4)
 
 
 def test_dropout_of_each_device_is_a_stream_of_its_own():
