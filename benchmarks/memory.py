@@ -18,36 +18,26 @@ from typing import Any
 GIB = 2**30
 STEPS = 2
 
+LM = ["task_type=causal_lm", "data.max_tokens=128"]
+LLAMA = [*LM, "model.pretrained={llama}", "train.batch_size=4"]
+AGAIN = "train.gradient_checkpointing=true"
+T5 = ["task_type=seq_2_seq_lm", "model.pretrained={t5}", "model.decoder=null", "model.sha256=null"]
+
 CASES = {
     "minilm 8x64": ["train.batch_size=8", "data.max_tokens=64"],
     "minilm 8x128": ["train.batch_size=8", "data.max_tokens=128"],
-    "minilm 8x128, layers compute twice": [
-        "train.batch_size=8",
-        "data.max_tokens=128",
-        "train.gradient_checkpointing=true",
-    ],
-    "smollm2 2x128": ["task_type=causal_lm", "train.batch_size=2", "data.max_tokens=128"],
+    "minilm 8x128, layers compute twice": ["train.batch_size=8", "data.max_tokens=128", AGAIN],
+    "minilm 8x128, nf4": ["train.batch_size=8", "data.max_tokens=128", "model.quantization=nf4"],
+    "smollm2 2x128": [*LM, "train.batch_size=2"],
+    "smollm2 2x128, layers compute twice": [*LM, "train.batch_size=2", AGAIN],
     "smollm2 8x64 in micro batches of 2": [
-        "task_type=causal_lm",
-        "train.batch_size=8",
-        "train.micro_batch_size=2",
-        "data.max_tokens=64",
+        *("task_type=causal_lm", "data.max_tokens=64"),
+        *("train.batch_size=8", "train.micro_batch_size=2"),
     ],
-    "llama-shaped 4x128": [
-        "task_type=causal_lm",
-        "model.pretrained={llama}",
-        "train.batch_size=4",
-        "data.max_tokens=128",
-    ],
-    "t5-shaped 8x64": [
-        "task_type=seq_2_seq_lm",
-        "model.pretrained={t5}",
-        "model.decoder=null",
-        "model.sha256=null",
-        "train.batch_size=8",
-        "data.max_tokens=64",
-        "data.max_target_tokens=64",
-    ],
+    "llama-shaped 4x128": LLAMA,
+    "llama-shaped 4x128, nf4": [*LLAMA, "model.quantization=nf4"],
+    "llama-shaped 4x128, int8": [*LLAMA, "model.quantization=int8"],
+    "t5-shaped 8x64": [*T5, "train.batch_size=8", "data.max_tokens=64", "data.max_target_tokens=64"],
 }
 SAME = [
     "data.max_train_samples=400",
@@ -74,16 +64,16 @@ def models(folder: Path) -> dict[str, str]:
     torch.manual_seed(0)
     llama = transformers.LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=512,
-        intermediate_size=1376,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
+        hidden_size=640,
+        intermediate_size=1792,
+        num_hidden_layers=12,
+        num_attention_heads=10,
+        num_key_value_heads=5,
         bos_token_id=tokenizer.bos_token_id,
         **ids,
     )
     t5 = transformers.T5Config(
-        vocab_size=len(tokenizer), d_model=256, d_ff=1024, d_kv=32, num_layers=4, num_heads=8, **ids
+        vocab_size=len(tokenizer), d_model=512, d_ff=2048, d_kv=64, num_layers=6, num_heads=8, **ids
     )
     t5.decoder_start_token_id = tokenizer.pad_token_id
     out = {"llama": transformers.LlamaForCausalLM(llama), "t5": transformers.T5ForConditionalGeneration(t5)}
@@ -134,9 +124,7 @@ def one(overrides: list[str], slots: int) -> dict[str, float]:
     _warm_up(torch)
     before = resident("VmRSS")
     base = model.load(spec.model, spec.train, work.task, work.tokenizer)
-    weights = sum(
-        {t.data_ptr(): t.untyped_storage().nbytes() for t in [*base.model.parameters(), *base.model.buffers()]}.values()
-    )
+    weights = held(base.model)
     Path("/proc/self/clear_refs").write_text("5")
     made = engine.Engine(base, work.task, work.prepared())
     made.width = slots
@@ -156,6 +144,17 @@ def one(overrides: list[str], slots: int) -> dict[str, float]:
         train()
     found = memory.estimate(spec, work.task, work.tokenizer, work.examples, slots=slots, missing=base.missing)
     return {"allocated": (weights + highest(profiler)) / GIB, "estimate": found.phases["training"], **found.parts}
+
+
+def held(net: Any) -> int:
+    """Return the bytes of a model's weights, the scales of quantised ones among them."""
+    tensors = [*net.parameters(), *net.buffers()]
+    for weight in net.parameters():
+        state = getattr(weight, "quant_state", None)
+        scales = [getattr(weight, "SCB", None), getattr(state, "absmax", None)]
+        scales.append(getattr(getattr(state, "state2", None), "absmax", None))
+        tensors += [t for t in scales if t is not None]
+    return sum({t.data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 def _warm_up(torch: Any) -> None:
@@ -197,8 +196,8 @@ def measured(overrides: list[str], slots: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--one", type=json.loads)
-    parser.add_argument("--slots", type=int)
-    parser.add_argument("--case", help="only cases whose name holds this")
+    parser.add_argument("--slots", type=int, help="only this number of them")
+    parser.add_argument("--case", help="only this case, or all of one model")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.one is not None:
@@ -212,9 +211,9 @@ def main() -> None:
             "\n|---|--:|--:|--:|--:|--:|--:|"
         )
         for name, overrides in CASES.items():
-            if args.case and args.case not in name:
+            if args.case and args.case not in (name, name.partition(" ")[0]):
                 continue
-            for slots in SLOTS:
+            for slots in [args.slots] if args.slots else SLOTS:
                 found = measured([o.format(**folders) for o in overrides], slots)
                 rows.append({"case": name, "slots": slots, **found})
                 print(_row(rows[-1]), flush=True)

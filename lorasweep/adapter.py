@@ -18,6 +18,7 @@ from peft import (
     initialize_lora_eva_weights,
 )
 from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file
@@ -156,6 +157,22 @@ def _whole_problems(lora: LoraSpec, base: Base) -> list[str]:
         f"{quant.BITS[base.quantization]} bits; adapt it with lora.target_modules, or leave the base unquantised"
         for name in lora.modules_to_save or []
         if (inside := next((n for n in base.small if f".{name}." in f".{n}." and n in modules), None))
+    ]
+
+
+def misread(lora: LoraSpec, task: TaskSpec, base: Base, device: torch.device) -> list[str]:
+    """Return a problem where DoRA's norms would be those of other weights than the layer multiplies by."""
+    if not lora.use_dora or base.quantization != "nf4" or device.type != "cpu":
+        return []
+    wanted = config(lora, task, base)
+    odd = [n for n in base.small if base.model.get_submodule(n).in_features % quant.BLOCK]
+    odd = [n for n in odd if check_target_module_exists(wanted, n)]
+    if not odd:
+        return []
+    width = base.model.get_submodule(odd[0]).in_features
+    return [
+        "lora.use_dora: bitsandbytes reads NF4 weights wrongly on a CPU in rows that are no multiple of "
+        f"{quant.BLOCK}, and '{odd[0]}' has {width}; use model.quantization=int8 or none, a GPU, or leave DoRA off"
     ]
 
 

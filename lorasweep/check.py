@@ -100,15 +100,34 @@ def _free(spec: TrialSpec) -> str:
     return f"{memory.free_gib(there):.1f} GiB are free on the {there.type}"
 
 
-def _shared(spec: TrialSpec, work: group.Workload, found: Plan) -> dict[str, str]:
-    """Return what trials need that share their passes, where they may."""
-    slots = spec.train.fixed_slots or pace.MOST
-    if slots == 1 or packed.alone_reason(spec):
-        return {}
+def _shared(spec: TrialSpec, work: group.Workload, found: Plan) -> str:
+    """Say what trials need that share their passes, and what each of them adds; or why they share none."""
+    train, why = spec.train, packed.alone_reason(spec)
+    if why:
+        return f"one trial a pass: {why}"
+    slots = train.fixed_slots or (1 if train.deterministic else pace.MOST)
+    if slots == 1:
+        return f"one trial a pass ({'train.slots=1' if train.fixed_slots else 'train.deterministic=true'})"
     one, all_ = found.memory, _memory(spec, work, found.missing, slots)
-    each = (all_.phases["training"] - one.phases["training"]) / (slots - 1)
-    most = "" if spec.train.fixed_slots else "at most "
-    return {"in slots": f"{all_.gib:.2f} GiB with {most}{slots} trials in one pass, {each:.2f} for each further trial"}
+    each = {name: (all_.parts[name] - one.parts[name]) / (slots - 1) for name in memory.PARTS}
+    most = "" if train.fixed_slots else "at most "
+    return (
+        f"{all_.gib:.2f} GiB with {most}{slots} trials in one pass ({_phases(all_)}); each beyond the first adds "
+        f"{sum(each.values()):.3f} to training: {_parts(each)}"
+    )
+
+
+def _parts(parts: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {gib:.3f}" for name, gib in parts.items() if gib >= 5e-4)
+
+
+def _kept(spec: TrialSpec, found: memory.Estimate) -> str:
+    """Say how much of the machine's memory the states of layers take that no trial changes."""
+    if not found.kept:
+        return "no states of frozen layers"
+    most = f"train.prefix_cache_gib={spec.train.prefix_cache_gib:g}"
+    counted = "counted above" if found.parts["kept states"] else "beside the device's, which is counted above"
+    return f"{found.kept:.3f} GiB of frozen layers' states in the machine's memory ({counted}), at most {most}"
 
 
 def _flops(spec: TrialSpec, work: group.Workload, counts: adapter.Counts, linear: Mapping[str, nn.Module]) -> float:
@@ -161,9 +180,10 @@ def show(spec: TrialSpec, work: group.Workload) -> None:
         "start": start(spec),
         "batch": f"{train.batch_size} examples a step in {math.ceil(train.batch_size / micro)} passes of {micro}",
         "steps": f"{found.steps} in all, {found.steps_per_epoch} an epoch",
-        "memory": f"about {found.memory.gib:.2f} GiB at the most ({_phases(found.memory)}), {_free(spec)}; training: "
-        + ", ".join(f"{k} {v:.3f}" for k, v in found.memory.parts.items() if v >= 5e-4),
-        **_shared(spec, work, found),
+        "memory": f"about {found.memory.gib:.2f} GiB at the most for one trial ({_phases(found.memory)}), "
+        f"{_free(spec)}; training: {_parts(found.memory.parts)}",
+        "kept": _kept(spec, found.memory),
+        "in slots": _shared(spec, work, found),
         "compute": f"about {found.flops / 1e9:.1f} GFLOP a step",
     }
     for name, text in lines.items():

@@ -1,7 +1,6 @@
-"""Energy of the GPUs, where their driver counts it: NVIDIA's, from Volta on."""
+"""Energy of the GPUs, where their driver counts it: NVIDIA's, from Volta on. Owner of NVIDIA's library."""
 
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -35,19 +34,28 @@ class Energy:
             return None
 
 
+def nvidia() -> Any | None:
+    """Return NVIDIA's library, ready to be asked, or None where it or the driver is not there."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    return pynvml
+
+
 def _handles(devices: Sequence[torch.device]) -> tuple[Any, list[Any]]:
     """Return NVIDIA's library and its handles of the devices; no handles where one is no GPU of theirs.
 
     CUDA counts the devices that it is shown, the driver all: they are matched by their names for good.
     """
-    if any(d.type != "cuda" for d in devices):
+    nvml = None if any(d.type != "cuda" for d in devices) else nvidia()
+    if nvml is None:
         return None, []
     try:
-        nvml = import_module("pynvml")
-    except ImportError:
-        return None, []
-    try:
-        nvml.nvmlInit()
         names = [f"GPU-{torch.cuda.get_device_properties(d).uuid}" for d in devices]
         return nvml, [nvml.nvmlDeviceGetHandleByUUID(name) for name in names]
     except nvml.NVMLError:

@@ -99,6 +99,7 @@ def preflight(specs: Sequence[TrialSpec]) -> dict[str, Workload]:
                 loaded[group] = workload(spec)
                 bases[group] = model.skeleton(spec.model, loaded[group].task, loaded[group].tokenizer)
             problems += adapter.problems(spec.lora, spec.task_type, bases[group])
+            problems += adapter.misread(spec.lora, spec.task_type, bases[group], device.device_of(spec.train))
             problems += recompute.problems(spec, bases[group].model)
             problems += metric_problems(spec, loaded[group].task)
         except ConfigError as error:

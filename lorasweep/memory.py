@@ -13,19 +13,19 @@ import psutil
 import torch
 from torch import Tensor
 
-from lorasweep import adapter, model, pack, packed, quant, recompute
+from lorasweep import adapter, model, pack, packed, prefix, quant, recompute
 from lorasweep.device import device_of, dtype_of
 from lorasweep.meter import META, Meter, fused_attention
-from lorasweep.schedule import MEGABATCH
-from lorasweep.spec import ModelSpec, TrainSpec, TrialSpec
-from lorasweep.tasks import Batch, Example, Task
+from lorasweep.schedule import MEGABATCH, step_counts
+from lorasweep.spec import TrainSpec, TrialSpec
+from lorasweep.tasks import Batch, Example, Task, lengths_of
 
 GIB = 2**30
 
-MOMENTS = 2
-"""Numbers that the optimiser keeps for each trained one."""
+MOMENTS = {"fp32": 2.0, "8bit": (2 + 2 * 4 / 256) / 4}
+"""Bytes that the optimiser keeps for each trained one: two moments, in 8 bits with a scale for each 256."""
 
-PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "logits")
+PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "logits", "kept states")
 
 Examples = Mapping[str, Sequence[Example]]
 """The splits `train` and `eval`."""
@@ -36,9 +36,12 @@ class Estimate:
     """GiB of tensors at the worst moment; Python and its libraries come on top."""
 
     parts: Mapping[str, float]
-    """What is alive at the peak of training, by PARTS."""
+    """What is alive at the peak of training, by PARTS. Kept states are there where the device has no memory of its
+    own: they lie in the machine's."""
     phases: Mapping[str, float]
     """The peak of each phase: start, training, evaluation, and reload where the saved adapter is loaded again."""
+    kept: float
+    """States of layers that no trial changes, in the machine's memory; at most train.prefix_cache_gib."""
     counted: bool
     """Whether the pass itself was counted; else the inputs and outputs of linear layers."""
 
@@ -107,7 +110,10 @@ def _key(spec: TrialSpec, slots: int, missing: tuple[str, ...] | None) -> str:
     return json.dumps([*own, spec.tracking.reload_check, slots, missing], sort_keys=True)
 
 
-SIZED = ("batch_size", "micro_batch_size", "eval_batch_size", "device", "precision", "gradient_checkpointing")
+SIZED = (
+    *("batch_size", "micro_batch_size", "eval_batch_size", "device", "precision", "gradient_checkpointing"),
+    *("prefix_cache_gib", "deterministic", "epochs", "max_steps", "optimizer"),
+)
 """Keys of train that change the memory."""
 
 
@@ -115,7 +121,8 @@ def _estimate(
     spec: TrialSpec, task: Task, tokenizer: Any, examples: Examples, slots: int, missing: tuple[str, ...] | None
 ) -> Estimate:
     base = model.skeleton(spec.model, task, tokenizer)
-    base.model.to(dtype_of(spec.train, device_of(spec.train)))
+    there = device_of(spec.train)
+    base.model.to(dtype_of(spec.train, there))
     base.missing = _heads(base.model) if missing is None else missing
     trials = _Trials(spec, base, task, slots)
     counted = True
@@ -125,30 +132,23 @@ def _estimate(
         parts, evaluation, counted = trials.rough(examples), Counter(), False
     finally:
         trials.leave()
-    spared, read = _quantised(base, spec.model)
-    weights, copies = trials.weights - spared, trials.copies
-    parts["weights"] -= spared
-    parts["activations"] += read
-    beside = evaluation["activations"] + evaluation["logits"] + read
+    kept = trials.kept(examples)
+    here = kept if there.type == "cpu" else 0
+    parts["kept states"] = here
+    beside = evaluation["activations"] + evaluation["logits"] + here
     phases = {
-        "start": weights + copies + trials.trained,
+        "start": trials.weights + trials.copies + trials.trained,
         "training": parts.total(),
-        "evaluation": weights + trials.residuals + trials.trained * (2 + MOMENTS) + beside,
+        "evaluation": trials.weights + trials.residuals + trials.trained * 2 + trials.moments + beside,
     }
     if spec.tracking.reload_check:
-        phases["reload"] = phases["evaluation"] + weights
+        phases["reload"] = phases["evaluation"] + trials.weights
     return Estimate(
-        {name: parts[name] / GIB for name in PARTS}, {name: size / GIB for name, size in phases.items()}, counted
+        {name: parts[name] / GIB for name in PARTS},
+        {name: size / GIB for name, size in phases.items()},
+        kept / GIB,
+        counted,
     )
-
-
-def _quantised(base: model.Base, spec: ModelSpec) -> tuple[int, int]:
-    """Return the bytes that quantising takes off the weights, and those of the largest one read back for a product."""
-    layers = [base.model.get_submodule(name) for name in base.small]
-    sizes = [m.get_parameter("weight").numel() for m in layers]
-    width = next(base.model.parameters()).element_size()
-    kept = sum(quant.kept_bytes(m, spec) for m in layers)
-    return round(sum(sizes) * width - kept), max(sizes, default=0) * width
 
 
 def hopeless(spec: TrialSpec, task: Task, tokenizer: Any, examples: Examples) -> str:
@@ -188,10 +188,10 @@ class _Trials:
         self.spec, self.base, self.task = spec, base, task
         self.weights = _bytes([*base.model.parameters(), *base.model.buffers()])
         self.linear = [m for m in base.model.modules() if isinstance(m, model.LINEAR)]
-        small = [base.model.get_submodule(name).weight for name in base.small]
-        self.spared = sum(w.nbytes - _stored(w, spec.model) for w in small)
+        small = [base.model.get_submodule(name) for name in base.small]
+        self.spared = round(sum(m.weight.nbytes - quant.kept_bytes(m, spec.model) for m in small))
         """Bytes that quantised weights take less."""
-        self.read_back = max((w.nbytes for w in small), default=0)
+        self.read_back = max((quant.read_bytes(m, spec.model) for m in small), default=0)
         """Bytes of the quantised weight that is in use."""
         self.weights -= self.spared
         self.matrices = _bytes(p for p in base.model.parameters() if p.dim() == 2)
@@ -211,6 +211,11 @@ class _Trials:
     def leave(self) -> None:
         for attached, _ in self.seats:
             adapter.detach(attached)
+
+    @property
+    def moments(self) -> int:
+        kind = "8bit" if self.spec.train.optimizer.endswith("8bit") else "fp32"
+        return round(MOMENTS[kind] * self.trained)
 
     @property
     def copies(self) -> int:
@@ -239,18 +244,36 @@ class _Trials:
             parts = Counter(meter.peak)
             meter.begin()
             rows = min(train.eval_batch_size, len(examples["eval"]))
-            batch = self._batch([widest(examples["eval"], rows)])
-            self._seated(0)
-            with torch.no_grad():
+            batch = self._batch([widest(examples["eval"], rows)] * len(self.seats))
+            for _, own in self.seats:
+                own.train(False)
+            with self._together(batch), torch.no_grad():
                 self.task.row_losses(self.base.model, batch)
             evaluation = Counter(meter.peak)
         for found in (parts, evaluation):
             found["weights"] -= self.spared
             found["activations"] += self.read_back
-        parts["optimizer"] = MOMENTS * self.trained
+        parts["optimizer"] = self.moments
         if len(self.seats) == 1:
             parts["weights"] += self.residuals
         return parts, evaluation
+
+    def kept(self, examples: Examples) -> int:
+        """Return the bytes that the states of the examples take which layers give that no trial changes."""
+        if not prefix.wanted(self.spec):
+            return 0
+        changed = set().union(*(layers.modules for _, layers in self.seats))
+        one = self._batch([examples["train"][:1]])
+        try:
+            with fused_attention(), Meter():
+                size = prefix.bytes_a_token(self.base.model, changed, one.inputs)
+        except RuntimeError:  # what the model does depends on values, and there are none
+            return 0
+        lengths = lengths_of(examples["train"])
+        _, steps = step_counts(self.spec.train, len(lengths))
+        seen = min(1.0, steps * self.spec.train.batch_size / len(lengths))
+        tokens = seen * sum(lengths) + sum(lengths_of(examples["eval"]))
+        return round(min(self.spec.train.prefix_cache_gib * GIB, size * tokens * (1 + len(one.others))))
 
     def _hold(self, meter: Meter) -> None:
         """Count what is there before a pass; gradients stay from step to step."""
@@ -284,14 +307,14 @@ class _Trials:
     def rough(self, examples: Examples) -> Counter[str]:
         """Return bytes by kind, the activations as the inputs and outputs of all linear layers."""
         rows = min(self.spec.train.rows, len(examples["train"])) * len(self.seats)
-        tokens = rows * max(map(len, examples["train"]))
+        tokens = rows * max(lengths_of(examples["train"]))
         width = next(self.base.model.parameters()).element_size()
         through = sum(sum(m.weight.shape) for m in self.linear)
         return Counter(
             weights=self.weights,
             adapters=self.trained,
             gradients=self.trained,
-            optimizer=MOMENTS * self.trained,
+            optimizer=self.moments,
             activations=tokens * through * width,
         )
 
@@ -325,13 +348,6 @@ def _heads(base: Any) -> tuple[str, ...]:
     return (
         tuple(name for name in children if name != base.base_model_prefix) if base.base_model_prefix in children else ()
     )
-
-
-def _stored(weight: Tensor, spec: ModelSpec) -> int:
-    """Return the bytes of a quantised weight: its numbers, and the scales of its rows or of its blocks of 64."""
-    if spec.quantization == "int8":
-        return weight.numel() + 4 * len(weight)
-    return weight.numel() // 2 + weight.numel() // 64 * (1 if spec.double_quant else 4)
 
 
 def _words(base: Any) -> int:

@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lorasweep.kept import Key, Store
 from lorasweep.slots import Slot
+from lorasweep.spec import TrialSpec
 from lorasweep.swap import give_back
 from lorasweep.tasks import Batch
 
@@ -57,6 +58,12 @@ class Stack:
     """Modules that the layers lie in: they are given the token ids."""
     more: bool
     """Whether a layer returns a tuple, of which the hidden states are the first."""
+    token_bytes: int
+    """Of a token's hidden states."""
+
+    def unchanged(self, changed: Collection[nn.Module]) -> int:
+        """Return how many of the first layers depend on none of these modules."""
+        return min((self.place.get(m, 0) for m in changed), default=len(self.layers))
 
 
 def outermost(model: Any) -> list[nn.Module]:
@@ -97,7 +104,29 @@ def stack(model: Any, inputs: Inputs) -> Stack | None:
             place.setdefault(module, i)
     for module in calls[calls.index(layers[-1]) :]:
         place.setdefault(module, len(layers))
-    return Stack(layers, place, holders(model, layers), more)
+    last = _hidden(outputs[-1])
+    return Stack(layers, place, holders(model, layers), more, last.shape[-1] * last.element_size())
+
+
+def wanted(spec: TrialSpec) -> bool:
+    """Tell whether a trial lets states be kept, whatever it adapts."""
+    train = spec.train
+    return bool(train.prefix_cache_gib) and not spec.model.base_dropout and not train.deterministic
+
+
+def bytes_a_token(model: Any, changed: Collection[nn.Module], inputs: Inputs) -> int:
+    """Return what is kept of a token where trials change these modules, 0 where nothing is; the model may be on the
+    meta device.
+    """
+    layers = outermost(model)
+    if not layers or set(changed) & set(layers[0].modules()) or _is_special(model.config, layers):
+        return 0
+    found = stack(model, {**_row(inputs, 2), **_without_cache(model)})
+    return found.token_bytes if found is not None and found.unchanged(changed) else 0
+
+
+def _without_cache(model: Any) -> dict[str, bool]:
+    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
 
 def holders(model: Any, layers: Sequence[nn.Module]) -> list[nn.Module]:
@@ -162,7 +191,7 @@ class Prefix:
         self._layers = outermost(self.model)
         self._around = [*holders(self.model, self._layers), *self._layers]
         self._first = set(self._layers[0].modules()) if self._layers else set(self.model.modules())
-        self._more = {"use_cache": False} if "use_cache" in inspect.signature(self.model.forward).parameters else {}
+        self._more = _without_cache(self.model)
 
     @contextmanager
     def reused(self, slots: Sequence[Slot], batch: Batch) -> Iterator[None]:
@@ -213,11 +242,7 @@ class Prefix:
     def depth(self, slots: Sequence[Slot], batch: Batch) -> int:
         """Return how many of the first layers give the same for all these trials as for the base alone."""
         self.store.budget = int(min(s.spec.train.prefix_cache_gib for s in slots) * 2**30)
-        if (
-            not self.store.budget
-            or any(s.spec.model.base_dropout or s.spec.train.deterministic for s in slots)
-            or _is_special(self.model.config, self._around)
-        ):
+        if not all(wanted(s.spec) for s in slots) or _is_special(self.model.config, self._around):
             return 0
         changed = set().union(*(s.layers.modules for s in slots))
         if changed & self._first:
@@ -229,7 +254,7 @@ class Prefix:
                 log.info("%s: no layers are known to run in order; nothing is kept", type(self.model).__name__)
                 self._first = set(self.model.modules())
                 return 0
-        found = min((self._stack.place.get(m, 0) for m in changed), default=len(self._stack.layers))
+        found = self._stack.unchanged(changed)
         if found and found not in self._usable:
             with _bare(slots):
                 self._usable[found] = self._agrees(found, {**_row(batch.inputs, 1), **self._more})

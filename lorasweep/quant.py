@@ -21,6 +21,9 @@ from lorasweep.spec import LoraSpec, ModelSpec, TrainSpec
 
 BITS = {"nf4": 4, "int8": 8}
 
+BLOCK = 64
+"""Numbers that share a scale in NF4."""
+
 Reader = Callable[[torch.dtype], Tensor]
 """Gives a layer's weight [O, I] in a number format."""
 
@@ -97,6 +100,13 @@ def kept_bytes(layer: nn.Module, spec: ModelSpec) -> float:
     if spec.quantization == "int8":
         return weight.numel() + 4 * weight.shape[0]
     return weight.numel() * (4 + ((8 + 32 / 256) / 64 if spec.double_quant else 32 / 64)) / 8
+
+
+def read_bytes(layer: nn.Module, spec: ModelSpec) -> int:
+    """Return what reading a layer's weight back takes at its highest moment, the layer being in its full format."""
+    weight = layer.get_parameter("weight")
+    exact = 0 if spec.quantization == "nf4" or weight.element_size() == 4 else 4 * weight.numel()
+    return weight.nbytes + exact  # 8 bits are multiplied by their scales in fp32
 
 
 def quantised(model: nn.Module) -> dict[str, nn.Module]:

@@ -7,10 +7,11 @@ import os
 import threading
 import time
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import psutil
+
+from lorasweep.energy import nvidia
 
 FIRST_S = 2.0
 """Seconds to the first look: CPU load is that since the look before."""
@@ -62,12 +63,10 @@ class Watch:
 
 def _gpus() -> tuple[Any, list[Any]]:
     """Return NVIDIA's library and its devices; none where the library or a device is not there."""
-    try:
-        nvml = import_module("pynvml")
-    except ImportError:
+    nvml = nvidia()
+    if nvml is None:
         return None, []
     try:
-        nvml.nvmlInit()
         return nvml, [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
     except nvml.NVMLError:
         return nvml, []

@@ -1,8 +1,10 @@
 """What needs a GPU, and the dry run of benchmarks/gpu.py, which does not."""
 
+import importlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -24,10 +26,73 @@ def test_dry_run_fills_every_row_and_every_check(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())
-    assert found["tiny"] and len(found["rows"]) == 12 and found["skipped"] == []
+    notes = [n for n in found["skipped"] if "torch.compile" not in n]
+    assert found["tiny"] and len(found["rows"]) == 12 and notes == []
     assert all(r["tokens_per_s"] > 0 and 0 < r["of_peak"] < 1 and r["over_trainer"] > 0 for r in found["rows"])
     assert found["checks"]["deterministic"]["bitwise"] and found["checks"]["packed_from_solo"] < 1e-4
+    assert len(found["compiled"]) + len(found["skipped"]) == 2, "a row, or why there is none: no compiler, no time"
+    for one in found["compiled"]:
+        assert one["compile_s"] > 0 and one["gap"] < 1e-5 and one["graphs"] == 1
     assert found["checks"].keys() == {"packed_from_solo", "deterministic", "fp16", "nf4", "int8"}
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    """The script's own settings, of a dry run."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    monkeypatch.setattr(pace, "overhead", lambda *a: float("inf"))
+    card = importlib.import_module("card")
+    return card.Bench(torch.device("cpu"), True, time.monotonic() + 300, tmp_path, row_s=0.01)
+
+
+def test_rows_end_with_a_note_where_memory_ends(bench, monkeypatch):
+    gpu, backward = importlib.import_module("gpu"), engine.Engine._backward
+
+    def short(self, group, together):
+        if len(group) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        backward(self, group, together)
+
+    monkeypatch.setattr(engine.Engine, "_backward", short)
+    monkeypatch.setattr(gpu, "beside", lambda *a: 1000.0)
+    gpu.measure(bench, "toy", gpu.TINY["toy"], time.monotonic() + 300)
+    assert [(r["batch"], r["slots"]) for r in bench.rows] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert bench.skipped == [f"toy, batch {b}, from 4 slots on: out of memory" for b in (1, 2)]
+
+
+def test_row_that_would_take_longer_than_is_left_is_named(bench):
+    gpu = importlib.import_module("gpu")
+    until = time.monotonic() + 10
+    assert gpu.too_long([], 1, until) == ""
+    assert gpu.too_long([{"round_s": 1.0, "slots": 2}], 4, until) == ""
+    assert gpu.too_long([{"round_s": 5.0, "slots": 2}], 4, until).startswith("it would take 40 s, ")
+    gpu.measure(bench, "toy", gpu.TINY["toy"], time.monotonic() - 1)
+    assert bench.rows == [] and bench.skipped == ["toy: no time left"]
+
+
+def test_compiler_that_fails_or_takes_too_long_leaves_a_note(bench, monkeypatch):
+    compiled = importlib.import_module("compiled")
+
+    def broken(*a):
+        raise ValueError("no code for this")
+
+    def endless(*a):
+        time.sleep(60)
+
+    shape = importlib.import_module("gpu").TINY["toy"]
+    monkeypatch.setattr(compiled, "COMPILE_S", 15.1)
+    monkeypatch.setattr(compiled, "_row", broken)
+    compiled.compiled(bench, "toy", shape)
+    monkeypatch.setattr(compiled, "COMPILE_S", 0.1)
+    monkeypatch.setattr(compiled, "LEAST_S", 0.0)
+    monkeypatch.setattr(compiled, "_row", endless)
+    compiled.compiled(bench, "toy", shape)
+    bench.deadline = time.monotonic() - 1
+    compiled.compiled(bench, "toy", shape)
+    notes = [n.partition("torch.compile")[2] for n in bench.skipped]
+    assert notes[:2] == [f" {m}: ValueError: no code for this" for m in ("default", "reduce-overhead")]
+    assert notes[2:4] == [f" {m}: TimeoutError: not done after 0 s" for m in ("default", "reduce-overhead")]
+    assert notes[4:] == [": 0 s are left"] and bench.compiled == []
 
 
 @pytest.mark.gpu

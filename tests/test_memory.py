@@ -79,10 +79,15 @@ def measured(spec, work: group.Workload, slots: int) -> int:
         ("causal_lm", ()),
         ("seq_2_seq_lm", ("data.max_target_tokens=32",)),
         ("token_cls", ("lora.bias=all",)),
+        ("seq_cls", ("lora.r=128", "train.optimizer=adamw_8bit")),
+        ("causal_lm", ("model.quantization=nf4",)),
+        ("causal_lm", ("model.quantization=int8", "train.gradient_checkpointing=true")),
     ],
 )
 def test_estimate_is_what_a_trial_takes(tiny_bert, tiny_llama, tiny_t5, monkeypatch, task, more, slots):
     monkeypatch.setattr(memory, "_known", {})
+    if any("8bit" in key or "quantization" in key for key in more):
+        pytest.importorskip("bitsandbytes", reason="the extra quant is not installed")
     folder = {"causal_lm": tiny_llama, "seq_2_seq_lm": tiny_t5}.get(task, tiny_bert)
     spec, work = made(task, folder, *more)
     expected = measured(spec, work, slots)
@@ -172,12 +177,96 @@ def test_quantised_base_is_counted_as_it_is_stored(tiny_bert, kind):
     assert found == pytest.approx(sum(w.nbytes for w in held) + scales, rel=0.02)
 
 
+def test_quantised_weights_are_spared_once_in_every_phase(tiny_llama):
+    pytest.importorskip("bitsandbytes", reason="the extra quant is not installed")
+    plain, small = (
+        estimated(*made("causal_lm", tiny_llama, f"model.quantization={kind}", "tracking.reload_check=true"))
+        for kind in ("none", "int8")
+    )
+    spared = plain.parts["weights"] - small.parts["weights"]
+    spec, work = made("causal_lm", tiny_llama, "model.quantization=int8")
+    base = model.skeleton(spec.model, work.task, work.tokenizer)
+    sizes = [base.model.get_submodule(n).weight for n in base.small]
+    assert spared * 2**30 == sum(3 * w.numel() - 4 * len(w) for w in sizes)
+    assert plain.phases["start"] - small.phases["start"] == pytest.approx(spared)
+    read = max(w.nbytes for w in sizes) / 2**30
+    assert plain.phases["evaluation"] - small.phases["evaluation"] == pytest.approx(spared - read)
+
+
+# --- kept states -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["seq_cls", "causal_lm", "seq_2_seq_lm"])
+def test_kept_states_are_counted_as_the_examples_fill_them(tiny_bert, tiny_llama, tiny_t5, task):
+    folder = {"causal_lm": tiny_llama, "seq_2_seq_lm": tiny_t5}.get(task, tiny_bert)
+    targets = ("lora.target_modules=qv",) if task == "seq_2_seq_lm" else ("lora.layers_to_transform=[1]",)
+    layer = r".*encoder\.block\.1\..*\.q" if task == "seq_2_seq_lm" else None
+    more = (f"lora.target_modules='{layer}'",) if layer else targets
+    spec, work = made(task, folder, *more, "train.epochs=1")
+    base = model.load(spec.model, spec.train, work.task, work.tokenizer)
+    trainer, jobs = engine.Engine(base, work.task, work.prepared()), [engine.Job(0, spec)]
+    for _ in trainer.run(lambda: jobs.pop() if jobs else None):
+        pass
+    store = trainer.prefix.store
+    sizes = {key: (t := store.get(key)).numel() * t.element_size() for key in store._places}
+    assert sizes
+    assert estimated(spec, work).kept * 2**30 == pytest.approx(sum(sizes.values()), rel=0.02)
+
+
+def test_kept_states_end_at_their_budget_and_count_where_they_lie(tiny_bert, monkeypatch):
+    layer = "lora.layers_to_transform=[1]"
+    whole = estimated(*made("seq_cls", tiny_bert, layer))
+    few = estimated(*made("seq_cls", tiny_bert, layer, "train.max_steps=1"))
+    less, none = (
+        estimated(*made("seq_cls", tiny_bert, layer, f"train.prefix_cache_gib={gib}")) for gib in (whole.kept / 2, 0)
+    )
+    assert 0 < few.kept < whole.kept and less.kept == pytest.approx(whole.kept / 2, rel=1e-3) and none.kept == 0
+    assert whole.parts["kept states"] == whole.kept and sum(whole.parts.values()) == whole.phases["training"]
+    assert whole.phases["evaluation"] - none.phases["evaluation"] == pytest.approx(whole.kept)
+    for off in ("model.base_dropout=true", "train.deterministic=true", "lora.layers_to_transform=[0]"):
+        assert estimated(*made("seq_cls", tiny_bert, layer, off)).kept == 0
+    spec, work = made("seq_cls", tiny_bert, layer)
+    monkeypatch.setattr(memory, "_known", {})
+    monkeypatch.setattr(memory, "device_of", lambda train: torch.device("cuda"))
+    monkeypatch.setattr(memory, "dtype_of", lambda train, device: torch.float32)
+    card = estimated(spec, work)
+    assert card.kept == whole.kept and card.parts["kept states"] == 0, "a GPU's memory holds none of them"
+
+
+def test_check_tells_of_kept_states(tiny_bert, capsys):
+    for more, words in (
+        ((), "no states of frozen layers"),
+        (("lora.layers_to_transform=[1]",), "counted above), at most train.prefix_cache_gib=1"),
+    ):
+        check.show(*made("seq_cls", tiny_bert, *more))
+        (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("kept:")]
+        assert words in line
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ((), "GiB with at most 8 trials in one pass (start"),
+        (("train.slots=3",), "GiB with 3 trials in one pass (start"),
+        (("train.slots=1",), "one trial a pass (train.slots=1)"),
+        (("train.deterministic=true",), "one trial a pass (train.deterministic=true)"),
+        (("lora.init_lora_weights=loftq",), "one trial a pass: loftq quantises the base"),
+    ],
+)
+def test_check_tells_what_shared_passes_need(tiny_bert, capsys, more, words):
+    check.show(*made("seq_cls", tiny_bert, *more))
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("in slots:")]
+    assert words in line
+    assert ("each beyond the first adds" in line and "activations" in line) == ("GiB" in words)
+
+
 def test_check_prints_the_estimate(tiny_bert, capsys):
     spec, work = made("seq_cls", tiny_bert, "train.slots=4")
     check.show(spec, work)
     lines = {line.split(":")[0]: line for line in capsys.readouterr().out.splitlines()}
     assert "training: weights" in lines["memory"] and "GiB are free on the" in lines["memory"]
     assert "with 4 trials in one pass" in lines["in slots"]
+    assert "GiB at the most for one trial" in lines["memory"]
 
 
 # --- search.max_memory_gib -------------------------------------------------------------------------------------------

@@ -179,6 +179,21 @@ def test_saved_adapter_scores_the_same_on_the_base_quantised_again(tiny_bert, tm
             assert other["loss_relative_difference"] > 3 * found["loss_relative_difference"]
 
 
+def test_dora_on_rows_that_a_cpu_reads_wrongly_is_refused_before_anything_trains(tiny_bert):
+    keys = ("lora.use_dora=true", "model.quantization=nf4")
+    words = r"lora\.use_dora: .* wrongly on a CPU in rows that are no multiple of 64, and 'bert\..*' has 32; use model"
+    with pytest.raises(ConfigError, match=words):
+        group.preflight([spec_of("seq_cls", tiny_bert, *keys, "lora.target_modules=qv")])
+    for other in ("lora.use_dora=false", "model.quantization=int8", "model.quantization=none"):
+        group.preflight([spec_of("seq_cls", tiny_bert, *keys, other)])
+    spec, work = spec_of("seq_cls", tiny_bert, *keys), workload("seq_cls", tiny_bert)
+    base = model.skeleton(spec.model, work.task, work.tokenizer)
+    assert adapter.misread(spec.lora, spec.task_type, base, torch.device("cuda")) == []
+    for name in base.small:
+        base.model.get_submodule(name).in_features = 128
+    assert adapter.misread(spec.lora, spec.task_type, base, torch.device("cpu")) == []
+
+
 # --- LoftQ -----------------------------------------------------------------------------------------------------------
 
 

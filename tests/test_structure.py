@@ -41,8 +41,6 @@ ORDER = [
     "recompute",
     "loss_scale",
     "schedule",
-    "meter",
-    "memory",
     "checkpoint",
     "events",
     "peak",
@@ -50,6 +48,8 @@ ORDER = [
     "slots",
     "kept",
     "prefix",
+    "meter",
+    "memory",
     "pace",
     "evaluate",
     "retry",
@@ -108,6 +108,7 @@ OWNERS = {
     "datasets": {"data", "readers"},
     "rich": {"display"},
     "bitsandbytes": {"quant"},
+    "pynvml": {"energy"},
 }
 
 
