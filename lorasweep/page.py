@@ -6,6 +6,7 @@ import html
 import importlib.util
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from lorasweep import summary
@@ -52,6 +53,7 @@ def write_if_possible(study: Study, said: Answer) -> None:
         print(f"no report was made ({type(error).__name__}: {error}); the trials are kept")
 
 
+@cache
 def plotly() -> str:
     """Return plotly.js, gzip in base64: 2 MB in place of 4.8."""
     found = importlib.util.find_spec("plotly")

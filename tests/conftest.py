@@ -2,9 +2,12 @@
 
 import importlib.util
 import os
+import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -13,6 +16,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 import transformers
+
+from lorasweep import mirror
+
+CLIENT = mirror._client
 
 
 def wordpiece() -> transformers.PreTrainedTokenizerBase:
@@ -63,6 +70,40 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def new_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Return a function that makes an MLflow database without a run, once, and returns its path."""
+
+    @cache
+    def made() -> Path:
+        path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+        mirror.load()
+        CLIENT(f"sqlite:///{path}").search_experiments()
+        return path
+
+    return made
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_store(new_store: Callable[[], Path]) -> Iterator[None]:
+    """Begin each new SQLite store as a copy, since to make one takes two seconds; commands that run in processes of
+    their own still make theirs."""
+
+    def client(uri: str) -> object:
+        path = mirror._sqlite_file(uri)
+        if path is not None and path.parent.is_dir() and not path.exists():
+            copy = Path(tempfile.mkdtemp(dir=new_store().parent)) / "mlflow.db"
+            shutil.copy(new_store(), copy)
+            with suppress(FileExistsError):  # another process was faster
+                os.link(copy, path)
+            shutil.rmtree(copy.parent)
+        return CLIENT(uri)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(mirror, "_client", client)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,20 @@ import logging
 
 import pytest
 import torch
-from test_packed import DROPPED, EXACT, PLAIN, SMALL, alone, close, double, run, spec_of, trainer, workload  # noqa: F401
+from test_packed import (  # noqa: F401
+    DROPPED,
+    EXACT,
+    PLAIN,
+    SMALL,
+    alone,
+    close,
+    double,
+    run,
+    spec_of,
+    tensors,
+    trainer,
+    workload,
+)
 
 from lorasweep import cli, compose, engine, model, pace, retry
 from lorasweep.tasks.seq_cls import SeqCls
@@ -187,7 +200,7 @@ def test_nothing_is_left_of_what_did_not_fit(tiny_bert, small_memory):
     for event in made.run(lambda: todo.pop() if todo else None):
         if isinstance(event, engine.TrialBegan) and event.number % 2 == 0:
             gc.collect()
-            alive.append(sum(isinstance(o, torch.Tensor) for o in gc.get_objects()))
+            alive.append(len(tensors()))
     assert len(alive) == 4 and len(set(alive[1:])) == 1, alive
 
 
@@ -198,7 +211,7 @@ def test_memory_of_a_failed_pass_is_free_before_the_next_one(tiny_bert, monkeypa
     monkeypatch.setattr(logging.getLogger("lorasweep.retry"), "disabled", True)
 
     def limited(task, model, batch):
-        alive.append(sum(isinstance(o, torch.Tensor) and o.grad_fn is not None for o in gc.get_objects()))
+        alive.append(sum(t.grad_fn is not None for t in tensors()))
         losses = forward(task, model, batch)
         if len(batch.rows) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")

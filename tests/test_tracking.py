@@ -68,17 +68,10 @@ def server(tmp_path_factory):
     running.kill()
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture(autouse=True)
-def store(empty_store, tmp_path) -> str:
-    """Return the URI of the default store; a copy, since making one takes a second."""
-    shutil.copy(empty_store, tmp_path)
+def store(new_store, tmp_path) -> str:
+    """Return the URI of the default store, a copy that processes of a test's own find, too."""
+    shutil.copy(new_store(), tmp_path)
     return tracking.default_uri(str(tmp_path))
 
 
@@ -364,14 +357,13 @@ def test_trial_taken_over_by_another_process_is_let_go(tmp_path, store):
     assert len(runs(store)) == 1
 
 
-def test_study_copied_to_another_store_arrives_whole(tmp_path, store, empty_store):
+def test_study_copied_to_another_store_arrives_whole(tmp_path, store):
     spec = made(tmp_path)
     run = start(spec, tracking.open_study(spec, "s", "`command`"))
     write(run, 1, 3)
     run.close("FINISHED")
     tracking.close_study(spec, run.run_id, {"best": 1.0}, ok=True, folder=tmp_path / "s")
     shutil.copytree(tmp_path / "s", tmp_path / "copy/s")
-    shutil.copy(empty_store, tmp_path / "copy")
     other = tracking.default_uri(str(tmp_path / "copy"))
     assert tracking.sync(tmp_path / "copy/s", other).sent == 2
     assert tracking.sync(tmp_path / "copy/s", other).sent == 0
