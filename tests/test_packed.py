@@ -2,7 +2,6 @@
 
 import gc
 import json
-import random
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -14,7 +13,6 @@ import pytest
 import torch
 
 from lorasweep import adapter, checkpoint, compose, engine, evaluate, group, model, pace, packed, retry
-from lorasweep.errors import ConfigError
 
 SMALL = ["model.sha256=null", "model.decoder=null", "data.max_train_samples=40", "data.max_eval_samples=6"]
 SMALL += ["data.max_tokens=24", "train.max_steps=10", "train.eval_every=6", "train.batch_size=4"]
@@ -237,22 +235,6 @@ def test_share_of_a_pass_goes_by_arithmetic(tiny_bert, monkeypatch):
     run(made, [engine.Job(i, spec) for i, spec in enumerate(specs)], 2)
     (low_s, low), (high_s, high) = shares[0], shares[1]
     assert high > 3 * low and high_s / low_s == pytest.approx(high / low)
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_any_mix_of_trials_in_any_number_of_slots(tiny_bert, double, seed):
-    dice = random.Random(seed)
-    names = sorted(OPTIONS)
-    trials = [
-        (
-            *OPTIONS[dice.choice(names)],
-            f"train.seed={dice.randrange(4)}",
-            f"train.max_steps={dice.randint(1, 6)}",
-            f"train.eval_every={dice.randint(1, 4)}",
-        )
-        for _ in range(7)
-    ]
-    check("seq_cls", tiny_bert, trials, dice.randint(2, 5), EXACT)
 
 
 # --- neighbours ------------------------------------------------------------------------------------------------------
@@ -499,33 +481,7 @@ def test_trials_that_are_compared_end_as_they_would_alone(tiny_bert, double):
         close(found[i], alone(spec, work, i), EXACT)
 
 
-# --- real models -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("task", "name", "more"),
-    [
-        ("seq_cls", "minilm", ["data.max_train_samples=400"]),
-        ("causal_lm", "smollm2_135m", ["data.max_train_samples=100", "lora.target_modules=all"]),
-    ],
-)
-def test_real_models_differ_by_rounding_only(task, name, more):
-    """At the same weights, every gradient of the first step, in single precision."""
-    given = [f"task_type={task}", f"model={name}", "data.max_eval_samples=6", "data.max_tokens=48", *more]
-    given += ["train.max_steps=1", "train.batch_size=4"]
-    try:
-        specs = [compose.compose_trial([*given, *one]) for one in ((), PLAIN, DROPPED)]
-        work = group.workload(specs[0])
-    except ConfigError as error:
-        pytest.skip(str(error))
-    found = run(trainer(specs[0], work), [engine.Job(i, s) for i, s in enumerate(specs)], 3)
-    for i, spec in enumerate(specs):
-        expected = alone(spec, work, i)
-        assert found[i].losses == pytest.approx(expected.losses, rel=1e-5)
-        for n, slope in expected.gradients[0].items():
-            gap = (found[i].gradients[0][n] - slope).norm()
-            assert gap <= 1e-5 * slope.norm() + 1e-7, f"{n}: {gap} of {slope.norm()}"
+# --- a whole study ----------------------------------------------------------------------------------------------------
 
 
 def test_study_ends_the_same_packed_and_solo(tiny_bert, tmp_path):

@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lorasweep import adapter, compose, model, peak, tasks
 
+
 def counted(tiny_llama, *overrides) -> tuple[int, int]:
     """Return our FLOPs a token, and those that torch counts in the linear layers of a forward and backward pass."""
     spec = compose.compose_trial([f"model.pretrained={tiny_llama}", "task_type=causal_lm", "lora.r=2", *overrides])

@@ -1,0 +1,69 @@
+"""Whatever trials meet in the slots, each ends as it would alone: hypothesis draws who meets whom."""
+
+import pytest
+from hypothesis import HealthCheck, configuration, given, settings
+from hypothesis import strategies as st
+from test_packed import EXACT, OPTIONS, always_together, check, double  # noqa: F401
+
+TASKS = ("seq_cls", "causal_lm", "token_cls", "question_ans", "seq_2_seq_lm", "feature_extraction")
+
+BERTS = ("query", "dense", "value")
+"""Modules that a Llama does not have."""
+
+EXAMPLES = 3
+"""Mixes a task."""
+
+Mix = tuple[int, list[tuple[str, ...]]]
+"""Slots, and each trial's settings."""
+
+
+def options(task: str) -> list[str]:
+    """Return the names of the options that the task's tiny model can have."""
+    return [n for n, own in OPTIONS.items() if task != "causal_lm" or not any(b in o for o in own for b in BERTS)]
+
+
+@st.composite
+def trials(draw: st.DrawFn, task: str) -> tuple[str, ...]:
+    """Draw a trial: an option with another rank, batch, accumulation, length and seed than its own."""
+    name = draw(st.sampled_from(options(task)))
+    rank = draw(st.sampled_from([1, 2, 3, 4, 7, 12]))
+    batch = draw(st.integers(2, 9))
+    # In-batch negatives are of the whole batch: it cannot be split.
+    micro = batch if task == "feature_extraction" else draw(st.integers(1, batch))
+    return (
+        *OPTIONS[name],
+        f"lora.r={rank + rank % 2 if name == 'orthogonal' else rank}",
+        f"train.batch_size={batch}",
+        f"train.micro_batch_size={micro}",
+        f"train.max_steps={draw(st.integers(1, 5))}",
+        f"train.eval_every={draw(st.integers(1, 4))}",
+        f"train.seed={draw(st.integers(0, 3))}",
+    )
+
+
+@st.composite
+def mixes(draw: st.DrawFn, task: str) -> Mix:
+    """Draw more trials than slots, mostly, so that some begin while others are in the middle."""
+    return draw(st.integers(2, 4)), draw(st.lists(trials(task), min_size=3, max_size=6))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_in_the_checkout(tmp_path_factory):
+    """Hypothesis keeps files of its own even where it has no database."""
+    configuration.set_hypothesis_home_dir(tmp_path_factory.mktemp("hypothesis"))
+
+
+@pytest.mark.parametrize("task", TASKS)
+@settings(
+    max_examples=EXAMPLES,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # what they patch is the same for every mix
+)
+@given(draws=st.data())
+def test_any_mix_of_trials_in_any_number_of_slots(tiny_bert, tiny_llama, double, task, draws):  # noqa: F811
+    folder = tiny_llama if task == "causal_lm" else tiny_bert
+    more = [f"model.decoder={tiny_bert}"] if task == "seq_2_seq_lm" else []
+    slots, members = draws.draw(mixes(task))
+    check(task, folder, members, slots, EXACT, *more)
