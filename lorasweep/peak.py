@@ -20,7 +20,7 @@ TRIES = 5
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Return the FLOP/s of a square matrix product, the fastest of a few; measured once a process."""
     size = SIZE if device.type == "cpu" else 4 * SIZE
-    a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
+    a, b = (torch.rand(size, size, device=device, dtype=torch.float32).to(dtype) for _ in range(2))
     times = []
     for _ in range(TRIES + 1):
         began = time.perf_counter()
