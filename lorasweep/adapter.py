@@ -170,8 +170,8 @@ def misread(lora: LoraSpec, task: TaskSpec, base: Base, device: torch.device) ->
     if wrong is None:
         return []
     return [
-        f"lora.use_dora: bitsandbytes reads the NF4 weights of '{wrong}' wrongly on this CPU, in rows "
-        f"of {widths[wrong]}, no multiple of {quant.BLOCK}; use model.quantization=int8 or none, a GPU, or leave DoRA off"
+        f"lora.use_dora: bitsandbytes reads the NF4 weights of '{wrong}' wrongly on this CPU, in rows of "
+        f"{widths[wrong]}, no multiple of {quant.BLOCK}; use model.quantization=int8 or none, a GPU, or no DoRA"
     ]
 
 
