@@ -161,18 +161,17 @@ def _whole_problems(lora: LoraSpec, base: Base) -> list[str]:
 
 
 def misread(lora: LoraSpec, task: TaskSpec, base: Base, device: torch.device) -> list[str]:
-    """Return a problem where DoRA's norms would be those of other weights than the layer multiplies by."""
+    """Return a problem where peft's DoRA, which asks bitsandbytes for the weights, would get wrong ones."""
     if not lora.use_dora or base.quantization != "nf4" or device.type != "cpu":
         return []
     wanted = config(lora, task, base)
-    odd = [n for n in base.small if base.model.get_submodule(n).in_features % quant.BLOCK]
-    odd = [n for n in odd if check_target_module_exists(wanted, n)]
-    if not odd:
+    widths = {n: base.model.get_submodule(n).in_features for n in base.small if check_target_module_exists(wanted, n)}
+    wrong = next((n for n, width in widths.items() if quant.misreads(width)), None)
+    if wrong is None:
         return []
-    width = base.model.get_submodule(odd[0]).in_features
     return [
-        "lora.use_dora: bitsandbytes reads NF4 weights wrongly on a CPU in rows that are no multiple of "
-        f"{quant.BLOCK}, and '{odd[0]}' has {width}; use model.quantization=int8 or none, a GPU, or leave DoRA off"
+        f"lora.use_dora: bitsandbytes reads the NF4 weights of '{wrong}' wrongly on this CPU, in rows of "
+        f"{widths[wrong]}, no multiple of {quant.BLOCK}; use model.quantization=int8 or none, a GPU, or no DoRA"
     ]
 
 

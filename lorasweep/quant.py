@@ -142,6 +142,19 @@ def _read_4_bits(stored: Tensor, state: Any) -> Tensor:
     return dequantize_4bit(stored, blocks).view(shape)
 
 
+@functools.cache
+def misreads(width: int) -> bool:
+    """Tell whether bitsandbytes' own reading of NF4 rows this wide is not what they stand for, on this CPU."""
+    if width % BLOCK == 0 or importlib.util.find_spec("bitsandbytes") is None:
+        return False
+    import bitsandbytes.functional as bnb
+
+    rows = torch.linspace(0.1, 2, BLOCK)[:, None]  # blocks whose scales differ
+    exact = rows * torch.linspace(-1, 1, width)
+    stored, state = bnb.quantize_4bit(exact, quant_type="nf4", blocksize=BLOCK, compress_statistics=False)
+    return not torch.allclose(bnb.dequantize_4bit(stored, state), _read_4_bits(stored, state), rtol=1e-3)
+
+
 def _from_8_bits(weight: Any, dtype: torch.dtype) -> Tensor:
     """Return whole numbers from -127 to 127 times the scale of their row."""
     return (weight.data * (weight.SCB / 127)[:, None]).to(dtype)

@@ -179,9 +179,10 @@ def test_saved_adapter_scores_the_same_on_the_base_quantised_again(tiny_bert, tm
             assert other["loss_relative_difference"] > 3 * found["loss_relative_difference"]
 
 
-def test_dora_on_rows_that_a_cpu_reads_wrongly_is_refused_before_anything_trains(tiny_bert):
+def test_dora_on_rows_that_a_cpu_reads_wrongly_is_refused_before_anything_trains(tiny_bert, monkeypatch):
+    monkeypatch.setattr(quant, "misreads", lambda width: width == 32)
     keys = ("lora.use_dora=true", "model.quantization=nf4")
-    words = r"lora\.use_dora: .* wrongly on a CPU in rows that are no multiple of 64, and 'bert\..*' has 32; use model"
+    words = r"lora\.use_dora: bitsandbytes reads the NF4 weights of 'bert\..*' wrongly on this CPU, in rows of 32"
     with pytest.raises(ConfigError, match=words):
         group.preflight([spec_of("seq_cls", tiny_bert, *keys, "lora.target_modules=qv")])
     for other in ("lora.use_dora=false", "model.quantization=int8", "model.quantization=none"):
@@ -189,9 +190,17 @@ def test_dora_on_rows_that_a_cpu_reads_wrongly_is_refused_before_anything_trains
     spec, work = spec_of("seq_cls", tiny_bert, *keys), workload("seq_cls", tiny_bert)
     base = model.skeleton(spec.model, work.task, work.tokenizer)
     assert adapter.misread(spec.lora, spec.task_type, base, torch.device("cuda")) == []
-    for name in base.small:
-        base.model.get_submodule(name).in_features = 128
+    monkeypatch.setattr(quant, "misreads", lambda width: False)
     assert adapter.misread(spec.lora, spec.task_type, base, torch.device("cpu")) == []
+
+
+def test_wrong_reading_is_found_by_trying_it(monkeypatch):
+    quant.misreads.cache_clear()
+    read = bnb.functional.dequantize_4bit
+    wrong = lambda stored, state: read(stored, state) * (1.5 if state.shape[-1] == 32 else 1.0)  # noqa: E731
+    monkeypatch.setattr(bnb.functional, "dequantize_4bit", wrong)
+    assert quant.misreads(32) and not quant.misreads(128)
+    quant.misreads.cache_clear()
 
 
 # --- LoftQ -----------------------------------------------------------------------------------------------------------
