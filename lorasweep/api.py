@@ -18,7 +18,7 @@ from lorasweep.study import Study
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-COSTS = ("adapter_mb", "peak_gib", "tokens_per_s", "steps")
+COSTS = ("adapter_mb", "peak_gib", "worker_peak_gib", "tokens_per_s", "steps")
 """Keys of result.json that become columns as they are."""
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lorasweep import adapter, model, pack, packed, prefix, quant, recompute
 from lorasweep.device import device_of, dtype_of
+from lorasweep.errors import ConfigError
 from lorasweep.meter import META, Meter, fused_attention
 from lorasweep.schedule import MEGABATCH, step_counts
 from lorasweep.spec import TrainSpec, TrialSpec
@@ -26,6 +27,9 @@ MOMENTS = {"fp32": 2.0, "8bit": (2 + 2 * 4 / 256) / 4}
 """Bytes that the optimiser keeps for each trained one: two moments, in 8 bits with a scale for each 256."""
 
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "logits", "kept states")
+
+UNCOUNTED = (RuntimeError, ConfigError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+"""What an estimate may raise: a model on the meta device meets code that was never meant for it."""
 
 Examples = Mapping[str, Sequence[Example]]
 """The splits `train` and `eval`."""

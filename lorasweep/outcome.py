@@ -1,6 +1,7 @@
 """What an ended trial leaves: its numbers, its answers, its adapter loaded again; and the winner's test score."""
 
 import json
+import math
 import os
 import resource
 import sys
@@ -53,8 +54,9 @@ def sizes(counts: adapter.Counts) -> dict[str, float]:
 
 
 def objective(result: Mapping[str, Any], name: str) -> float:
-    """Return what a result has to say about one of OBJECTIVES."""
-    return float(result["params"]["trainable"] if name == "trainable" else result[name])
+    """Return what a result has to say about one of OBJECTIVES; infinity, the worst, where that is not known."""
+    found = result["params"]["trainable"] if name == "trainable" else result[name]
+    return math.inf if found is None else float(found)
 
 
 def write_examples(path: Path, last: EvalEvent, work: group.Workload) -> None:

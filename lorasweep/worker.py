@@ -460,10 +460,17 @@ class Worker:
         reached = peak.rate(running.flops, running.tokens, event.train_s + event.prefix_saved_s["train"])
         result["flops_per_s"], result["matmul_share"] = reached, peak.share(trainer.base.model, reached)
         result["energy_j"] = event.energy_j
-        missing = trainer.base.missing
-        result["peak_gib"] = memory.solo_gib(running.spec, work.task, work.tokenizer, work.examples, missing)
+        result["peak_gib"] = self._need(running, work, trainer.base.missing)
         result["worker_peak_gib"] = outcome.worker_gib(trainer.device)
         self._finish(running, self._described(running, result))
+
+    def _need(self, running: Running, work: group.Workload, missing: tuple[str, ...]) -> float | None:
+        """Return the GiB that the trial needs by itself; None where that cannot be counted, which ends no trial."""
+        try:
+            return memory.solo_gib(running.spec, work.task, work.tokenizer, work.examples, missing)
+        except memory.UNCOUNTED as error:
+            running.log.warning("peak_gib is not known: %s", error)
+            return None
 
     def _warn_of_reload(self, running: Running, found: Mapping[str, Any]) -> None:
         if not found["same"]:

@@ -42,6 +42,21 @@ def test_run_returns_the_result_and_load_best_its_model(tiny_bert, tmp_path):
         lorasweep.run(["lora.r=3,4", *own])
 
 
+def test_trial_whose_need_cannot_be_estimated_ends_well(tiny_bert, tmp_path, monkeypatch):
+    from lorasweep import memory
+
+    def failing(*_):
+        raise NotImplementedError("no kernel for meta tensors")
+
+    monkeypatch.setattr(memory, "solo_gib", failing)
+    own = [f"model.pretrained={tiny_bert}", *SMALL, f"outputs={tmp_path}"]
+    result = lorasweep.run(["search.objectives=[peak_gib]", "study=one", *own])
+    assert result["state"] == "COMPLETE" and result["peak_gib"] is None and result["worker_peak_gib"] > 0
+    assert "peak_gib is not known: no kernel for meta tensors" in (tmp_path / "one/0/log.txt").read_text()
+    (row,) = lorasweep.load_study(tmp_path / "one").to_dict("records")
+    assert row["state"] == "COMPLETE" and row["metric"] is not None
+
+
 def test_load_study_is_a_typed_table(tiny_bert, tmp_path):
     from lorasweep import cli
 

@@ -1,0 +1,60 @@
+"""What shared passes save, where both ways were timed; nothing is told where they were not."""
+
+import pytest
+from test_packed import always_together, spec_of, trainer, workload
+
+from lorasweep import engine, pace
+
+__all__ = ["always_together"]
+
+
+def test_saving_is_known_once_both_ways_are_timed():
+    found, costs, told = pace.Comparison(), {True: 2.0, False: 3.0}, []
+    for _ in range(8):
+        way = found.together((1, 2))
+        found.took(way, 10 * costs[way], 10)
+        told.append((way, found.spared))
+    assert told == [(True, None), (False, None)] * 2 + [(True, None), (False, 1.0), (True, 1.0), (True, 1.0)]
+    found.together((1, 3))
+    assert found.spared is None, "nothing is known of other trials"
+
+
+@pytest.mark.parametrize(("common", "saved"), [(1.0, True), (3.5, False)])
+def test_saving_of_shared_passes_goes_by_tokens(tiny_bert, common, saved):
+    """Eight steps: three together and three apart, then two the faster way; apart a token takes three seconds."""
+    specs = [spec_of("seq_cls", tiny_bert, "train.max_steps=8", f"lora.r={r}") for r in (2, 64)]
+    made, ended, tokens = trainer(specs[0], workload("seq_cls", tiny_bert)), {}, []
+    made.width, made._comparison = 2, pace.Comparison()
+    took = made._comparison.took
+
+    def timed(together, seconds, count):
+        tokens.append(count)
+        took(together, (common if together else 3.0) * count, count)
+
+    made._comparison.took = timed
+    jobs = [engine.Job(i, spec) for i, spec in enumerate(specs)]
+    for event in made.run(lambda: jobs.pop() if jobs else None):
+        if isinstance(event, engine.StepEvent) and event.step == 5:
+            assert [s.packing_saved_s for s in made.slots] == [None, None], "not known yet"
+        if isinstance(event, engine.TrialEnded):
+            ended[event.number] = event.packing_saved_s
+    if not saved:
+        assert set(ended.values()) == {None}, "they went apart"
+        return
+    assert sum(ended.values()) == pytest.approx((3.0 - common) * sum(tokens[6:]))
+
+
+def test_saving_goes_on_with_a_checkpoint(tiny_bert, tmp_path):
+    spec = spec_of("seq_cls", tiny_bert, "train.max_steps=3")
+    made, path = trainer(spec, workload("seq_cls", tiny_bert)), tmp_path / "c.pt"
+    events = made.run([engine.Job(0, spec)].pop)
+    for event in events:
+        if isinstance(event, engine.StepEvent):
+            made.slots[0].packing_saved_s = 1.5
+            made.checkpoint(0, path, {})
+            break
+    events.close()
+    fresh, jobs = trainer(spec, workload("seq_cls", tiny_bert)), [engine.Job(0, spec, checkpoint=path)]
+    for event in fresh.run(lambda: jobs.pop() if jobs else None):
+        if isinstance(event, engine.TrialBegan):
+            assert event.step == 1 and fresh.slots[0].packing_saved_s == 1.5
