@@ -64,7 +64,7 @@ def broken_sweep(words: list[str], folder: Path) -> dict[str, bytes]:
 
 
 def broken_sweep_here(words: list[str], folder: Path, monkeypatch, capfd) -> dict[str, bytes]:
-    """Return what this process says when it runs BREAKS in a folder: half a minute less."""
+    """Return what this process says when it runs BREAKS in a folder, without a start of Python."""
     for name, value in (SECRETS | {"MLFLOW_TRACKING_USERNAME": ""}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(tracking, "_senders", {})
