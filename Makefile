@@ -8,7 +8,7 @@ sweep: .venv/installed
 	$(BIN)/python -m lorasweep -m lora.r=8,16,64
 
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow --durations=10

@@ -118,7 +118,7 @@ def postgres() -> Iterator[str]:
         port = free.getsockname()[1]
     options = f"-h 127.0.0.1 -p {port} -k {folder} -c fsync=off"
     restart = ["-w", "-m", "fast", "-l", str(folder / "log"), "-o", options, "restart"]
-    pgserver.pg_ctl(restart, pgdata=folder, user=server.system_user, timeout=30)
+    pgserver.pg_ctl(restart, pgdata=folder, user=server.system_user, timeout=120)
     server.ensure_postgres_running()  # finds the restarted process, for cleanup to stop
     yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
     server.cleanup()

@@ -85,7 +85,7 @@ def _over(fork: Any, folder: str) -> bool:
     answer = fork.Queue()
     process = fork.Process(target=_ask, args=(folder, answer))
     process.start()
-    left = answer.get(timeout=60)
+    left = answer.get(timeout=240)
     process.join()
     return left == 0
 

@@ -6,14 +6,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import pytest
 
 from lorasweep import cli
 
 
-def fetched(url: str, seconds: float = 40) -> dict:
+def fetched(url: str, seconds: float = 120) -> dict:
     end = time.monotonic() + seconds
     while True:
         try:
@@ -34,7 +33,8 @@ def dashboard():
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        command = [str(Path(sys.executable).with_name("optuna-dashboard")), storage, "--port", str(port)]
+        run = "import sys; from optuna_dashboard._cli import main; sys.exit(main())"
+        command = [sys.executable, "-c", run, storage, "--port", str(port)]
         processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         return f"http://127.0.0.1:{port}/api"
 

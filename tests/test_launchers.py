@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lorasweep import cli
 from lorasweep.study import Study
 
 SMALL = [
@@ -31,6 +32,11 @@ def start(model: Path, outputs: Path, *arguments: str, **environment: str) -> su
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=own, start_new_session=True
     )
+
+
+def here(model: Path, outputs: Path, *arguments: str) -> int:
+    """Run the same in this process; return its exit code."""
+    return cli.main([*SMALL, f"model.pretrained={model}", f"outputs={outputs}", *arguments])
 
 
 def ended(process: subprocess.Popen) -> tuple[int, str]:
@@ -62,15 +68,19 @@ def until(outputs: Path, what, seconds: float = 120) -> Study:
     [
         [],  # more than one worker takes joblib by itself
         ["hydra/launcher=submitit_local"],
-        ["hydra/launcher=basic"],
     ],
 )
 def test_two_workers_share_a_study(tiny_bert, tmp_path, launcher):
     code, said = ended(start(tiny_bert, tmp_path, "-m", "lora.r=1,2,3,4,5,6", *launcher))
     assert code == 0, said
-    processes = {o["pid"] for o in owners(tmp_path)}
-    assert len(processes) == (1 if "hydra/launcher=basic" in launcher else 2)
+    assert len({o["pid"] for o in owners(tmp_path)}) == 2
     assert "best: trial" in said
+
+
+def test_basic_launcher_runs_its_workers_in_this_process(tiny_bert, tmp_path, capsys):
+    assert here(tiny_bert, tmp_path, "-m", "lora.r=1,2,3,4,5,6", "hydra/launcher=basic") == 0
+    assert {o["pid"] for o in owners(tmp_path)} == {os.getpid()}
+    assert "best: trial" in capsys.readouterr().out
 
 
 def test_ray_cluster_of_two_nodes_shares_a_study(tiny_bert, tmp_path, monkeypatch):
@@ -120,8 +130,7 @@ def test_interrupted_study_is_saved_and_resumed_to_the_same_end(tiny_bert, tmp_p
     )
     assert again.returncode == 0, again.stdout + again.stderr
     assert len(owners(tmp_path)) == 2
-    whole = start(tiny_bert, tmp_path / "whole", *more[:-1], "search.workers=1")
-    assert ended(whole)[0] == 0
+    assert here(tiny_bert, tmp_path / "whole", *more[:-1], "search.workers=1") == 0
     for number in range(2):
         assert losses(tmp_path / "s" / str(number)) == pytest.approx(losses(tmp_path / "whole" / "s" / str(number)))
 

@@ -13,7 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from lorasweep import cli, compose, ledger, model, tasks, tracking
+from lorasweep import adapter, cli, compose, ledger, model, tasks, tracking
 from lorasweep.errors import ConfigError
 
 SECRETS = {
@@ -55,17 +55,41 @@ def arguments(tiny_bert: Path, outputs: Path) -> list[str]:
     return ["-m", f"model.pretrained={tiny_bert}", "model.sha256=null", *SMALL, f"outputs={outputs}", "study=s"]
 
 
+def broken_sweep(words: list[str], folder: Path) -> dict[str, bytes]:
+    """Return what a process of its own says that runs BREAKS in a folder."""
+    command = [sys.executable, "-c", BREAKS, ",".join(SECRETS), *words]
+    done = subprocess.run(command, capture_output=True, cwd=folder, env=os.environ | SECRETS, check=False)
+    assert done.returncode == 3, done.stderr
+    return {"stdout": done.stdout, "stderr": done.stderr}
+
+
+def broken_sweep_here(words: list[str], folder: Path, monkeypatch, capfd) -> dict[str, bytes]:
+    """Return what this process says when it runs BREAKS in a folder, without a start of Python."""
+    for name, value in (SECRETS | {"MLFLOW_TRACKING_USERNAME": ""}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(tracking, "_senders", {})
+    monkeypatch.setattr(adapter, "attach", adapter.attach)
+    monkeypatch.setattr(sys, "argv", ["-c", ",".join(SECRETS), *words])
+    monkeypatch.chdir(folder)
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        exec(BREAKS, {})
+    told = capfd.readouterr()
+    assert ended.value.code == 3, told.err
+    return {"stdout": told.out.encode(), "stderr": told.err.encode()}
+
+
 @pytest.mark.parametrize("store", ["sqlite", "server"])
-def test_no_secret_is_written_by_trials_that_end_well_or_fail(store, tiny_bert, tmp_path):
+def test_no_secret_is_written_by_trials_that_end_well_or_fail(store, tiny_bert, tmp_path, monkeypatch, capfd):
     words = [*arguments(tiny_bert, tmp_path / "outputs"), "lora.r=2,4"]
     if store == "server":
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         words += [f"tracking.uri=http://user:pa55word-of-uri@127.0.0.1:{port}"]
-    command = [sys.executable, "-c", BREAKS, ",".join(SECRETS), *words]
-    done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=os.environ | SECRETS, check=False)
-    assert done.returncode == 3, done.stderr
+        told = broken_sweep_here(words, tmp_path, monkeypatch, capfd)
+    else:
+        told = broken_sweep(words, tmp_path)
     written = everything(tmp_path)
     assert b"401 for http://***@host" in written["outputs/s/1/log.txt"]
     assert b"401 for" in written["outputs/s/1/result.json"]
@@ -73,7 +97,7 @@ def test_no_secret_is_written_by_trials_that_end_well_or_fail(store, tiny_bert, 
     assert {"outputs/s/report.html", "outputs/s/report.md", "outputs/s/best.yaml"} <= written.keys()
     assert any(name.endswith("MLmodel") for name in written) == (store == "sqlite")
     assert ("outputs/mlflow.db" in written) == (store == "sqlite")
-    assert found_in(written | {"stdout": done.stdout, "stderr": done.stderr}) == []
+    assert found_in(written | told) == []
 
 
 @pytest.mark.parametrize(

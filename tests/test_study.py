@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -139,16 +140,11 @@ def test_only_deaths_without_a_new_checkpoint_count(make):
     assert "died 2 times without reaching a checkpoint after step 15" in study.trial(0).user_attrs["reason"]
 
 
-def test_owner_on_another_machine_dies_when_its_beat_stands_still():
-    watch = lease.Watch(0.2)
+def test_owner_on_another_machine_dies_when_its_beat_stands_still(monkeypatch):
+    watch, clock = lease.Watch(0.2), iter((100.0, 100.15, 100.3, 100.45))
     far = lease.me().to_dict() | {"host": "elsewhere"}
-    assert not watch.dead(far, 1)
-    time.sleep(0.15)
-    assert not watch.dead(far, 2)
-    time.sleep(0.15)
-    assert not watch.dead(far, 2)
-    time.sleep(0.15)
-    assert watch.dead(far, 2)
+    monkeypatch.setattr(lease, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert [watch.dead(far, beat) for beat in (1, 2, 2, 2)] == [False, False, False, True]
 
 
 def test_pid_that_came_back_is_another_process():

@@ -208,7 +208,7 @@ def test_processes_that_start_at_once_all_come_out_right(tiny_bert, tmp_path):
     started = [context.Process(target=_keep, args=(tiny_bert, tmp_path, barrier, results)) for _ in range(3)]
     for process in started:
         process.start()
-    found = [results.get(timeout=60) for _ in started]
+    found = [results.get(timeout=240) for _ in started]
     for process in started:
         process.join()
     assert [name for name, _ in found] == ["Examples"] * 3 and found[0] == found[1] == found[2]
