@@ -44,7 +44,7 @@ def trials(draw: st.DrawFn, task: str) -> tuple[str, ...]:
 @st.composite
 def mixes(draw: st.DrawFn, task: str) -> Mix:
     """Draw more trials than slots, mostly, so that some begin while others are in the middle."""
-    return draw(st.integers(2, 4)), draw(st.lists(trials(task), min_size=3, max_size=6))
+    return draw(st.integers(2, 4)), draw(st.lists(trials(task), min_size=3, max_size=5))
 
 
 @pytest.fixture(scope="module", autouse=True)
