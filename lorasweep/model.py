@@ -79,7 +79,7 @@ def source(spec: ModelSpec) -> str:
 
 
 def _in_package(package: str) -> Path:
-    found = importlib.util.find_spec(package)
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
     if found is None or not found.submodule_search_locations:
         raise ConfigError(
             [
