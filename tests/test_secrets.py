@@ -179,7 +179,7 @@ BAD_NAMES = [
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_name_of_a_study_cannot_lead_out_of_the_outputs_folder(name):
     with pytest.raises(ConfigError, match="study: must be letters"):
-        compose.compose_trial([f"study={json.dumps(name)}"])
+        compose.compose_trial([f"study={compose.override_text(name)}"])
 
 
 @pytest.mark.parametrize("name", ["console", "nullable", "com", "a" * 200, "2.x_y-z"])
@@ -202,7 +202,7 @@ def test_name_that_is_a_folders_everywhere_is_taken(name):
 )
 def test_value_that_names_no_file_and_no_model_is_refused_in_words(key, value, words):
     with pytest.raises(ConfigError, match=re.escape(words)):
-        model.source(compose.compose_trial([f"{key}={json.dumps(value)}"]).model)
+        model.source(compose.compose_trial([f"{key}={compose.override_text(value)}"]).model)
 
 
 HOSTILE = ["../../escape", "/tmp/escape", "NUL", "a" * 300, "<script>"]
