@@ -115,16 +115,15 @@ def _run(arguments: list[str]) -> int:
 
     words, space, question = _asked(arguments)
     planned = sweeper.plan([w for w in words if not w.startswith("-")], space, question)
-    return _launch(lambda launch: sweeper.run_study(planned, launch), planned.meta, "-m" in words)
+    return _launch(lambda launch: sweeper.run_study(planned, launch), planned.meta, planned.folder, "-m" in words)
 
 
-def _launch(plan: Any, meta: Any, through_hydra: bool) -> int:
-    """Carry a plan out with the launcher that the study asks for."""
+def _launch(plan: Any, meta: Any, folder: Path, through_hydra: bool) -> int:
+    """Carry a plan out with the launcher that the study in `folder` asks for."""
     from lorasweep import sweeper
 
     workers = meta.search["workers"]
-    folder = Path(meta.outputs).resolve() / meta.name
-    own = sweeper.launcher_overrides(meta.launcher, workers, folder)
+    own = sweeper.launcher_overrides(meta.launcher, workers, folder.resolve())
     if not own and not through_hydra:
         return plan(sweeper.here)
     sweeper.LorasweepSweeper.plan = staticmethod(plan)
@@ -246,7 +245,7 @@ def _resume(arguments: Sequence[str]) -> int:
     own = [o for o in rest if sweeper.is_launchers(o)]
     steer.resume(study, [o for o in rest if o not in own], failed=failed)
     meta = replace(study.meta, launcher=own or study.meta.launcher)
-    return _launch(lambda launch: sweeper.carry_on(study, launch, {}), meta, False)
+    return _launch(lambda launch: sweeper.carry_on(study, launch, {}), meta, study.folder, False)
 
 
 def _extend(arguments: Sequence[str]) -> int:
@@ -255,7 +254,8 @@ def _extend(arguments: Sequence[str]) -> int:
 
     old, rest = steer.find(arguments)
     planned = steer.extend(old, rest)
-    return _launch(lambda launch: sweeper.run_made(steer.take_over(old, planned), planned, launch), planned.meta, False)
+    made = partial(steer.take_over, old, planned)
+    return _launch(lambda launch: sweeper.run_made(made(), planned, launch), planned.meta, planned.folder, False)
 
 
 def _work(arguments: Sequence[str]) -> int:

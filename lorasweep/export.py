@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from lorasweep import adapter, answer, model, provenance, scores, stats, winner
+from lorasweep import adapter, answer, display, model, provenance, scores, stats, winner
 from lorasweep.errors import ConfigError, did_you_mean
 from lorasweep.ledger import redact
 from lorasweep.spec import ModelSpec, TrialSpec
@@ -48,7 +48,7 @@ def run(study: Study, words: Sequence[str]) -> int:
     name = f"export-{number}{'-merged' if merged else ''}"
     folder = Path(to).expanduser() if to else study.folder / name
     export(study, number, folder, merged=merged)
-    print(f"trial {number} of {study.meta.name}: {folder}")
+    print(f"trial {number} of {study.meta.name}: {display.shown(folder)}")
     return 0
 
 

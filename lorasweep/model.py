@@ -79,6 +79,8 @@ def source(spec: ModelSpec) -> str:
 
 
 def _in_package(package: str) -> Path:
+    if not package.isidentifier():
+        raise ConfigError([f"model.pretrained: package: takes a Python package's name, got '{package}'"])
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise ConfigError(

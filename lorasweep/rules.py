@@ -126,7 +126,19 @@ def _type_name(hint: Any) -> str:
     return names.get(hint.__name__, hint.__name__)
 
 
+NO_NULL = "must not hold a null byte"
+
+
+def _holds_null(value: Any) -> bool:
+    """Return whether a string in the value has a null byte, which no file name and no database takes."""
+    if isinstance(value, dict):
+        return _holds_null([*value, *value.values()])
+    return any(map(_holds_null, value)) if isinstance(value, list) else isinstance(value, str) and "\0" in value
+
+
 def _out_of_range(value: Any, metadata: Mapping[str, Any]) -> str | None:
+    if _holds_null(value):
+        return f"{NO_NULL}, got {value!r}"
     if value is None or value == metadata.get("word", ...):
         return None
     if "options" in metadata and value not in metadata["options"]:

@@ -379,9 +379,19 @@ class TrackSpec:
     better than the champion so far by more than noise, else challenger."""
 
     def problems(self) -> list[str]:
-        if self.register is not None and not re.fullmatch(r"[^/:]+", self.register):
-            return [f"tracking.register: must be a name without '/' and ':', got '{self.register}'"]
-        return []
+        out = []
+        if self.register is not None and not _is_label(self.register, r"/\:"):
+            out += [f"tracking.register: must be a name without '/' and ':', at most 200 long, got {self.register!r}"]
+        if not _is_label(self.experiment, ""):
+            out += [f"tracking.experiment: must be a name of one line, at most 200 long, got {self.experiment!r}"]
+        return out
+
+
+def _is_label(name: str, without: str) -> bool:
+    """Return whether a name can be one of MLflow's: printable, not blank, not too long, no step of a path."""
+    return (
+        name.isprintable() and 0 < len(name.strip()) <= 200 and not set(name) & set(without) and name.strip(". ") != ""
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -499,12 +509,13 @@ class TrialSpec:
         return out
 
 
-NAME_RULE = "must be letters, digits, '.', '_' or '-'"
+NAME_RULE = "must be letters, digits, '.', '_' or '-', at most 200, the last no '.', and no device's name on Windows"
 
 
 def is_name(study: str) -> bool:
     """Return whether a study may be called so: its name is a folder's, and cannot lead out of the outputs folder."""
-    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", study) is not None
+    folder = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", study) and not study.endswith(".")
+    return bool(folder) and not re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", study)
 
 
 def trial_spec(tree: Mapping[str, Any], overrides: tuple[str, ...]) -> tuple[TrialSpec | None, list[str]]:
@@ -517,6 +528,8 @@ def trial_spec(tree: Mapping[str, Any], overrides: tuple[str, ...]) -> tuple[Tri
         value = tree.get(name)
         if value is not None and not isinstance(value, str):
             problems.append(f"{name}: must be a string, got {value!r}")
+        elif value is not None and "\0" in value:
+            problems.append(f"{name}: {rules.NO_NULL}, got {value!r}")
         parts[name] = value
     study = parts["study"]
     if isinstance(study, str) and not is_name(study):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -182,10 +183,78 @@ def test_pickled_weights_are_loaded_only_when_asked(tiny_bert, tmp_path):
 # --- where files go --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["../../x", "..", "a/b", "/tmp/x", "a\\b", ".hidden", "~/x", "x\n"])
+BAD_NAMES = [
+    "../../x",
+    "..",
+    "a/b",
+    "/tmp/x",
+    "a\\b",
+    ".hidden",
+    "~/x",
+    "x\n",
+    "x\0y",
+    "a" * 201,
+    "x.",
+    "NUL",
+    "com1.txt",
+]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
 def test_name_of_a_study_cannot_lead_out_of_the_outputs_folder(name):
     with pytest.raises(ConfigError, match="study: must be letters"):
-        compose.compose_trial([f"study={json.dumps(name)}"])
+        compose.compose_trial([f"study={compose.override_text(name)}"])
+
+
+@pytest.mark.parametrize("name", ["console", "nullable", "com", "a" * 200, "2.x_y-z"])
+def test_name_that_is_a_folders_everywhere_is_taken(name):
+    assert compose.compose_trial([f"study={name}"]).study == name
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        *(("tracking.register", v, "must be a name") for v in ("../x", "a:b", "..", " ", "a\nb", "x\0y", "a" * 201)),
+        *(("tracking.experiment", v, "must be a name") for v in ("", "..", "a\nb", "a" * 201)),
+        *(
+            ("model.pretrained", v, "model.pretrained: ")
+            for v in ("package:../x", "package:a.b", "package:", "fetched:../x")
+        ),
+        *((key, "x\0y", "null byte") for key in ("outputs", "model.pretrained", "data.path", "tracking.experiment")),
+        ("search.warm_start", ["x\0y"], "null byte"),
+    ],
+)
+def test_value_that_names_no_file_and_no_model_is_refused_in_words(key, value, words):
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        model.source(compose.compose_trial([f"{key}={compose.override_text(value)}"]).model)
+
+
+HOSTILE = ["../../escape", "/tmp/escape", "NUL", "a" * 300, "<script>"]
+
+
+def test_whatever_data_and_names_hold_files_stay_in_the_outputs_folder(tiny_bert, tmp_path, monkeypatch):
+    place = tmp_path / "some" / "where"
+    place.mkdir(parents=True)
+    monkeypatch.chdir(place)
+    rows = [json.dumps({"text": f"{label} {i}", "label": label}) for i in range(40) for label in HOSTILE]
+    (place / "rows.jsonl").write_text("\n".join(rows))
+    before = everything(tmp_path).keys()
+    words = [*arguments(tiny_bert, Path("outputs")), "lora.r=2,4", "data=jsonl", "data.path=rows.jsonl"]
+    words += [
+        "data.text_column=text",
+        "data.label_column=label",
+        "tracking.register=con",
+        "tracking.experiment=../../x",
+    ]
+    assert cli.main(words) == 0
+    assert cli.main(["export", "outputs/s"]) == 0
+    assert cli.main(["extend", "outputs/s", "study=../../x", "lora.r=2,8"]) == 1
+    assert cli.main(["add", "outputs/s", "--like", "../0"]) == 1
+    assert cli.main(["export", "outputs/s", "--trial", "../0"]) == 1
+    new = everything(tmp_path).keys() - before
+    assert "some/where/outputs/s/export-0/README.md" in new or "some/where/outputs/s/export-1/README.md" in new
+    assert [name for name in new if not name.startswith("some/where/outputs/")] == []
+    assert not Path("/tmp/escape").exists()
 
 
 def test_name_of_a_databases_study_cannot_lead_out_of_the_outputs_folder(tmp_path, capsys):
