@@ -1,7 +1,12 @@
 """Where trials compute, in which number format, and how exactly: the device, its precision, determinism."""
 
+import fcntl
 import importlib.util
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import torch
 
@@ -68,3 +73,30 @@ def set_up(train: TrainSpec, device: torch.device) -> None:
     torch.backends.cudnn.deterministic = train.deterministic
     if train.deterministic:
         torch.backends.cudnn.benchmark = False
+
+
+@contextmanager
+def own(workers: int, every: bool = False) -> Iterator[None]:
+    """Take a GPU that no other worker of this machine has, or all for `every`, or this worker's part of the CPU's
+    threads. Raises ConfigError where several workers want all GPUs.
+    """
+    if every and workers > 1:
+        raise ConfigError([f"search.workers: must be 1 with model.device_map, got {workers}; one trains on all GPUs"])
+    if every:
+        yield
+        return
+    if torch.cuda.is_available() and torch.cuda.device_count() > 1:
+        with ExitStack() as held:
+            for device in range(torch.cuda.device_count()):
+                name = f"lorasweep-gpu-{torch.cuda.get_device_properties(device).uuid}.lock"
+                file = held.enter_context((Path(tempfile.gettempdir()) / name).open("a"))
+                with suppress(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    torch.cuda.set_device(device)
+                    yield
+                    return
+            yield
+            return
+    if workers > 1 and "SLURM_JOB_ID" not in os.environ and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
+    yield

@@ -5,24 +5,20 @@ between leaves a trial that the next owner only has to tell.
 """
 
 import errno
-import fcntl
 import logging
 import math
-import os
 import shutil
-import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lorasweep import (
     adapter,
+    device,
     engine,
     group,
     interrupt,
@@ -625,36 +621,9 @@ def prepare(study: Study, loaded: Mapping[str, group.Workload]) -> None:
 def run_worker(folder: str) -> None:
     """Run the study's trials in this process; the entry point that launchers call by name."""
     study = Study.open(Path(folder))
-    with _own_device(study.search.workers, study.spec(study.space.fixed).model.device_map is not None):
+    with device.own(study.search.workers, study.spec(study.space.fixed).model.device_map is not None):
         Worker(study, _prepared.get(folder)).run()
     tracking.flush()
-
-
-@contextmanager
-def _own_device(workers: int, every: bool = False) -> Iterator[None]:
-    """Take a GPU that no other worker of this machine has, or all for `every`, or this worker's part of the CPU's
-    threads. Raises ConfigError where several workers want all GPUs.
-    """
-    if every and workers > 1:
-        raise ConfigError([f"search.workers: must be 1 with model.device_map, got {workers}; one trains on all GPUs"])
-    if every:
-        yield
-        return
-    if torch.cuda.is_available() and torch.cuda.device_count() > 1:
-        with ExitStack() as held:
-            for device in range(torch.cuda.device_count()):
-                name = f"lorasweep-gpu-{torch.cuda.get_device_properties(device).uuid}.lock"
-                file = held.enter_context((Path(tempfile.gettempdir()) / name).open("a"))
-                with suppress(BlockingIOError):
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    torch.cuda.set_device(device)
-                    yield
-                    return
-            yield
-            return
-    if workers > 1 and "SLURM_JOB_ID" not in os.environ and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
-    yield
 
 
 def _trial_log(study: str, number: int, folder: Path) -> logging.Logger:

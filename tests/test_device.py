@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_packed import DROPPED, PLAIN, Seen, run, spec_of, trainer, workload
 
-from lorasweep import device, engine, model, pack, quant, worker
+from lorasweep import device, engine, model, pack, quant
 from lorasweep.errors import ConfigError
 from lorasweep.spec import TrainSpec
 
@@ -94,20 +94,20 @@ def two_cards(monkeypatch, tmp_path) -> list[int]:
 
 
 def test_each_worker_takes_a_gpu_of_its_own_and_leaves_it_at_the_end(two_cards):
-    with worker._own_device(3):
-        with worker._own_device(3), worker._own_device(3):
+    with device.own(3):
+        with device.own(3), device.own(3):
             assert two_cards == [0, 1], "the third one has no GPU to itself"
-        with worker._own_device(3):
+        with device.own(3):
             assert two_cards == [0, 1, 1]
-    with worker._own_device(3):
+    with device.own(3):
         assert two_cards == [0, 1, 1, 0]
 
 
 def test_worker_of_a_spread_base_takes_no_gpu_to_itself_and_is_the_only_one(two_cards):
-    with worker._own_device(1, every=True):
+    with device.own(1, every=True):
         assert two_cards == []
     with pytest.raises(ConfigError, match=r"search\.workers: must be 1 with model\.device_map, got 2"):
-        worker._own_device(2, every=True).__enter__()
+        device.own(2, every=True).__enter__()
 
 
 def test_base_that_the_gpus_do_not_hold_is_refused():
