@@ -68,9 +68,10 @@ def test_saved_adapter_loads_with_plain_peft_and_the_base_is_left_as_it_was(tiny
     assert not any(p.requires_grad for p in base.model.parameters())
 
 
+# The task varies slowest: only the data of the last four are kept, and some tasks' take seconds to read.
 @pytest.mark.parametrize("bias", ["none", "all"])
-@pytest.mark.parametrize("kind", ["causal_lm", "seq_cls", "token_cls", "question_ans", "feature_extraction"])
 @pytest.mark.parametrize("preset", ["all-linear", "attention", "mlp", "qv", "qkvo", "all"])
+@pytest.mark.parametrize("kind", ["causal_lm", "seq_cls", "token_cls", "question_ans", "feature_extraction"])
 def test_counts_equal_pefts(tiny_llama, tiny_bert, preset, kind, bias):
     folder = tiny_llama if kind == "causal_lm" else tiny_bert
     spec, _, load = prepared(folder, f"task_type={kind}", f"lora.target_modules={preset}", f"lora.bias={bias}")
