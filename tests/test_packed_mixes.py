@@ -10,7 +10,7 @@ TASKS = ("seq_cls", "causal_lm", "token_cls", "question_ans", "seq_2_seq_lm", "f
 BERTS = ("query", "dense", "value")
 """Modules that a Llama does not have."""
 
-EXAMPLES = 3
+EXAMPLES = 2
 """Mixes a task."""
 
 Mix = tuple[int, list[tuple[str, ...]]]
@@ -44,7 +44,7 @@ def trials(draw: st.DrawFn, task: str) -> tuple[str, ...]:
 @st.composite
 def mixes(draw: st.DrawFn, task: str) -> Mix:
     """Draw more trials than slots, mostly, so that some begin while others are in the middle."""
-    return draw(st.integers(2, 4)), draw(st.lists(trials(task), min_size=3, max_size=5))
+    return draw(st.integers(2, 4)), draw(st.lists(trials(task), min_size=3, max_size=4))
 
 
 @pytest.fixture(scope="module", autouse=True)
