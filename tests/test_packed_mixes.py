@@ -1,7 +1,7 @@
 """Whatever trials meet in the slots, each ends as it would alone: hypothesis draws who meets whom."""
 
 import pytest
-from hypothesis import HealthCheck, configuration, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_packed import EXACT, OPTIONS, always_together, check, double  # noqa: F401
 
@@ -45,12 +45,6 @@ def trials(draw: st.DrawFn, task: str) -> tuple[str, ...]:
 def mixes(draw: st.DrawFn, task: str) -> Mix:
     """Draw more trials than slots, mostly, so that some begin while others are in the middle."""
     return draw(st.integers(2, 4)), draw(st.lists(trials(task), min_size=3, max_size=4))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def nothing_in_the_checkout(tmp_path_factory):
-    """Hypothesis keeps files of its own even where it has no database."""
-    configuration.set_hypothesis_home_dir(tmp_path_factory.mktemp("hypothesis"))
 
 
 @pytest.mark.parametrize("task", TASKS)
