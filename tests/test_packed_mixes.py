@@ -1,7 +1,7 @@
 """Whatever trials meet in the slots, each ends as it would alone: hypothesis draws who meets whom."""
 
 import pytest
-from hypothesis import HealthCheck, configuration, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_packed import EXACT, OPTIONS, always_together, check, double  # noqa: F401
 
@@ -10,7 +10,7 @@ TASKS = ("seq_cls", "causal_lm", "token_cls", "question_ans", "seq_2_seq_lm", "f
 BERTS = ("query", "dense", "value")
 """Modules that a Llama does not have."""
 
-EXAMPLES = 3
+EXAMPLES = 2
 """Mixes a task."""
 
 Mix = tuple[int, list[tuple[str, ...]]]
@@ -44,13 +44,7 @@ def trials(draw: st.DrawFn, task: str) -> tuple[str, ...]:
 @st.composite
 def mixes(draw: st.DrawFn, task: str) -> Mix:
     """Draw more trials than slots, mostly, so that some begin while others are in the middle."""
-    return draw(st.integers(2, 4)), draw(st.lists(trials(task), min_size=3, max_size=5))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def nothing_in_the_checkout(tmp_path_factory):
-    """Hypothesis keeps files of its own even where it has no database."""
-    configuration.set_hypothesis_home_dir(tmp_path_factory.mktemp("hypothesis"))
+    return draw(st.integers(2, 4)), draw(st.lists(trials(task), min_size=3, max_size=4))
 
 
 @pytest.mark.parametrize("task", TASKS)
