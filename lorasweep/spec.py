@@ -379,8 +379,10 @@ class TrackSpec:
     better than the champion so far by more than noise, else challenger."""
 
     def problems(self) -> list[str]:
-        if self.register is not None and not re.fullmatch(r"[^/:]+", self.register):
-            return [f"tracking.register: must be a name without '/' and ':', got '{self.register}'"]
+        name = self.register
+        if name is not None and (not re.fullmatch(r"[^/:\\]{1,200}", name) or not name.isprintable() or name[0] == "."):
+            rule = "must be a name of 1 to 200 characters that can be printed, without '/', ':', a backslash and a leading '.'"
+            return [f"tracking.register: {rule}, got {name!r}"]
         return []
 
 
@@ -499,12 +501,12 @@ class TrialSpec:
         return out
 
 
-NAME_RULE = "must be letters, digits, '.', '_' or '-'"
+NAME_RULE = "must be letters, digits, '.', '_' or '-', 200 at most"
 
 
 def is_name(study: str) -> bool:
     """Return whether a study may be called so: its name is a folder's, and cannot lead out of the outputs folder."""
-    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", study) is not None
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", study) is not None
 
 
 def trial_spec(tree: Mapping[str, Any], overrides: tuple[str, ...]) -> tuple[TrialSpec | None, list[str]]:

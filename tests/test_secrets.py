@@ -13,7 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from lorasweep import cli, compose, ledger, model, tasks, tracking
+from lorasweep import cli, compose, ledger, model, spec, tasks, tracking
 from lorasweep.errors import ConfigError
 
 SECRETS = {
@@ -128,10 +128,10 @@ class Model(BertForSequenceClassification):\n    config_class = Config\n"
 
 
 def load(folder: Path, tokenizer: Path, *overrides: str) -> model.Base:
-    spec = compose.compose_trial([f"model.pretrained={folder}", "model.sha256=null", *overrides])
-    task = tasks.make(spec.task_type)
+    trial = compose.compose_trial([f"model.pretrained={folder}", "model.sha256=null", *overrides])
+    task = tasks.make(trial.task_type)
     task.model_kwargs = dict  # type: ignore[method-assign]
-    return model.load(spec.model, spec.train, task, transformers.AutoTokenizer.from_pretrained(tokenizer))
+    return model.load(trial.model, trial.train, task, transformers.AutoTokenizer.from_pretrained(tokenizer))
 
 
 def test_code_of_a_checkpoint_runs_only_when_asked(with_code, tiny_bert, tmp_path, monkeypatch):
@@ -158,10 +158,29 @@ def test_pickled_weights_are_loaded_only_when_asked(tiny_bert, tmp_path):
 # --- where files go --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["../../x", "..", "a/b", "/tmp/x", "a\\b", ".hidden", "~/x", "x\n"])
+@pytest.mark.parametrize("name", ["../../x", "..", "a/b", "/tmp/x", "a\\b", ".hidden", "~/x", "x\n", "x\0", "x" * 201])
 def test_name_of_a_study_cannot_lead_out_of_the_outputs_folder(name):
     with pytest.raises(ConfigError, match="study: must be letters"):
         compose.compose_trial([f"study={json.dumps(name)}"])
+
+
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", "..", "x\0", "x\n", "x" * 201])
+def test_name_in_the_registry_cannot_be_a_path(name):
+    (problem,) = spec.TrackSpec(register=name).problems()
+    assert problem.startswith("tracking.register: must be a name of 1 to 200 characters")
+
+
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", "x\0", "x\0.yaml", "x" * 300, "x" * 300 + ".yaml"])
+def test_name_of_a_sweep_that_is_no_file_is_refused(name):
+    with pytest.raises(ConfigError, match="--sweep: "):
+        compose.sweep_file(name)
+
+
+@pytest.mark.parametrize("group", ["model", "data"])
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "x" * 300])
+def test_name_of_a_preset_that_is_none_is_refused(group, name):
+    with pytest.raises(ConfigError):
+        compose.compose_trial([f"{group}={name}"])
 
 
 def test_name_of_a_databases_study_cannot_lead_out_of_the_outputs_folder(tmp_path, capsys):
