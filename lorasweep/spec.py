@@ -381,7 +381,7 @@ class TrackSpec:
     def problems(self) -> list[str]:
         name = self.register
         if name is not None and (not re.fullmatch(r"[^/:\\]{1,200}", name) or not name.isprintable() or name[0] == "."):
-            rule = "must be a name of 1 to 200 characters that can be printed, without '/', ':', a backslash and a leading '.'"
+            rule = "must be 1 to 200 printable characters without '/', ':', a backslash and a leading '.'"
             return [f"tracking.register: {rule}, got {name!r}"]
         return []
 

@@ -167,7 +167,7 @@ def test_name_of_a_study_cannot_lead_out_of_the_outputs_folder(name):
 @pytest.mark.parametrize("name", ["../x", "/tmp/x", "..", "x\0", "x\n", "x" * 201])
 def test_name_in_the_registry_cannot_be_a_path(name):
     (problem,) = spec.TrackSpec(register=name).problems()
-    assert problem.startswith("tracking.register: must be a name of 1 to 200 characters")
+    assert problem.startswith("tracking.register: must be 1 to 200 printable characters")
 
 
 @pytest.mark.parametrize("name", ["../x", "/tmp/x", "x\0", "x\0.yaml", "x" * 300, "x" * 300 + ".yaml"])
