@@ -65,6 +65,8 @@ def sweep_file(name: str) -> SweepFile:
 
     Raises ConfigError where there is no such file or it has unknown keys.
     """
+    if not name.isprintable() or len(Path(name).name) > 200:
+        raise ConfigError([f"--sweep: must be a name of 200 characters at most that can be printed, got {name!r}"])
     if name.endswith((".yaml", ".yml")):
         if not Path(name).is_file():
             raise ConfigError([f"--sweep: no file {name}"])

@@ -153,10 +153,10 @@ class Model(BertForSequenceClassification):\n    config_class = Config\n"
 
 
 def load(folder: Path, tokenizer: Path, *overrides: str) -> model.Base:
-    spec = compose.compose_trial([f"model.pretrained={folder}", "model.sha256=null", *overrides])
-    task = tasks.make(spec.task_type)
+    trial = compose.compose_trial([f"model.pretrained={folder}", "model.sha256=null", *overrides])
+    task = tasks.make(trial.task_type)
     task.model_kwargs = dict  # type: ignore[method-assign]
-    return model.load(spec.model, spec.train, task, transformers.AutoTokenizer.from_pretrained(tokenizer))
+    return model.load(trial.model, trial.train, task, transformers.AutoTokenizer.from_pretrained(tokenizer))
 
 
 def test_code_of_a_checkpoint_runs_only_when_asked(with_code, tiny_bert, tmp_path, monkeypatch):
@@ -255,6 +255,19 @@ def test_whatever_data_and_names_hold_files_stay_in_the_outputs_folder(tiny_bert
     assert "some/where/outputs/s/export-0/README.md" in new or "some/where/outputs/s/export-1/README.md" in new
     assert [name for name in new if not name.startswith("some/where/outputs/")] == []
     assert not Path("/tmp/escape").exists()
+
+
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", "x\0", "x\0.yaml", "x" * 300, "x" * 300 + ".yaml"])
+def test_name_of_a_sweep_that_is_no_file_is_refused(name):
+    with pytest.raises(ConfigError, match="--sweep: "):
+        compose.sweep_file(name)
+
+
+@pytest.mark.parametrize("group", ["model", "data"])
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "x" * 300])
+def test_name_of_a_preset_that_is_none_is_refused(group, name):
+    with pytest.raises(ConfigError):
+        compose.compose_trial([f"{group}={name}"])
 
 
 def test_name_of_a_databases_study_cannot_lead_out_of_the_outputs_folder(tmp_path, capsys):
