@@ -214,13 +214,16 @@ def test_name_that_is_a_folders_everywhere_is_taken(name):
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        *(("tracking.register", v, "must be a name") for v in ("../x", "a:b", "..", " ", "a\nb", "x\0y", "a" * 201)),
+        *(("tracking.register", v, "must be a name") for v in ("../x", "a:b", "..", " ", "a\nb", "a" * 201)),
         *(("tracking.experiment", v, "must be a name") for v in ("", "..", "a\nb", "a" * 201)),
         *(
             ("model.pretrained", v, "model.pretrained: ")
             for v in ("package:../x", "package:a.b", "package:", "fetched:../x")
         ),
-        *((key, "x\0y", "null byte") for key in ("outputs", "model.pretrained", "data.path", "tracking.experiment")),
+        *(
+            (key, "x\0y", "null byte")
+            for key in ("outputs", "model.pretrained", "data.path", "tracking.experiment", "tracking.register")
+        ),
         ("search.warm_start", ["x\0y"], "null byte"),
     ],
 )
