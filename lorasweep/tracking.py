@@ -7,6 +7,7 @@ writes again. What could not be sent stays in the folder, and `sync` sends it.
 
 import atexit
 import json
+import math
 import os
 import re
 import time
@@ -193,7 +194,8 @@ def start_trial(
     box.save()
     sender = _sender(store_uri(spec))
     sender.submit(box)
-    return TrialRun(folder, box, sender, system.watch() if spec.tracking.system_metrics else None)
+    machine = system.watch() if spec.tracking.system_metrics else None
+    return TrialRun(folder, box, sender, machine, math.inf if from_step is None else from_step)
 
 
 class TrialRun:
@@ -206,13 +208,17 @@ class TrialRun:
         box: Outbox | None = None,
         sender: Sender | None = None,
         machine: system.Watch | None = None,
+        after: float = 0,
     ) -> None:
+        """`after` is the step that it goes on from."""
         self._folder = folder
         self._file = (folder / ledger.POINTS).open("a", encoding="utf8")
         self._box = box
         self._sender = sender
         self._machine = machine
         self._seen = time.monotonic()
+        self._seen_at = after
+        """The step of the last look at the machine: a step has one."""
 
     @property
     def run_id(self) -> str | None:
@@ -224,9 +230,9 @@ class TrialRun:
 
         A new look at the machine goes along, so that it has the step's fate when a trial goes back.
         """
-        found = self._machine.newer(self._seen) if self._machine else None
+        found = self._machine.newer(self._seen) if self._machine and step > self._seen_at else None
         if found:
-            self._seen, values = found.taken, {**values, **found.values}
+            self._seen, self._seen_at, values = found.taken, step, {**values, **found.values}
         self._file.write(json.dumps({"step": step, "time_ms": ledger.now_ms(), **values}) + "\n")
         self._file.flush()
 

@@ -43,6 +43,23 @@ def test_a_look_goes_along_with_the_next_point_and_only_once(tmp_path):
     assert 0 < lines(tmp_path)[1]["system/system_memory_usage_percentage"] < 100
 
 
+def test_a_step_has_one_look_however_long_it_takes(tmp_path):
+    """Losses, metrics and costs of a step are three points, and a slow machine is looked at in between."""
+    watch = system.Watch(first_s=0.02, interval_s=0.02)
+    run = tracking.TrialRun(tmp_path, machine=watch, after=3)
+    for step, values in (
+        (3, {"params_r": 1}),
+        (4, {"train_loss": 0.5}),
+        (4, {"eval_loss": 0.4}),
+        (5, {"train_loss": 0.3}),
+    ):
+        seen(watch, time.monotonic())
+        run.metrics(step, values)
+    run.close("FINISHED")
+    found = [any(k.startswith("system/") for k in line) for line in lines(tmp_path)]
+    assert found == [False, True, False, True]
+
+
 def test_a_look_costs_less_than_a_thousandth_of_its_interval():
     watch = system.Watch(first_s=60)
     began = time.process_time()
