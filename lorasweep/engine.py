@@ -275,8 +275,9 @@ class Engine:
         if compared is not None:
             compared.took(together, sum(s.seconds for s in todo), sum(s.tokens for s in todo))
             spared = compared.spared if together else None
-            for step in todo:
-                step.slot.spared(None if spared is None else spared * step.tokens)
+            if spared is not None:
+                for step in todo:
+                    step.slot.spared(spared * step.tokens)
 
     def _passes(self, todo: list[Step]) -> list[list[Step]]:
         """Return which steps share a pass; within one, those with equally many rows and about equal ranks in a row."""

@@ -206,7 +206,7 @@ class _Trials:
         """Return one more adapter, beside the base; with a plain initialisation, shapes are the same."""
         plain = replace(self.spec.lora, init_lora_weights=True)
         attached = adapter.attach(self.base, plain, self.spec.task_type, 0)
-        stream = _NoDraws(META, there=device_of(self.spec.train))
+        stream = _NoDraws(device_of(self.spec.train))
         layers = packed.layers(attached, stream, pack.install(attached.peft_model, stream))
         layers.train(True)
         attached.take_off()
@@ -323,18 +323,14 @@ class _Trials:
         )
 
 
-@dataclass
 class _NoDraws(pack.DropoutStream):
-    """The stream's shapes: the meta device has no random numbers."""
-
-    there: torch.device = META
-    """Where the trial will be."""
+    """The masks of a trial's device, without values: the meta device has no random numbers."""
 
     def _drawn(self, like: Tensor, p: float) -> Tensor:
-        bits = torch.empty((like.numel() + 3) // 4, dtype=torch.int64, device=META)
-        mask = torch.empty(like.shape, dtype=pack.mask_dtype(like, self.there), device=META)
-        del bits
-        return mask
+        count = like.numel()
+        bits = torch.empty((count + 3) // 4, dtype=torch.int64, device=META)
+        mask = torch.empty(count, dtype=self.mask_dtype(like), device=META)
+        return torch.ge(bits.view(torch.int16)[:count], 0, out=mask).view(like.shape)
 
 
 def widest(examples: Sequence[Example], rows: int) -> list[Example]:

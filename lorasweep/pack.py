@@ -87,9 +87,13 @@ class DropoutStream:
                 raise Unpackable(f"dropout sees {each} positions, the texts have {sorted(self._lengths)}")
             return self._drawn(like, p)
         block = like.reshape(self._rows, each, *like.shape[2 if like.dim() > 2 else 1 :])
-        mask = torch.ones(block.shape, dtype=mask_dtype(like), device=like.device)
+        mask = torch.ones(block.shape, dtype=self.mask_dtype(like), device=like.device)
         mask[:, : self._lengths[each]] = self._drawn(block[:, : self._lengths[each]], p)
         return mask.view(like.shape)
+
+    def mask_dtype(self, like: Tensor) -> torch.dtype:
+        """Return what a mask for `like` is kept in: on a CPU a product with booleans takes four times as long."""
+        return like.dtype if self.device.type == "cpu" else torch.bool
 
     def _drawn(self, like: Tensor, p: float) -> Tensor:
         """Draw a mask.
@@ -99,13 +103,8 @@ class DropoutStream:
         count = like.numel()
         bits = torch.empty((count + 3) // 4, dtype=torch.int64, device=like.device)
         bits.random_(-(2**63), None, generator=self._generator(like.device))
-        mask = torch.empty(count, dtype=mask_dtype(like), device=like.device)
+        mask = torch.empty(count, dtype=self.mask_dtype(like), device=like.device)
         return torch.ge(bits.view(torch.int16)[:count], round(p * LEVELS) - LEVELS // 2, out=mask).view(like.shape)
-
-
-def mask_dtype(like: Tensor, device: torch.device | None = None) -> torch.dtype:
-    """Return what a mask for `like` is kept in: on a CPU a product with booleans takes four times as long."""
-    return like.dtype if (device or like.device).type == "cpu" else torch.bool
 
 
 class StreamDropout(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lorasweep import adapter, quant, swap
 from lorasweep.adapter import Attached
 from lorasweep.errors import Unpackable
-from lorasweep.pack import DropoutStream, PackedForward, Plan, Run, StreamDropout, is_plain, mask_dtype
+from lorasweep.pack import DropoutStream, PackedForward, Plan, Run, StreamDropout, is_plain
 from lorasweep.spec import TrialSpec
 from lorasweep.tasks import Batch
 
@@ -253,7 +253,7 @@ def _dropped(
     if all(k is None for k in kept):
         return tuple(scales), None
     filled = [
-        k if k is not None else torch.ones_like(_of(x, p.rows, total), dtype=mask_dtype(x))
+        k if k is not None else torch.ones_like(_of(x, p.rows, total), dtype=p.layers.stream.mask_dtype(x))
         for k, p in zip(kept, members, strict=True)
     ]
     return tuple(scales), filled[0] if len(filled) == 1 else torch.cat(filled)

@@ -117,10 +117,9 @@ class Slot:
         else:
             self.layers.train(on)
 
-    def spared(self, seconds: float | None) -> None:
-        """Take in what a step saved by sharing its pass, where that is known."""
-        if seconds is not None:
-            self.packing_saved_s = (self.packing_saved_s or 0.0) + seconds
+    def spared(self, seconds: float) -> None:
+        """Take in what a step saved by sharing its pass."""
+        self.packing_saved_s = (self.packing_saved_s or 0.0) + seconds
 
     def unscale(self) -> bool:
         """Take the loss scale out of the gradients; return False where they overflowed: do the step again."""

@@ -9,21 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from test_steer import SMALL as ONE_WORKER
 
 from lorasweep import cli
 from lorasweep.study import Study
 
-SMALL = [
-    "model.sha256=null",
-    "train.max_steps=4",
-    "train.eval_every=2",
-    "train.batch_size=8",
-    "data.max_train_samples=64",
-    "data.max_eval_samples=32",
-    "tracking.reload_check=false",
-    "search.workers=2",
-    "study=s",
-]
+SMALL = [*ONE_WORKER, "search.workers=2"]
 
 
 def start(model: Path, outputs: Path, *arguments: str, **environment: str) -> subprocess.Popen:
