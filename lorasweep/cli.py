@@ -232,8 +232,10 @@ def _ui(arguments: Sequence[str]) -> int:
         return 0
     address = ["--host", own.get("host", "127.0.0.1"), "--port", own.get("port", "5000")]
     print(f"MLflow UI on http://{address[1]}:{address[3]} (store {uri}); stop it with Ctrl-C", flush=True)
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, *address]
-    return subprocess.run(command, check=False).returncode
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--workers", "1", *address]
+    # One process serves one user; the workers of MLflow's job queue (they score LLM traces) only delay the first page.
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | os.environ
+    return subprocess.run(command, check=False, env=environment).returncode
 
 
 def _resume(arguments: Sequence[str]) -> int:

@@ -155,11 +155,19 @@ def summarise(ledger: Ledger, result: Mapping[str, Any]) -> None:
         ledger.tags[NOTE] = redact(f"Run it again: `{result['rerun']}`")
 
 
+def read_study(folder: Path) -> dict[str, Any]:
+    """Return what study.json holds, {} where there is none."""
+    try:
+        return json.loads((folder / "study.json").read_text(encoding="utf8"))
+    except FileNotFoundError:
+        return {}
+
+
 def answer(folder: Path, metrics: Mapping[str, float]) -> str:
     """Return a study's question, its answer, and how to see and repeat it, in Markdown; "" without a winner."""
     if "best_trial" not in metrics:
         return ""
-    study = json.loads((folder / "study.json").read_text(encoding="utf8"))
+    study = read_study(folder)
     number, name = int(metrics["best_trial"]), study["metric"]
     best, run = read_result(folder / str(number)), load(folder / str(number))
     swept = ", ".join(f"`{k}={v}`" for k, v in best.get("params_swept", {}).items()) or "the configuration as it is"

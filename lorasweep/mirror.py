@@ -4,6 +4,7 @@
 failure, a resume or in another process it asks MLflow what it holds and sends the rest.
 """
 
+import json
 import logging
 import os
 import random
@@ -35,6 +36,10 @@ EXPERIMENT_NOTE = (
 )
 EXPERIMENT_TAGS = {ledger.NOTE: EXPERIMENT_NOTE, "mlflow.experimentKind": "custom_model_development"}
 """What MLflow shows above the table of runs; and that it is a table of runs, not of traces."""
+VIEWS = "mlflow.sharedViewState."
+"""With a key, the experiment's tag in which MLflow keeps a view of the table of runs."""
+COLUMNS = ("metrics.`params_trainable`", "metrics.`train_s`")
+"""What a view shows of trials besides the objective and what varied."""
 BATCH = 1000
 """Metrics in one call: MLflow's limit."""
 LOCK_TRIES = 8
@@ -81,11 +86,10 @@ class Mirror:
         self._artifacts(box)
         if status:
             self._ask("set_terminated", note.run_id, status, note.ended_ms)
+        if note.kind == "study":
+            self._view(box)
         if status and note.kind == "study" and ledger.NOTE in note.tags:
-            last = (
-                f"{EXPERIMENT_NOTE}\n\n### Last study: [{note.name}](#/runs/{note.run_id})\n\n{note.tags[ledger.NOTE]}"
-            )
-            self._ask("set_experiment_tag", self._experiment(note.experiment), ledger.NOTE, last)
+            self._tell(box)
         with box.lock:
             note.error = ""
             note.behind = note.status is None or note.status != status
@@ -205,6 +209,29 @@ class Mirror:
         box.sent |= evaluated | {("summary", k, repr(v)) for k, v in summary.items()}
         box.offset = offset
         return len(points)
+
+    def _view(self, box: Outbox) -> None:
+        """Save a view of MLflow's table: the study's trials, best first, with what varied and what they cost."""
+        note, study = box.ledger, ledger.read_study(box.folder)
+        if not study or ("view",) in box.sent:
+            return
+        objective = f"metrics.`{ledger.OBJECTIVE}`"
+        state = {
+            "searchFilter": f"tags.`mlflow.parentRunId` = '{note.run_id}'",
+            "orderByKey": objective,
+            "orderByAsc": not study["maximize"],
+            "selectedColumns": [objective, *(f"params.`{k}`" for k in study["swept"]), *COLUMNS],
+        }
+        saved = {"name": f"{note.name}: trials, best first", "createdAt": note.started_ms, "state": json.dumps(state)}
+        self._ask("set_experiment_tag", self._experiment(note.experiment), VIEWS + str(note.run_id), json.dumps(saved))
+        box.sent.add(("view",))
+
+    def _tell(self, box: Outbox) -> None:
+        """Let the experiment tell of a study that has ended, and lead to its trials."""
+        note, experiment = box.ledger, self._experiment(box.ledger.experiment)
+        trials = f"[its trials, best first](#/experiments/{experiment}/runs?viewStateShareKey={note.run_id})"
+        last = f"### Last study: [{note.name}](#/runs/{note.run_id}), {trials}\n\n{note.tags[ledger.NOTE]}"
+        self._ask("set_experiment_tag", experiment, ledger.NOTE, f"{last}\n\n{EXPERIMENT_NOTE}")
 
     def _dataset(self, box: Outbox) -> None:
         entry = box.ledger.dataset

@@ -92,7 +92,6 @@ def test_study_opens_to_its_trials_and_three_compared_say_what_their_results_say
     for name in wanted:
         rows.get_by_text(name, exact=True).wait_for()
         rows.filter(has_text=name).locator(".ag-checkbox-input").check()
-    picture(page, "trials")
     page.get_by_test_id("runs-compare-button").click()
     page.get_by_text("Comparing 3 Runs").wait_for()
     page.get_by_title("Plot chart").first.wait_for()
@@ -126,6 +125,27 @@ def test_scatter_view_shows_metric_over_rank(page, outputs):
     wanted = {r["params_swept"]["lora.r"]: r["metric"]["value"] for r in results(outputs).values()}
     assert dict(zip(ranks, objectives, strict=True)) == pytest.approx(wanted)
     picture(page, "scatter")
+
+
+TABLE = """keys => {
+    const rows = [...document.querySelectorAll(".ag-center-cols-container .ag-row")];
+    rows.sort((a, b) => a.getAttribute("row-index") - b.getAttribute("row-index"));
+    return rows.map(row => keys.map(key => row.querySelector(`[col-id*='${key}']`).innerText));
+}"""
+"""What columns of the table of runs hold, from its first row down."""
+
+
+def test_experiments_note_leads_to_the_trials_best_first(page, address, outputs):
+    open_runs(page, address)
+    with page.context.expect_page() as opened:
+        page.get_by_role("link", name="its trials, best first").click()
+    view = opened.value
+    wanted = sorted((r["metric"]["value"], r["params_swept"]["lora.r"]) for r in results(outputs).values())
+    view.locator("[col-id*='lora.r'].ag-cell").nth(len(wanted) - 1).wait_for()
+    shown = [(float(value), int(rank)) for value, rank in view.evaluate(TABLE, ["objective", "lora.r"])]
+    assert shown == [(pytest.approx(value), rank) for value, rank in reversed(wanted)]
+    picture(view, "trials")
+    view.close()
 
 
 def test_study_shows_question_and_answer_and_leads_to_its_best_trial(page, address, outputs):
