@@ -21,6 +21,8 @@ RESAMPLES, FEWEST_RESAMPLES = 1000, 200
 MOST_DRAWS = 10_000_000
 """Draws in all; a larger split has fewer resamples, down to FEWEST_RESAMPLES."""
 SEED = 0
+UNBOUNDED = ("loss", "mse")
+"""Metrics whose 0 or 1 means nothing of the kind."""
 FEWEST_FREE = 2
 """Degrees of freedom below which the spread over seeds is not taken as known."""
 
@@ -64,14 +66,37 @@ def replicates(found: Scores) -> np.ndarray:
 
 
 def standard_error(*found: Scores) -> float:
-    """Return the bootstrap standard error of the metric, of its mean over several runs on the same examples."""
+    """Return the bootstrap standard error of the metric, of its mean over several runs on the same examples.
+
+    Where all examples are right, or all wrong, no resample differs: then it is that of two more right and two more
+    wrong ones. Source: A. Agresti, B. Coull, Approximate is better than "exact", 1998.
+    """
+    if _one_sided(found) is not None:
+        count = len(found[0])
+        return math.sqrt((count + 2) * 2 / (count + 4) ** 3)
     values_R = _finite(_mean([replicates(s) for s in found]))
     return float(np.std(values_R, ddof=1)) if len(values_R) > 1 else math.nan
 
 
 def interval(*found: Scores) -> Interval:
-    """Return the 95 % interval of the metric, of its mean over several runs on the same examples, by percentiles."""
+    """Return the 95 % interval of the metric, of its mean over several runs on the same examples, by percentiles.
+
+    Where all examples are right, or all wrong, it is the exact binomial one.
+    """
+    side = _one_sided(found)
+    if side is not None:
+        far = ((1 - LEVEL) / 2) ** (1 / len(found[0]))
+        return Interval(far, 1.0) if side else Interval(0.0, 1 - far)
     return _percentiles(_mean([replicates(s) for s in found]))
+
+
+def _one_sided(found: Sequence[Scores]) -> bool | None:
+    """Return whether a share of right examples is that of all of them or of none, None where it is neither."""
+    if any(f.kind != scores.RATIO or f.metric in UNBOUNDED for f in found):
+        return None
+    first, second = (np.concatenate([np.asarray(getattr(f, n), float) for f in found]) for n in ("first", "second"))
+    marks = set(np.unique(first))
+    return bool(marks.pop()) if marks in ({0.0}, {1.0}) and (second == 1).all() else None
 
 
 def paired(first: Sequence[Scores], second: Sequence[Scores]) -> Difference | None:
