@@ -35,7 +35,7 @@ def show(study: Study, test: Mapping[str, float], outputs: str, found: Answer, t
         if found.best.overrides:
             path = display.shown(study.folder / answer.BEST)
             print(f"the best as a file: {path} (python -m lorasweep --sweep {shlex.quote(str(path))})")
-    if meta.mlflow_parent:
+    if track.enabled:
         print(f"compare in MLflow: {_ui(outputs, track)}")
 
 

@@ -51,7 +51,7 @@ def reading(evidence: Evidence) -> str:
 
 def leaders(evidence: Evidence) -> Table:
     """Return every trial, the best first; then those without a metric."""
-    keys = [a.key for a in evidence.axes]
+    keys = list(dict.fromkeys([a.key for a in evidence.axes] + [k for t in evidence.trials for k in t.point]))
     head = ["trial", "state", f"eval {evidence.metric}", "95 % interval", "against the best", *keys]
     head += ["trainable parameters", "device s", "adapter MB", "reason"]
     ranked = [t for state in STATES for t in _in_order(evidence, state)]
@@ -59,7 +59,7 @@ def leaders(evidence: Evidence) -> Table:
         [
             str(t.number),
             STATES[t.state] + (f", repeat of {t.repeat_of}" if t.repeat_of is not None else ""),
-            _number(t.value, 4),
+            _reached(t),
             t.interval or "-",
             t.standing or "-",
             *(short(t.point[k]) if k in t.point else "-" for k in keys),
@@ -71,6 +71,14 @@ def leaders(evidence: Evidence) -> Table:
         for t in ranked
     ]
     return Table(head=head, rows=rows, empty="No trial yet.")
+
+
+def _reached(trial: Shown) -> str:
+    """Return a trial's metric; of one that runs, the last so far and its step."""
+    if trial.state == "RUNNING" and trial.curve:
+        step, value = trial.curve[-1]
+        return f"{value:.4f} at step {step}"
+    return _number(trial.value, 4)
 
 
 def _in_order(evidence: Evidence, state: str) -> list[Shown]:

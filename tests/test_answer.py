@@ -2,7 +2,7 @@
 
 import os
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -145,7 +145,6 @@ def test_printout_tells_best_cheapest_and_front(tmp_path, capsys):
 def test_printout_names_the_server_and_no_adapter_that_goes(tmp_path, capsys):
     study = study_of(tmp_path, [2])
     end(study, 0.8)
-    study.meta = replace(study.meta, mlflow_parent="run")
     track = TrackSpec(uri="http://me:secret@host:5000", save_adapters="none")
     report.show(study, {}, "./outputs", answer.answer(study), track)
     out = capsys.readouterr().out

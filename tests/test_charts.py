@@ -138,6 +138,13 @@ def test_logarithmic_axis_has_ticks_that_read_well(low, high, texts):
     assert all(low / 1.1 <= v <= high * 1.1 for v in axis["tickvals"])
 
 
+def test_trials_that_run_show_their_parameters_and_last_metric():
+    running = trial(0, r=16, value=None, state="RUNNING", curve=[(5, 0.1), (10, 0.25)])
+    found = summary.leaders(study([running], axes=[]))
+    row = dict(zip(found.head, found.rows[0], strict=True))
+    assert (row["eval accuracy"], row["lora.r"], row["train.learning_rate"]) == ("0.2500 at step 10", "16", "0.001")
+
+
 def test_report_tells_how_to_run_the_cheapest_and_the_front_again():
     trials = [
         trial(0, value=0.5, rerun="run 0"),
