@@ -197,9 +197,9 @@ def _candidate(study: Study, runs: Sequence[Any], spread: Spread | None) -> Cand
     parts = [s for s in map(scores.read, folders) if s is not None]
     errors = [stats.standard_error(*parts)] if parts else []
     intervals = [stats.interval(*parts)] if parts else []
-    if spread is not None and len(runs) > 1:
+    if spread is not None:  # one run's seed is as much chance as several ones'
         errors.append(spread.of_mean(len(values)))
-        intervals.append(spread.around(values))
+        intervals.append(spread.around(values).within(*stats.limits(study.meta.metric)))
     found = {k: trial.user_attrs.get(k) for k in COSTS}
     return Candidate(
         number=trial.number,
@@ -220,14 +220,14 @@ def _candidate(study: Study, runs: Sequence[Any], spread: Spread | None) -> Cand
 def _differences(made: Mapping[int, Candidate], best: int, spread: Spread | None) -> dict[int, Difference]:
     """Return how far the others are from the best on the same examples, as far as that can be told.
 
-    Where both ran again, the one of examples and seeds that says less counts.
+    Where the best ran again, the one of examples and seeds that says less counts.
     """
     first, out = made[best], {}
     ours = [scores.read(f) for f in first.scored]
     for number, other in made.items():
         theirs = [scores.read(f) for f in other.scored]
         gap = stats.paired([s for s in ours if s], [s for s in theirs if s]) if number != best else None
-        if gap is not None and spread is not None and first.repeated and other.repeated:
+        if gap is not None and spread is not None and first.repeated:
             gap = max(gap, spread.apart(first.values, other.values), key=lambda g: g.p)
         if gap is not None:
             out[number] = gap

@@ -35,6 +35,10 @@ class Interval:
     def holds(self, value: float) -> bool:
         return self.low <= value <= self.high
 
+    def within(self, low: float, high: float) -> "Interval":
+        """Return the part between the ends of what a metric can be."""
+        return Interval(max(low, self.low), min(high, self.high))
+
     def __str__(self) -> str:
         return f"{self.low:.4f} to {self.high:.4f}"
 
@@ -52,6 +56,13 @@ class Difference:
     def distinguishable(self) -> bool:
         """Whether the interval leaves 0 out."""
         return self.interval.low > 0 or self.interval.high < 0
+
+
+def limits(metric: str) -> tuple[float, float]:
+    """Return the lowest and the highest value that a metric can have."""
+    if metric in (*UNBOUNDED, "perplexity"):
+        return 0.0, math.inf
+    return (-1.0, 1.0) if metric in (scores.PEARSON, scores.SPEARMAN, "mcc") else (0.0, 1.0)
 
 
 def metric(found: Scores) -> float:
