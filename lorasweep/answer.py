@@ -14,6 +14,7 @@ import yaml
 
 from lorasweep import display, outcome, race, scores, stats
 from lorasweep.ledger import redact
+from lorasweep.provenance import REGISTERS
 from lorasweep.stats import Difference, Interval, Spread
 from lorasweep.study import Study
 
@@ -100,6 +101,14 @@ class Answer:
         several = f", corrected for {self.compared} comparisons (Holm, 5 % for all together)"
         return f"compared on the same eval examples, by paired bootstrap{several if self.compared > 1 else ''}"
 
+    def no_better(self, value: float, baseline: Mapping[str, float]) -> str:
+        """Return a sentence where a metric is no better than that of a trivial answer, "" elsewhere."""
+        sign = 1 if self.maximize else -1
+        for name, trivial in baseline.items():
+            if name.endswith(f"_{self.metric}") and sign * value <= sign * trivial:
+                return f"It is no better than the trivial answer ({name.replace('_', ' ')} {trivial:.4f})."
+        return ""
+
     @property
     def front(self) -> list[Candidate]:
         """The candidates on any of the fronts, best metric first."""
@@ -111,7 +120,8 @@ class Answer:
         """The answer in two sentences."""
         if self.best is None:
             return "No trial is complete yet. There is nothing to choose from."
-        return f"{'So far, ' if self.going_on else ''}{self._first(self.best)} {self._second(self.best)}"
+        first, second = self._first(self.best), self._second(self.best)
+        return f"{f'So far, {first}' if self.going_on else _sentence(first)} {_sentence(second)}"
 
     def _first(self, best: Candidate) -> str:
         seeds = f", {best.over}" if best.repeated else ""
@@ -138,6 +148,10 @@ class Answer:
             f"{cheap.label} is the cheapest within one standard error ({best.standard_error:.4f}): "
             f"{cheap.value:.4f} with {much}."
         )
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _of(compared: int, others: int) -> str:
@@ -183,9 +197,9 @@ def _candidate(study: Study, runs: Sequence[Any], spread: Spread | None) -> Cand
     parts = [s for s in map(scores.read, folders) if s is not None]
     errors = [stats.standard_error(*parts)] if parts else []
     intervals = [stats.interval(*parts)] if parts else []
-    if spread is not None and len(runs) > 1:
+    if spread is not None:  # one run's seed is as much chance as several ones'
         errors.append(spread.of_mean(len(values)))
-        intervals.append(spread.around(values))
+        intervals.append(spread.around(values).within(*stats.limits(study.meta.metric)))
     found = {k: trial.user_attrs.get(k) for k in COSTS}
     return Candidate(
         number=trial.number,
@@ -206,14 +220,14 @@ def _candidate(study: Study, runs: Sequence[Any], spread: Spread | None) -> Cand
 def _differences(made: Mapping[int, Candidate], best: int, spread: Spread | None) -> dict[int, Difference]:
     """Return how far the others are from the best on the same examples, as far as that can be told.
 
-    Where both ran again, the one of examples and seeds that says less counts.
+    Where the best ran again, the one of examples and seeds that says less counts.
     """
     first, out = made[best], {}
     ours = [scores.read(f) for f in first.scored]
     for number, other in made.items():
         theirs = [scores.read(f) for f in other.scored]
         gap = stats.paired([s for s in ours if s], [s for s in theirs if s]) if number != best else None
-        if gap is not None and spread is not None and first.repeated and other.repeated:
+        if gap is not None and spread is not None and first.repeated:
             gap = max(gap, spread.apart(first.values, other.values), key=lambda g: g.p)
         if gap is not None:
             out[number] = gap
@@ -262,7 +276,7 @@ def write_best(study: Study, found: Answer) -> Path | None:
     if found.best is None:
         return None
     path = study.folder / BEST
-    own = ("outputs=", "study=", "search.")
+    own = ("outputs=", "study=", "search.", REGISTERS)
     overrides = [redact(o) for o in found.best.overrides if not o.startswith(own)]
     head = (
         f"# {study.meta.name}: {' '.join(found.text.split())}\n"

@@ -23,10 +23,14 @@ COSTS = ("adapter_mb", "peak_gib", "worker_peak_gib", "tokens_per_s", "steps")
 
 
 def run(overrides: Sequence[str]) -> dict[str, Any]:
-    """Run one trial here, in a study of its own; return what its result.json holds, `state` first of all to be read.
+    """Run one trial here, in a study of its own; return what its result.json holds, and the study's `folder`.
+
+    Look at `state` first: a trial may have failed.
 
     Raises ConfigError for settings that are wrong or that mean several trials, KeyboardInterrupt where it was stopped.
     """
+    if isinstance(overrides, str):
+        raise ConfigError([f"run: takes a list of overrides, got a string; write run(['{overrides}'])"])
     planned = sweeper.plan(list(overrides))
     if len(planned.queue) != 1:
         raise ConfigError(
@@ -36,7 +40,7 @@ def run(overrides: Sequence[str]) -> dict[str, Any]:
         raise KeyboardInterrupt(f"stopped; go on with: python -m lorasweep resume {planned.folder}")
     found = outcome.read(planned.folder / "0")
     assert found is not None, "a trial that has ended leaves a result"
-    return found
+    return found | {"folder": str(planned.folder)}
 
 
 def load_study(folder: str | Path) -> "DataFrame":

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from lorasweep.evidence import Evidence, Shown, counted, duration
-from lorasweep.figure import Figure, Json, layout, metric_axis, points, safe
+from lorasweep.figure import Figure, Json, layout, log_ticks, metric_axis, points, safe
 from lorasweep.landscape import effects, heat_map, parallel
 
 MOST_CURVE_POINTS = 20_000
@@ -170,9 +170,7 @@ def pareto(evidence: Evidence, cost: str, title: str, unit: str) -> Figure:
             "line": {"color": "@orange", "shape": "hv", "width": 2},
         },
     ]
-    x = {"title": f"{title} ({unit})"} | (
-        {"type": "log", "dtick": 1, "exponentformat": "e"} if wide else {"rangemode": "tozero"}
-    )
+    x = {"title": f"{title} ({unit})"} | (log_ticks(min(costs), max(costs)) if wide else {"rangemode": "tozero"})
     return Figure(
         id=f"pareto-{cost}", title=name, says=says, traces=traces, layout=layout(x, metric_axis(evidence), True)
     )

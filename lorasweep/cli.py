@@ -224,6 +224,9 @@ def _fetch(arguments: Sequence[str]) -> int:
 def _ui(arguments: Sequence[str]) -> int:
     from lorasweep import compose, tracking
 
+    flags = [a for a in arguments if a.startswith("-")]
+    if flags:
+        raise ConfigError([f"{flags[0]}: ui has no flags; it takes port=5001, host=, outputs="], "the command line")
     own = {a.split("=")[0]: a.split("=", 1)[1] for a in arguments if a.startswith(("port=", "host="))}
     rest = [tracking.keep_credentials(a) for a in arguments if a.split("=")[0] not in own]
     uri = tracking.store_uri(compose.compose_trial(rest))

@@ -121,6 +121,12 @@ class Evidence:
     """How the others were compared with the best, in a sentence."""
     chosen: int | None = None
     """The best trial."""
+    cheapest: int | None = None
+    """Of the trials within one standard error of the best the cheapest; may be the best."""
+    no_better: str = ""
+    """A sentence where the best is no better than a trivial answer."""
+    best_file: str = ""
+    """The sweep file that runs the best one, "" before there is one."""
     fronts: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Cost -> the trials that no other one beats in metric and that cost at once, cheapest first."""
     test: Mapping[str, float] = field(default_factory=dict)
@@ -171,10 +177,11 @@ def gather(study: Study, said: answer.Answer | None = None) -> Evidence:
     importance, why = importances(done, [a.key for a in axes if len(a.values) > 1])
     chosen = said.best.number if said.best else None
     winner = results[chosen] if chosen is not None else {}
+    folder = f"{study.meta.outputs.rstrip('/')}/{study.meta.name}".removeprefix("./")
     return Evidence(
         name=study.meta.name,
         question=study.meta.question,
-        folder=f"{study.meta.outputs.rstrip('/')}/{study.meta.name}".removeprefix("./"),
+        folder=folder,
         metric=study.meta.metric,
         maximize=study.meta.maximize,
         trials=trials,
@@ -183,6 +190,9 @@ def gather(study: Study, said: answer.Answer | None = None) -> Evidence:
         said=said.text,
         method=said.method,
         chosen=chosen,
+        cheapest=said.cheapest.number if said.cheapest else None,
+        no_better=said.no_better(said.best.value, winner.get("baseline", {})) if said.best else "",
+        best_file=f"{folder}/{answer.BEST}" if (study.folder / answer.BEST).is_file() else "",
         fronts=said.fronts,
         no_importance=why,
         test={k: v for k, v in winner.get("test", {}).items() if isinstance(v, int | float)},

@@ -7,6 +7,7 @@ escaped.
 import html
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -120,10 +121,16 @@ def card(study: Study, number: int, loaded: Loaded, *, merged: bool) -> str:
         f"## Metrics\n\n{_metrics(study, number, result)}",
         f"## Data\n\n{_data(result, spec)}",
         f"## Settings\n\n```yaml\n{_settings(spec)}```\n",
-        f"## Make it again\n\n```bash\n{redact(result.get('rerun', ''))}\n```\n",
+        f"## Make it again\n\n```bash\n{_rerun(result)}\n```\n",
         f"Made with {', '.join(f'{k} {v}' for k, v in provenance.versions().items() if k in VERSIONS)}.\n",
     ]
     return "\n".join(parts)
+
+
+def _rerun(result: Mapping[str, Any]) -> str:
+    """Return the rerun line without tracking.*: whose server it was logged to is nothing for a hub."""
+    overrides = [o for o in result.get("overrides", ()) if not re.match(r"tracking[.=]", o)]
+    return redact(shlex.join(["python", "-m", "lorasweep", *overrides]))
 
 
 VERSIONS = ("lorasweep", "torch", "transformers", "peft")
@@ -170,7 +177,10 @@ def _use(loaded: Loaded, merged: bool) -> str:
         lines = ["# base and decoder are joined by lorasweep", "import lorasweep", ""]
         return "\n".join([*lines, "model, tokenizer = lorasweep.load_best('outputs/STUDY')", ""])
     else:
-        lines += ["from peft import PeftModel", "", f"base = {auto}.from_pretrained({base}{head})"]
+        kind, _, name = spec.model.pretrained.partition(":")
+        known = {"package": f"in the Python package {name}", "fetched": f"that `lorasweep fetch {name}` makes"}
+        where = [f"# the base: the folder with config.json {known[kind]}"] if kind in known else []
+        lines += ["from peft import PeftModel", "", *where, f"base = {auto}.from_pretrained({base}{head})"]
         lines += ["model = PeftModel.from_pretrained(base, '.').eval()"]
     return "\n".join([*lines, "tokenizer = AutoTokenizer.from_pretrained('.')", ""])
 

@@ -5,6 +5,7 @@ escaped, as plotly reads a little HTML in it.
 """
 
 import html
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,23 @@ def points(name: str, trials: Sequence[Shown], x: Iterable[Any], marker: Mapping
         "hoverinfo": "text",
         "marker": dict(marker),
     }
+
+
+def log_ticks(low: float, high: float) -> Json:
+    """Return a logarithmic axis with ticks at 1, 2 and 5 of each decade, at 1 and 3, or at 1, as its length asks."""
+    decades = math.log10(high / low)
+    steps = (1, 2, 5) if decades <= 2 else (1, 3) if decades <= 4 else (1,)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    values = [v for p in powers for s in steps if low / 1.1 <= (v := float(f"{s}e{p}")) <= high * 1.1]
+    return {"type": "log", "tickvals": values, "ticktext": [_rounded(v) for v in values]}
+
+
+def _rounded(value: float) -> str:
+    """Return 200k for 200000."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
 
 
 def metric_axis(evidence: Evidence) -> Json:

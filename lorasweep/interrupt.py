@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,8 @@ class Interrupts:
         self.count = 0
 
 
+STDERR = 2
+"""Its file number; sys.stderr of a notebook has none."""
 _listening: list[Interrupts] = []
 
 
@@ -33,7 +34,7 @@ def _hear(number: int, frame: FrameType | None) -> None:
         for child in psutil.Process().children(recursive=True):
             child.kill()
         os._exit(EXIT_INTERRUPTED)
-    os.write(sys.stderr.fileno(), b"\nstopping after this step; once more to stop at once\n")
+    os.write(STDERR, b"\nstopping after this step; once more to stop at once\n")
 
 
 @contextmanager

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from lorasweep.evidence import Axis, Evidence, Group, Shown, counted, groups, place, short
-from lorasweep.figure import Figure, Json, layout, metric_axis, points, safe
+from lorasweep.figure import Figure, Json, layout, log_ticks, metric_axis, points, safe
 
 MOST_BINS = 8
 MOST_EFFECTS = 12
 BANDS = 5
 """Colours of the parallel coordinates, from the worst fifth of the trials to the best."""
+CLOSEST = 0.09
+"""Least share of an axis between two ticks."""
 MANY = 20
 """Trials of one colour from which their lines are thin and let others shine through."""
 SCALE = [[0.0, "#00224e"], [0.25, "#434e6c"], [0.5, "#7d7c78"], [0.75, "#bcaf6f"], [1.0, "#fee838"]]
@@ -32,12 +34,16 @@ def _effect(evidence: Evidence, done: Sequence[Shown], axis: Axis, i: int) -> Fi
         return Figure(id=f"effect-{i}", title=title, says="No trial that sets it has finished yet.")
     best = (max if evidence.maximize else min)(found, key=lambda g: g.mean)
     unsure = "" if best.half is None else f" ± {best.half:.4f}"
-    says = (
-        f"Mean {evidence.metric} is best at {axis.key} = {best.label}: {best.mean:.4f}{unsure} over "
-        f"{counted(best.count, 'trial')}. "
-        f"The {'band and the bars' if axis.numeric else 'bars'} hold the mean with 95 % confidence; "
-        "other parameters vary too."
-    )
+    if len(found) > 1 and all(g.mean == best.mean for g in found):
+        says = f"Mean {evidence.metric} is the same at each of {len(found)} values, {best.mean:.4f}."
+    else:
+        says = (
+            f"Mean {evidence.metric} is best at {axis.key} = {best.label}: {best.mean:.4f}{unsure} over "
+            f"{counted(best.count, 'trial')}."
+        )
+    says += f" {_bars(found, axis)}"
+    if sum(len(a.values) > 1 for a in evidence.axes) > 1:
+        says += " Other parameters vary too."
     own = [t for t in done if axis.key in t.point]
     places = [t.point[axis.key] if axis.numeric else safe(short(t.point[axis.key])) for t in own]
     traces = [
@@ -56,6 +62,15 @@ def _effect(evidence: Evidence, done: Sequence[Shown], axis: Axis, i: int) -> Fi
         layout=drawn_on,
         table=(head, rows),
     )
+
+
+def _bars(found: Sequence[Group], axis: Axis) -> str:
+    """Return how to read the intervals, or why there are none."""
+    known = sum(g.half is not None for g in found)
+    if not known:
+        return "With one trial a value nothing tells how sure that is."
+    band = axis.numeric and known > 1
+    return f"The {'band and the bars' if band else 'bars'} hold the mean with 95 % confidence."
 
 
 def _range(trials: Sequence[Shown]) -> list[float]:
@@ -271,9 +286,21 @@ def _parameter_axis(axis: Axis) -> Json:
     if not axis.numeric:
         names = [safe(short(v)) for v in axis.values]
         return {"title": safe(_titled(axis)), "type": "category", "categoryorder": "array", "categoryarray": names}
-    ticks = {"tickvals": list(axis.values), "ticktext": [short(v) for v in axis.values]}
-    few = len(axis.values) <= MOST_BINS
-    own = {"type": "log" if axis.log else "linear"} | (
-        ticks if few else {"dtick": 1, "exponentformat": "e"} if axis.log else {}
-    )
+    own: Json = {"type": "log" if axis.log else "linear"}
+    if len(axis.values) <= MOST_BINS:
+        marks = _apart(axis)
+        own |= {"tickvals": marks, "ticktext": [short(v) for v in marks]}
+    elif axis.log:
+        own |= log_ticks(axis.values[0], axis.values[-1])
     return {"title": safe(_titled(axis)), **own}
+
+
+def _apart(axis: Axis) -> list[Any]:
+    """Return the values whose ticks stay apart on a phone: the ends, and those between that are far enough off."""
+    if len(axis.values) < 3:
+        return list(axis.values)
+    out = [axis.values[0]]
+    for value in axis.values[1:-1]:
+        if min(_height(axis, value) - _height(axis, out[-1]), 1 - _height(axis, value)) >= CLOSEST:
+            out.append(value)
+    return [*out, axis.values[-1]]

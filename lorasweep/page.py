@@ -20,7 +20,7 @@ from lorasweep.summary import Table
 from lorasweep.tracking import REPORTS
 
 HERE = Path(__file__).parent
-LONG = 40
+LONG = 32
 """Characters from which a table's cell may break into lines."""
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -29,7 +29,7 @@ POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inli
 PARTS = {
     "history": "The search",
     "importance": "Parameters",
-    "curves": "Learning curves",
+    "curves": "Training",
     "pareto-trainable": "Quality and cost",
 }
 """Figures that open a section of the page, with its heading."""

@@ -1,6 +1,7 @@
 """Answers of a study's best adapter on texts or a file, for every task type: a line for each input, or JSON lines."""
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -78,10 +79,12 @@ def read(path: Path) -> list[Given]:
         raise ConfigError([f"--file: must end in .jsonl, .csv or .txt, got '{path}'"])
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, UnicodeDecodeError) as error:
-        raise ConfigError([f"--file: cannot read {path} ({error})"]) from error
+    except FileNotFoundError as error:
+        raise ConfigError([f"--file: there is no {path}"]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"--file: {path} is no UTF-8 text ({error})"]) from error
     if path.suffix == ".csv":
-        return list(csv.DictReader(text.splitlines(keepends=True)))
+        return list(csv.DictReader(io.StringIO(text, newline="")))
     lines = [(n, row) for n, row in enumerate(text.split("\n"), 1) if row.strip()]
     if path.suffix == ".txt":
         return [row.strip() for _, row in lines]

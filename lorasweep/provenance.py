@@ -18,6 +18,7 @@ from lorasweep.spec import TrialSpec
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 """libyaml's where PyYAML was built with it: a tenth of the time."""
 
+REGISTERS = "tracking.register="
 PACKAGES = ("lorasweep", "torch", "transformers", "peft", "datasets", "hydra-core", "optuna", "mlflow", "torchmetrics")
 
 
@@ -46,8 +47,8 @@ def now() -> str:
 
 
 def rerun_line(spec: TrialSpec) -> str:
-    """Return the command that runs the trial again."""
-    return shlex.join(["python", "-m", "lorasweep", *spec.overrides])
+    """Return the command that runs the trial again. It registers nothing: that was asked of the study."""
+    return shlex.join(["python", "-m", "lorasweep", *(o for o in spec.overrides if not o.startswith(REGISTERS))])
 
 
 @cache

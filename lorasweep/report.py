@@ -6,6 +6,8 @@ from typing import Any
 
 from lorasweep import answer, display, outcome, race
 from lorasweep.answer import Answer, Candidate
+from lorasweep.ledger import redact
+from lorasweep.spec import TrackSpec
 from lorasweep.study import Study
 
 
@@ -15,8 +17,8 @@ def results(study: Study) -> list[dict[str, Any]]:
     return [r for r in found if r is not None]
 
 
-def show(study: Study, test: Mapping[str, float], outputs: str, found: Answer) -> None:
-    """Print the table, the answer with its rerun lines, and the line that opens the UI."""
+def show(study: Study, test: Mapping[str, float], outputs: str, found: Answer, track: TrackSpec) -> None:
+    """Print the table, the answer with its rerun lines, and where to compare in MLflow."""
     meta = study.meta
     again = {t.number: t.user_attrs for t in study.trials() if race.is_repeat(t)}
     columns = ["trial", *meta.swept, f"eval {meta.metric}", "trainable", "seconds", "adapter MB", "state"]
@@ -27,31 +29,44 @@ def show(study: Study, test: Mapping[str, float], outputs: str, found: Answer) -
         most = study.search.max_memory_gib
         print(f"{never} of {len(study.trials())} trials were never begun: over search.max_memory_gib={most}")
     if found.best is not None:
-        _show_best(study, found.best, test, found)
+        _show_best(study, found.best, test, found, track)
         if len(found.candidates) > 1:
             _show_others(found, found.best)
         if found.best.overrides:
             path = display.shown(study.folder / answer.BEST)
             print(f"the best as a file: {path} (python -m lorasweep --sweep {shlex.quote(str(path))})")
-    if meta.mlflow_parent:
-        where = [] if outputs == "./outputs" else [f"outputs={outputs}"]
-        print(f"compare in MLflow: {shlex.join(['python', '-m', 'lorasweep', 'ui', *where])}")
+    if track.enabled:
+        print(f"compare in MLflow: {_ui(outputs, track)}")
 
 
-def _show_best(study: Study, best: Candidate, test: Mapping[str, float], found: Answer) -> None:
+def _ui(outputs: str, track: TrackSpec) -> str:
+    """Return the address of a server, or the command that opens the UI on a store."""
+    uri = redact(track.uri or "")
+    if uri.startswith("http"):
+        return uri
+    where = [] if outputs == "./outputs" else [f"outputs={outputs}"]
+    where += [f"tracking.uri={uri}"] if uri else []
+    return shlex.join(["python", "-m", "lorasweep", "ui", *where])
+
+
+def _show_best(study: Study, best: Candidate, test: Mapping[str, float], found: Answer, track: TrackSpec) -> None:
     metric, folder = found.metric, study.trial_folder(best.number)
     result = outcome.read(folder)
     beside = _beside(result["baseline"]) if result else ""
     seeds = f", {best.over}" if best.repeated else ""
     sure = f", 95 % interval {best.interval}" if best.interval else ""
     print(f"\nbest: trial {best.number}, eval {metric} {best.value:.4f}{sure}{seeds}{beside}")
+    trivial = found.no_better(best.value, result["baseline"]) if result else ""
+    if trivial:
+        print(f"{trivial} Perhaps it needs more steps or another learning rate.")
     if result is None:  # it ran on a machine without our disk
         return
     if test:
         known = {k: v for k, v in test.items() if k in result["baseline"]}
         print(f"its test {metric}: {test[metric]:.4f}{_beside(known)} (read once, after choosing)")
     print(f"run it again: {result['rerun']}")
-    print(f"its adapter:  {display.shown(folder / 'adapter')}")
+    kept = track.save_adapters != "none"
+    print(f"its adapter:  {display.shown(folder / 'adapter') if kept else 'not kept (tracking.save_adapters=none)'}")
 
 
 def _show_others(found: Answer, best: Candidate) -> None:
@@ -71,10 +86,12 @@ def _show_others(found: Answer, best: Candidate) -> None:
         else:
             print(f"{least}: trial {cheap.number}, {_in_short(cheap, found.metric)}")
             print(f"run that again: {cheap.rerun}")
-    print("no other trial is better and cheaper at once:")
+    print("Pareto front: no other trial beats these in quality and cost at once:")
     for c in found.front:
         against = ", ".join(name for cost, name in answer.COSTS.items() if c.number in found.fronts[cost])
         print(f"  trial {c.number}, {_in_short(c, found.metric)} (by {against})")
+        if c.rerun and c not in (best, cheap):
+            print(f"    {c.rerun}")
 
 
 def _in_short(c: Candidate, metric: str) -> str:
@@ -86,7 +103,7 @@ def _cost(name: str, value: float) -> str:
     return {
         "trainable": f"{amount} trainable",
         "adapter_mb": f"{amount} MB",
-        "train_s": f"{amount} s",
+        "train_s": f"{amount} s training",
         "peak_gib": f"{amount} GiB",
     }[name]
 

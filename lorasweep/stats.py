@@ -21,6 +21,8 @@ RESAMPLES, FEWEST_RESAMPLES = 1000, 200
 MOST_DRAWS = 10_000_000
 """Draws in all; a larger split has fewer resamples, down to FEWEST_RESAMPLES."""
 SEED = 0
+UNBOUNDED = ("loss", "mse")
+"""Metrics whose 0 or 1 means nothing of the kind."""
 FEWEST_FREE = 2
 """Degrees of freedom below which the spread over seeds is not taken as known."""
 
@@ -32,6 +34,10 @@ class Interval:
 
     def holds(self, value: float) -> bool:
         return self.low <= value <= self.high
+
+    def within(self, low: float, high: float) -> "Interval":
+        """Return the part between the ends of what a metric can be."""
+        return Interval(max(low, self.low), min(high, self.high))
 
     def __str__(self) -> str:
         return f"{self.low:.4f} to {self.high:.4f}"
@@ -52,6 +58,13 @@ class Difference:
         return self.interval.low > 0 or self.interval.high < 0
 
 
+def limits(metric: str) -> tuple[float, float]:
+    """Return the lowest and the highest value that a metric can have."""
+    if metric in (*UNBOUNDED, "perplexity"):
+        return 0.0, math.inf
+    return (-1.0, 1.0) if metric in (scores.PEARSON, scores.SPEARMAN, "mcc") else (0.0, 1.0)
+
+
 def metric(found: Scores) -> float:
     """Return the metric on all examples."""
     return float(_metrics(found, np.ones((1, len(found))))[0])
@@ -64,14 +77,37 @@ def replicates(found: Scores) -> np.ndarray:
 
 
 def standard_error(*found: Scores) -> float:
-    """Return the bootstrap standard error of the metric, of its mean over several runs on the same examples."""
+    """Return the bootstrap standard error of the metric, of its mean over several runs on the same examples.
+
+    Where all examples are right, or all wrong, no resample differs: then it is that of two more right and two more
+    wrong ones. Source: A. Agresti, B. Coull, Approximate is better than "exact", 1998.
+    """
+    if _one_sided(found) is not None:
+        count = len(found[0])
+        return math.sqrt((count + 2) * 2 / (count + 4) ** 3)
     values_R = _finite(_mean([replicates(s) for s in found]))
     return float(np.std(values_R, ddof=1)) if len(values_R) > 1 else math.nan
 
 
 def interval(*found: Scores) -> Interval:
-    """Return the 95 % interval of the metric, of its mean over several runs on the same examples, by percentiles."""
+    """Return the 95 % interval of the metric, of its mean over several runs on the same examples, by percentiles.
+
+    Where all examples are right, or all wrong, it is the exact binomial one.
+    """
+    side = _one_sided(found)
+    if side is not None:
+        far = ((1 - LEVEL) / 2) ** (1 / len(found[0]))
+        return Interval(far, 1.0) if side else Interval(0.0, 1 - far)
     return _percentiles(_mean([replicates(s) for s in found]))
+
+
+def _one_sided(found: Sequence[Scores]) -> bool | None:
+    """Return whether a share of right examples is that of all of them or of none, None where it is neither."""
+    if any(f.kind != scores.RATIO or f.metric in UNBOUNDED for f in found):
+        return None
+    first, second = (np.concatenate([np.asarray(getattr(f, n), float) for f in found]) for n in ("first", "second"))
+    marks = set(np.unique(first))
+    return bool(marks.pop()) if marks in ({0.0}, {1.0}) and (second == 1).all() else None
 
 
 def paired(first: Sequence[Scores], second: Sequence[Scores]) -> Difference | None:

@@ -440,10 +440,11 @@ class Study:
     @storage.patient
     def trial(self, number: int) -> FrozenTrial:
         """Raises ConfigError where there is no such trial."""
-        found = next((t for t in self.trials() if t.number == number), None)
-        if found is None:
-            raise ConfigError([f"{number}: {self.meta.name} has no such trial; it has {len(self.trials())}"])
-        return found
+        found = {t.number: t for t in self.trials()}
+        if number not in found:
+            has = f"0 to {max(found)}" if found else "none yet"
+            raise ConfigError([f"trial {number}: {self.meta.name} has no such trial; it has {has}"])
+        return found[number]
 
     def failed(self) -> list[FrozenTrial]:
         """Return the failed trials that no later one has made up for."""

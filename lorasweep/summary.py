@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lorasweep.charts import figures
+from lorasweep.charts import COSTS, figures
 from lorasweep.cost import Cost, cost
 from lorasweep.evidence import Evidence, Shown, counted, duration, short
 
@@ -37,7 +37,8 @@ def progress(evidence: Evidence) -> str:
     score = (
         f" Test {evidence.metric} of the best: {tested:.4f}, read once, after choosing." if tested is not None else ""
     )
-    return f"{counted(len(evidence.trials), 'trial')}: {told or 'none'}.{score}"
+    trivial = f" {evidence.no_better}" if evidence.no_better else ""
+    return f"{counted(len(evidence.trials), 'trial')}: {told or 'none'}.{score}{trivial}"
 
 
 def reading(evidence: Evidence) -> str:
@@ -50,7 +51,7 @@ def reading(evidence: Evidence) -> str:
 
 def leaders(evidence: Evidence) -> Table:
     """Return every trial, the best first; then those without a metric."""
-    keys = [a.key for a in evidence.axes]
+    keys = list(dict.fromkeys([a.key for a in evidence.axes] + [k for t in evidence.trials for k in t.point]))
     head = ["trial", "state", f"eval {evidence.metric}", "95 % interval", "against the best", *keys]
     head += ["trainable parameters", "device s", "adapter MB", "reason"]
     ranked = [t for state in STATES for t in _in_order(evidence, state)]
@@ -58,7 +59,7 @@ def leaders(evidence: Evidence) -> Table:
         [
             str(t.number),
             STATES[t.state] + (f", repeat of {t.repeat_of}" if t.repeat_of is not None else ""),
-            _number(t.value, 4),
+            _reached(t),
             t.interval or "-",
             t.standing or "-",
             *(short(t.point[k]) if k in t.point else "-" for k in keys),
@@ -72,6 +73,14 @@ def leaders(evidence: Evidence) -> Table:
     return Table(head=head, rows=rows, empty="No trial yet.")
 
 
+def _reached(trial: Shown) -> str:
+    """Return a trial's metric; of one that runs, the last so far and its step."""
+    if trial.state == "RUNNING" and trial.curve:
+        step, value = trial.curve[-1]
+        return f"{value:.4f} at step {step}"
+    return _number(trial.value, 4)
+
+
 def _in_order(evidence: Evidence, state: str) -> list[Shown]:
     ranked = evidence.ranked(state)
     return [*ranked, *(t for t in evidence.of(state) if t not in ranked)]
@@ -81,7 +90,10 @@ def costs(evidence: Evidence) -> Table:
     """Return what the study has used and what it was spared."""
     found = cost(evidence)
     rows = [
-        ["device time of ended trials (training and evaluation)", f"{found.device_s / 3600:.4g} h"],
+        [
+            "device time of ended trials (training and evaluation)",
+            f"{duration(found.device_s)} ({found.device_s / 3600:.3g} device hours)",
+        ],
         ["time in which trials ran", duration(found.elapsed_s) if found.elapsed_s else "not known"],
         ["optimiser steps taken", f"{found.steps:,}"],
         ["steps spared by pruning", _spared(found)],
@@ -139,9 +151,27 @@ def commands(evidence: Evidence) -> list[tuple[str, str]]:
     found = []
     if evidence.best is not None and evidence.best.rerun:
         found.append(("Run the best trial again", evidence.best.rerun))
+    if evidence.best_file:
+        found.append(("The same from a file", shlex.join(["python", "-m", "lorasweep", "--sweep", evidence.best_file])))
+    found += _runners_up(evidence)
     found.append(("Run the whole study again", evidence.command))
     found.append(("Make this report again", shlex.join(["python", "-m", "lorasweep", "report", evidence.folder])))
     return found
+
+
+def _runners_up(evidence: Evidence) -> list[tuple[str, str]]:
+    """Return how to run the cheapest trial near the best again, and those on the Pareto front, the best one aside."""
+    costs: dict[int, list[str]] = {}
+    for cost_of, numbers in evidence.fronts.items():
+        for number in numbers:
+            costs.setdefault(number, []).append(COSTS[cost_of][0])
+    found = []
+    for trial in evidence.ranked("COMPLETE"):
+        what = ["the cheapest within one standard error"] if trial.number == evidence.cheapest else []
+        what += [f"on the Pareto front of {' and '.join(costs[trial.number])}"] if trial.number in costs else []
+        if what and trial.rerun and trial.number != evidence.chosen:
+            found.append((f"Run trial {trial.number} again, {', '.join(what)}", trial.rerun))
+    return found[:MOST_ROWS]
 
 
 # --- report.md -------------------------------------------------------------------------------------------------------

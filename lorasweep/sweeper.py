@@ -313,7 +313,8 @@ def carry_on(study: Any, launch: Launch, loaded: Mapping[str, Any]) -> int:
     with interrupt.heard(lambda: study.stop(None, "Ctrl-C")) as interrupts:
         _run_workers(study, launch, interrupts)
         while not _stopped(study, interrupts) and (again := repeats.next_round(study)):
-            print(f"repeats: {len(again)} trials run again with another seed", flush=True)
+            count = f"{len(again)} trials run" if len(again) > 1 else "1 trial runs"
+            print(f"repeats: {count} again with another seed", flush=True)
             _run_workers(study, launch, interrupts)
     if _stopped(study, interrupts):
         print(
@@ -394,7 +395,7 @@ def finish(study: Any, loaded: Mapping[str, Any]) -> int:
     page.write_if_possible(study, found)
     spec = study.spec(study.space.fixed)
     tracking.close_study(spec, study.meta.mlflow_parent, scores, ok=not failed, folder=study.folder)
-    report.show(study, test, study.meta.outputs, found)
+    report.show(study, test, study.meta.outputs, found, spec.tracking)
     _settle_adapters(study, spec)
     if study.waiting():
         print(f"{study.waiting()} trials were not begun: {study.spent()}")

@@ -11,7 +11,7 @@ import yaml
 
 from lorasweep import answer, cli, compose, outcome, report, scores, space
 from lorasweep.meta import Entry, StudyMeta
-from lorasweep.spec import SearchSpec, TaskSpec
+from lorasweep.spec import SearchSpec, TaskSpec, TrackSpec
 from lorasweep.study import Study
 from lorasweep.tasks import make
 
@@ -75,7 +75,7 @@ def test_best_what_is_like_it_and_what_is_cheaper(tmp_path):
     assert found.cheapest.number == 1
     assert found.fronts["trainable"] == [0, 1, 2]
     assert found.cheapest.rerun == "rerun 1"
-    assert "trial 2 (lora.r=8) is best" in found.text and "trial 1 (lora.r=4) is the cheapest" in found.text
+    assert "Trial 2 (lora.r=8) is best" in found.text and "Trial 1 (lora.r=4) is the cheapest" in found.text
     assert "50 % of its trainable parameters" in found.text
 
 
@@ -111,7 +111,7 @@ def test_running_study_says_so_far_and_an_empty_one_that_there_is_nothing(tmp_pa
     end(study, 0.5)
     assert answer.answer(study).text.startswith("So far, trial 0 (lora.r=2) is best")
     end(study, 0.4)
-    assert answer.answer(study).text.startswith("trial 0")
+    assert answer.answer(study).text.startswith("Trial 0")
 
 
 def test_trial_without_predictions_is_not_compared(tmp_path):
@@ -132,13 +132,34 @@ def test_printout_tells_best_cheapest_and_front(tmp_path, capsys):
     study = study_of(tmp_path, [2, 4, 8])
     for value, trainable in ((0.6, 25), (0.795, 1234), (0.80, 2468)):
         end(study, value, trainable=trainable)
-    report.show(study, {}, "./outputs", answer.answer(study))
+    report.show(study, {}, "./outputs", answer.answer(study), TrackSpec())
     out = capsys.readouterr().out
     assert "best: trial 2, eval accuracy 0.8000, 95 % interval" in out
     assert "run it again: rerun 2" in out and "run that again: rerun 1" in out
     assert "not distinguishable from it: 1 of 2 others (trials 1)" in out
-    assert "trial 1, eval accuracy 0.7950, 1,234 trainable, 123.40 MB, 1.00 s, 1.00 GiB" in out
+    assert "trial 1, eval accuracy 0.7950, 1,234 trainable, 123.40 MB, 1.00 s training, 1.00 GiB" in out
     assert out.count("  trial ") == 3
+    assert "    rerun 0" in out and out.count("rerun 1") == out.count("rerun 2") == 1
+
+
+def test_printout_names_the_server_and_no_adapter_that_goes(tmp_path, capsys):
+    study = study_of(tmp_path, [2])
+    end(study, 0.8)
+    track = TrackSpec(uri="http://me:secret@host:5000", save_adapters="none")
+    report.show(study, {}, "./outputs", answer.answer(study), track)
+    out = capsys.readouterr().out
+    assert "its adapter:  not kept (tracking.save_adapters=none)" in out
+    assert "compare in MLflow: http://***@host:5000\n" in out
+    report.show(study, {}, "./outputs", answer.answer(study), TrackSpec(uri="sqlite:///a.db"))
+    out = capsys.readouterr().out
+    assert "compare in MLflow: python -m lorasweep ui tracking.uri=sqlite:///a.db\n" in out and "0/adapter" in out
+
+
+@pytest.mark.parametrize(("maximize", "value", "told"), [(True, 0.3, True), (True, 0.31, False), (False, 0.29, False)])
+def test_metric_no_better_than_a_trivial_answer_is_told(maximize, value, told):
+    found = answer.Answer(metric="accuracy", maximize=maximize, going_on=False)
+    said = found.no_better(value, {"majority_accuracy": 0.3, "random_recall_at_1": 0.9})
+    assert said == ("It is no better than the trivial answer (majority accuracy 0.3000)." if told else "")
 
 
 def test_best_yaml_is_a_sweep_file_of_the_winner(tmp_path):

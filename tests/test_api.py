@@ -35,11 +35,14 @@ def test_run_returns_the_result_and_load_best_its_model(tiny_bert, tmp_path):
     own = [f"model.pretrained={tiny_bert}", *SMALL, f"outputs={tmp_path}"]
     result = lorasweep.run(["lora.r=3", "study=one", *own])
     assert result["state"] == "COMPLETE" and "lora.r=3" in result["overrides"]
-    model, tokenizer = lorasweep.load_best(tmp_path / "one")
+    assert result["folder"] == str(tmp_path / "one")
+    model, tokenizer = lorasweep.load_best(result["folder"])
     assert not model.training and model.peft_config["default"].r == 3
     assert model(**tokenizer("Open a socket", return_tensors="pt")).logits.shape[0] == 1
     with pytest.raises(ConfigError, match="takes one trial, these overrides mean 2"):
         lorasweep.run(["lora.r=3,4", *own])
+    with pytest.raises(ConfigError, match=r"takes a list of overrides, got a string; write run\(\['lora.r=3'\]\)"):
+        lorasweep.run("lora.r=3")
 
 
 def test_trial_whose_need_cannot_be_estimated_ends_well(tiny_bert, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 
 from lorasweep import charts, cost, evidence, landscape, summary
 from lorasweep.evidence import Axis, Evidence, Shown
+from lorasweep.figure import log_ticks
 
 
 def study(trials: list[Shown], **named) -> Evidence:
@@ -107,6 +108,57 @@ def test_effect_is_the_mean_with_its_interval():
     figure = landscape.effects(study([trial(i, value=v) for i, v in enumerate(values)] + [trial(3, r=8, value=0.9)]))
     table = next(f.table for f in figure if f.title == "Effect of lora.r")
     assert table[1] == [["4", "3", "0.6000", "± 0.2484"], ["8", "1", "0.9000", "-"]]  # t(0.975, 2) * 0.1 / sqrt(3)
+
+
+def test_equal_means_are_not_called_best():
+    same = landscape.effects(study([trial(0), trial(1), trial(2, r=8), trial(3, r=8)]))[0]
+    assert same.says.startswith("Mean accuracy is the same at each of 2 values, 0.5000. The band and the bars hold")
+    single = landscape.effects(study([trial(0, value=0.6), trial(1, r=8)]))[0]
+    assert "best at lora.r = 4: 0.6000 over 1 trial. With one trial a value nothing tells how sure" in single.says
+
+
+def test_ticks_of_few_values_stay_apart():
+    axis = Axis(key="train.learning_rate", numeric=True, log=True, values=[1e-3, 1.1e-3, 3e-3, 9.7e-3, 1e-2])
+    assert landscape._parameter_axis(axis)["tickvals"] == [1e-3, 3e-3, 1e-2]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "texts"),
+    [
+        (40714, 1271050, ["50k", "100k", "200k", "500k", "1M"]),
+        (0.168, 2.73, ["0.2", "0.5", "1", "2"]),
+        (1e-5, 2e-2, ["1e-05", "3e-05", "0.0001", "0.0003", "0.001", "0.003", "0.01"]),
+        (1e3, 1e9, ["1k", "10k", "100k", "1M", "10M", "100M", "1G"]),
+        (1, 8.1, ["1", "2", "5"]),
+    ],
+)
+def test_logarithmic_axis_has_ticks_that_read_well(low, high, texts):
+    axis = log_ticks(low, high)
+    assert axis["ticktext"] == texts
+    assert all(low / 1.1 <= v <= high * 1.1 for v in axis["tickvals"])
+
+
+def test_trials_that_run_show_their_parameters_and_last_metric():
+    running = trial(0, r=16, value=None, state="RUNNING", curve=[(5, 0.1), (10, 0.25)])
+    found = summary.leaders(study([running], axes=[]))
+    row = dict(zip(found.head, found.rows[0], strict=True))
+    assert (row["eval accuracy"], row["lora.r"], row["train.learning_rate"]) == ("0.2500 at step 10", "16", "0.001")
+
+
+def test_report_tells_how_to_run_the_cheapest_and_the_front_again():
+    trials = [
+        trial(0, value=0.5, rerun="run 0"),
+        trial(1, value=0.6, rerun="run 1"),
+        trial(2, value=0.7, rerun="run 2"),
+    ]
+    fronts = {"trainable": [0, 2], "train_s": [0, 1, 2]}
+    known = study(trials, cheapest=1, best_file="outputs/s/best.yaml", fronts=fronts)
+    found = dict(summary.commands(known))
+    assert found["Run the best trial again"] == "run 2"
+    assert found["The same from a file"] == "python -m lorasweep --sweep outputs/s/best.yaml"
+    key = "Run trial 1 again, the cheapest within one standard error, on the Pareto front of training time"
+    assert found[key] == "run 1"
+    assert found["Run trial 0 again, on the Pareto front of trainable parameters and training time"] == "run 0"
 
 
 def test_many_values_are_binned_on_the_axis_scale():

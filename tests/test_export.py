@@ -1,6 +1,7 @@
 """An exported folder: plain peft or plain transformers load it, and its card is what a hub reads."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,9 +96,17 @@ def test_card_tells_data_metrics_and_how_to_make_it_again(classified, tiny_bert,
     line = next(row for row in text.splitlines() if row.startswith("| eval | accuracy |"))
     low, high = line.split("|")[4].split(" to ")
     assert float(low) <= result["metric"]["value"] <= float(high)
-    assert result["rerun"] in text and result["data_fingerprint"] in text and "use_dora: true" in text
+    assert result["rerun"].replace(" tracking=none", "") in text and "tracking" not in text
+    assert result["data_fingerprint"] in text and "use_dora: true" in text
     named = json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert named == tiny_bert.name
+
+
+def test_card_of_a_base_from_a_package_says_which(classified):
+    loaded = winner.load(classified / "0")
+    spec = replace(loaded.spec, model=replace(loaded.spec.model, pretrained="package:gt_x"))
+    assert "in the Python package gt_x\nbase = " in export._use(replace(loaded, spec=spec), merged=False)
+    assert "package" not in export._use(loaded, merged=False)
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def written(tmp_path_factory) -> tuple[Path, Path]:
 def test_page_answers_the_question(written):
     text = " ".join(read(written[0])[1].text)
     assert f"Why {EVIL}?" in text
-    assert "trial 10 (lora.r=4" in text
+    assert "Trial 10 (lora.r=4" in text
     for words in ("Leaders", "Effect of lora.r", "Learning curves", "Cost", "f00d", "torch", "9.9", "majority"):
         assert words in text
     assert "12 trials: 9 finished, 2 pruned, 1 failed" in text
@@ -176,7 +176,7 @@ def test_markdown_has_tables_that_data_cannot_break(written):
     rows = [line for line in text.splitlines() if line.startswith("| 11 |")]
     assert len(rows) == 2  # leaders and failures
     assert all(r"\| out of luck" in row for row in rows)
-    assert "**Answer**: trial 10" in text
+    assert "**Answer**: Trial 10" in text
 
 
 def test_report_of_a_running_study_and_of_an_empty_one(tmp_path):

@@ -97,6 +97,11 @@ def test_files_of_three_kinds_give_the_same_answers(classified, tmp_path, capsys
     assert out[0].count("\n") == 2 and out[0] == out[1] == out[2]
 
 
+def test_a_csv_row_ends_at_line_feeds_alone(tmp_path):
+    (tmp_path / "a.csv").write_text('text,id\none\u2028two\x0bthree,1\n"four\nfive",2\n', encoding="utf8")
+    assert [row["text"] for row in predict.read(tmp_path / "a.csv")] == ["one\u2028two\x0bthree", "four\nfive"]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -106,6 +111,7 @@ def test_files_of_three_kinds_give_the_same_answers(classified, tmp_path, capsys
         (["x", "--jsn"], "did you mean '--json'?"),
         (["   "], "has nothing in text"),
         (["--file", "a.xlsx"], "must end in .jsonl, .csv or .txt"),
+        (["--file", "nowhere.csv"], "--file: there is no nowhere.csv"),
         (['{"txet": "x"}'], "got txet"),
     ],
 )

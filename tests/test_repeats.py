@@ -83,6 +83,16 @@ def test_interval_over_seeds_takes_the_spread_of_all_candidates(tmp_path):
     assert best.standard_error == pytest.approx(spread / 2**0.5)
 
 
+def test_trial_of_one_seed_is_not_told_apart_by_its_examples_alone(tmp_path):
+    study = searched(tmp_path, values=(0.3, 0.60, 0.90), repeats=1)
+    repeats.next_round(study)
+    for value in (0.72, 0.70):
+        end(study, value)
+    one = next(c for c in answer.answer(study).candidates if c.number == 0)
+    assert not one.repeated and one.alike  # 0.42 apart, on 400 examples; seeds alone make 0.1
+    assert one.interval.low == 0.0 and one.interval.high > 0.7  # a share is never below 0
+
+
 def test_cheapest_is_one_that_ran_again_too(tmp_path):
     """A cheap trial that was not repeated may be near the best by luck alone."""
     study = study_of(tmp_path, [2, 4, 8, 16], repeats=2, repeat_top=2)

@@ -223,3 +223,16 @@ def assert_resampled(task, metric, predictions):
 
 def test_trial_without_predictions_has_no_scores(tmp_path):
     assert scores.read(tmp_path) is None
+
+
+@pytest.mark.parametrize("right", [0, 20])
+def test_all_right_or_all_wrong_is_not_certain(right):
+    found = hits(20, right)
+    interval, far = stats.interval(found, found), 0.025 ** (1 / 20)  # the exact binomial bound: 0.83 for 20 of 20
+    assert (interval.low, interval.high) == pytest.approx((far, 1.0) if right else (0.0, 1 - far))
+    assert stats.standard_error(found) == pytest.approx((22 / 24 * 2 / 24 / 24) ** 0.5)
+
+
+def test_losses_are_no_shares():
+    gone = Scores("loss", scores.RATIO, np.arange(5), np.zeros(5), np.ones(5))
+    assert (stats.interval(gone), stats.standard_error(gone)) == (stats.Interval(0.0, 0.0), 0.0)
