@@ -26,8 +26,18 @@ def device_of(train: TrainSpec) -> torch.device:
         return torch.device(name)
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there[train.device]:
-        raise ConfigError([f"train.device: {train.device} is not there; use auto or cpu"])
+        has = ", ".join(name for name, is_there in there.items() if is_there)
+        why = _why_no_gpu() if train.device == "cuda" else "torch finds no Apple GPU here"
+        raise ConfigError([f"train.device: must be auto or what this machine has ({has}), got {train.device}; {why}"])
     return torch.device(train.device)
+
+
+def _why_no_gpu() -> str:
+    """Say what keeps torch from a GPU that may well be there."""
+    if not torch.backends.cuda.is_built():
+        return f"torch {torch.__version__} is built without CUDA"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return f"torch {torch.__version__} sees no GPU" + (f", CUDA_VISIBLE_DEVICES={hidden}" if hidden is not None else "")
 
 
 def dtype_of(train: TrainSpec, device: torch.device) -> torch.dtype:
@@ -45,11 +55,24 @@ def dtype_of(train: TrainSpec, device: torch.device) -> torch.dtype:
 
 
 def attention(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> str:
-    """Return transformers' name of the attention kernel; auto is flash attention where it is installed and can run."""
-    if spec.attn_implementation != "auto":
-        return spec.attn_implementation
+    """Return transformers' name of the attention kernel; auto is flash attention where it is installed and can run.
+
+    Raises ConfigError where flash attention is asked for and cannot run.
+    """
     half = device.type == "cuda" and dtype != torch.float32
-    return "flash_attention_2" if half and importlib.util.find_spec("flash_attn") else "sdpa"
+    installed = importlib.util.find_spec("flash_attn") is not None
+    if spec.attn_implementation == "auto":
+        return "flash_attention_2" if half and installed else "sdpa"
+    if spec.attn_implementation == "flash_attention_2" and not (half and installed):
+        kind = str(dtype).removeprefix("torch.")
+        lack = f"here is {kind} on the {device.type}" if not half else "flash_attn is not installed"
+        raise ConfigError(
+            [
+                "model.attn_implementation: flash_attention_2 needs the package flash_attn and bf16 or fp16 on a GPU, "
+                f"{lack}; use auto or sdpa"
+            ]
+        )
+    return spec.attn_implementation
 
 
 def set_up(train: TrainSpec, device: torch.device) -> None:

@@ -94,8 +94,8 @@ def preflight(specs: Sequence[TrialSpec]) -> dict[str, Workload]:
         if group in failed:
             continue
         try:
+            problems += _lacking(spec)
             if group not in loaded:
-                quant.check_optimizer(spec.train, device.device_of(spec.train))
                 loaded[group] = workload(spec)
                 bases[group] = model.skeleton(spec.model, loaded[group].task, loaded[group].tokenizer)
             problems += adapter.problems(spec.lora, spec.task_type, bases[group])
@@ -108,6 +108,13 @@ def preflight(specs: Sequence[TrialSpec]) -> dict[str, Workload]:
     if problems:
         raise ConfigError(problems)
     return loaded
+
+
+def _lacking(spec: TrialSpec) -> list[str]:
+    """Return what this machine lacks of what a trial asks for. Raises ConfigError where its whole group cannot be."""
+    there = device.device_of(spec.train)
+    device.attention(spec.model, there, device.dtype_of(spec.train, there))
+    return quant.lacking(spec, there)
 
 
 def metric_problems(spec: TrialSpec, task: Task) -> list[str]:

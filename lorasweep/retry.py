@@ -107,14 +107,14 @@ def refusal(spec: TrialSpec, base: Base | None, task: Task, tokenizer: object, e
     else:
         parts = ", ".join(f"{name} {gib:.2f}" for name, gib in found.parts.items() if gib >= 0.005)
         need = f"it needs about {found.gib:.2f} GiB ({parts or 'little'} in training) with {rows} rows a pass"
-    return f"out of memory: {need}; {memory.told(spec.train)}; smaller: {', '.join(keys(spec, rows))}"
+    return f"out of memory: {need}; {memory.told(spec.train)}; smaller: {', '.join(keys(spec, rows, task))}"
 
 
-def keys(spec: TrialSpec, rows: int) -> list[str]:
+def keys(spec: TrialSpec, rows: int, task: Task) -> list[str]:
     """Return overrides that would make a trial's memory less, the cheapest first."""
     out = []
     if rows > 1:
-        out.append("train.micro_batch_size=auto")
+        out.append("train.micro_batch_size=auto" if task.divisible else f"train.batch_size={rows // 2}")
     if not spec.train.gradient_checkpointing:
         out.append("train.gradient_checkpointing=true")
     if spec.model.quantization == "none":

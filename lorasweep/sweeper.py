@@ -159,7 +159,7 @@ def plan(overrides: Sequence[str], space: Mapping[str, Any] | None = None, quest
         entries,
         loaded,
         first,
-        never if first.search.sampler == "grid" else (),
+        never,
     )
 
 
@@ -258,7 +258,7 @@ def run_made(study: Any, planned: Plan, launch: Launch) -> int:
     """Run a study that has just been made; return the exit code."""
     from lorasweep import tracking
 
-    for line in planned.never:
+    for line in planned.never if planned.meta.search["sampler"] == "grid" else ():  # else no trial is at those points
         print(line, flush=True)
     command = shlex.join(["python", "-m", "lorasweep", "-m", *planned.meta.overrides])
     note = f"{planned.meta.question}\n\n`{command}`".strip()

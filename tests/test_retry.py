@@ -22,6 +22,7 @@ from test_packed import (  # noqa: F401
 )
 
 from lorasweep import cli, compose, engine, model, pace, retry
+from lorasweep.errors import ConfigError
 from lorasweep.tasks.seq_cls import SeqCls
 
 ERRORS = [
@@ -184,6 +185,15 @@ def test_batches_whose_rows_need_each_other_are_not_divided(tiny_bert):
     assert not workload("feature_extraction", tiny_bert).task.divisible
 
 
+def test_keys_that_are_named_make_the_memory_less(tiny_bert):
+    """Rows that need each other are not divided: auto would change nothing."""
+    spec, work = spec_of("seq_cls", tiny_bert), workload("seq_cls", tiny_bert)
+    assert retry.keys(spec, 4, work.task)[0] == "train.micro_batch_size=auto"
+    pairs = workload("feature_extraction", tiny_bert)
+    assert retry.keys(spec, 4, pairs.task)[0] == "train.batch_size=2"
+    assert "size" not in retry.keys(spec, 1, pairs.task)[0]
+
+
 def test_other_errors_are_no_lack_of_memory():
     with pytest.raises(RuntimeError, match="size"):
         retry.attempt(lambda: torch.ones(2) @ torch.ones(3))
@@ -239,6 +249,17 @@ def test_worker_goes_on_after_a_trial_that_does_not_fit(tiny_bert, tmp_path, sma
     assert [r["state"] for r in results] == ["FAIL", "COMPLETE"]
     assert results[0]["reason"].startswith("out of memory: it needs about")
     assert "FAIL (out of memory" in capsys.readouterr().out
+
+
+def test_trial_that_its_machine_refuses_fails_with_all_problems_in_one_line(tiny_bert, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise ConfigError(["train.device: first", "model.quantization: second"])
+
+    monkeypatch.setattr(model, "load", refuse)
+    own = [f"model.pretrained={tiny_bert}", *SMALL, "tracking=none", f"outputs={tmp_path}", "study=s"]
+    assert cli.main(own) == 3
+    result = json.loads((tmp_path / "s" / "0" / "result.json").read_text())
+    assert result["reason"] == "train.device: first; model.quantization: second"
 
 
 def test_base_that_does_not_fit_fails_its_trial_with_the_estimate(tiny_bert, tmp_path, monkeypatch):
