@@ -16,7 +16,7 @@ from lorasweep.spec import ModelSpec, TrainSpec
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-"""Environment variable that cuBLAS reads once: without it, its sums have no fixed order."""
+"""Environment variable that is read once, at the first product: without it, cuBLAS's sums have no fixed order."""
 
 
 def device_of(train: TrainSpec) -> torch.device:
@@ -78,20 +78,13 @@ def attention(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> str:
 def set_up(train: TrainSpec, device: torch.device) -> None:
     """Set torch's switches of this process: TF32 for fp32 products on a GPU, and determinism as the trial asks.
 
-    Raises ConfigError where determinism is asked for and cuBLAS has begun without it.
+    To be called before the first product on a GPU: cuBLAS has to know its workspace by then, and torch refuses
+    determinism where it did not. So it is set for all trials, as a later one may be the first that asks.
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
-    if train.deterministic and device.type == "cuda" and WORKSPACE not in os.environ:
-        if torch.cuda.is_initialized():
-            raise ConfigError(
-                [
-                    "train.deterministic: this process has used the GPU before; start it anew with "
-                    f"{WORKSPACE}=:4096:8 in its environment"
-                ]
-            )
-        os.environ[WORKSPACE] = ":4096:8"
+        os.environ.setdefault(WORKSPACE, ":4096:8")
     torch.use_deterministic_algorithms(train.deterministic)
     torch.backends.cudnn.deterministic = train.deterministic
     if train.deterministic:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_packed import DROPPED, PLAIN, Seen, run, spec_of, trainer, workload
 
-from lorasweep import cli, compose, device, engine, group, model, pack, quant
+from lorasweep import cli, compose, device, engine, group, model, pack, quant, sweeper
 from lorasweep.errors import ConfigError
 from lorasweep.spec import TrainSpec
 
@@ -54,24 +54,26 @@ def test_switch_of_torch_follows_the_trial(tiny_bert):
     assert not torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.deterministic
 
 
-def test_cublas_is_told_before_it_begins_and_refused_after(monkeypatch):
-    card, train = torch.device("cuda"), TrainSpec(deterministic=True)
-    monkeypatch.delenv(device.WORKSPACE, raising=False)
+def test_cublas_is_told_before_its_first_product_whether_that_trial_is_deterministic_or_not(monkeypatch):
+    """To ask a card for bf16 begins CUDA: that alone must not refuse determinism."""
+    card = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    with pytest.raises(ConfigError, match=r"start it anew with CUBLAS_WORKSPACE_CONFIG=:4096:8"):
-        device.set_up(train, card)
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
-    device.set_up(train, card)
-    assert os.environ[device.WORKSPACE] == ":4096:8" and torch.are_deterministic_algorithms_enabled()
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    device.set_up(train, card)  # it knows already
-    assert torch.get_float32_matmul_precision() == "high"
+    monkeypatch.setenv(device.WORKSPACE, "")  # so that it is as before afterwards
+    for first in (True, False):
+        monkeypatch.delenv(device.WORKSPACE)
+        device.set_up(TrainSpec(deterministic=first), card)
+        assert os.environ[device.WORKSPACE] == ":4096:8"
+        assert torch.are_deterministic_algorithms_enabled() == first
+    device.set_up(TrainSpec(deterministic=True), card)
+    assert torch.are_deterministic_algorithms_enabled() and torch.get_float32_matmul_precision() == "high"
+    monkeypatch.setenv(device.WORKSPACE, ":16:8")
+    device.set_up(TrainSpec(deterministic=True), card)
+    assert os.environ[device.WORKSPACE] == ":16:8", "a user's own stays"
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")
-def test_two_deterministic_runs_on_a_gpu_are_equal_bit_for_bit(tiny_llama, monkeypatch):
-    monkeypatch.setenv(device.WORKSPACE, os.environ.get(device.WORKSPACE, ":4096:8"))
+def test_two_deterministic_runs_on_a_gpu_are_equal_bit_for_bit(tiny_llama):
     spec = spec_of("causal_lm", tiny_llama, SAME, "train.device=cuda", "lora.lora_dropout=0.1")
     work = workload("causal_lm", tiny_llama)
     first, second = (run(trainer(spec, work), [engine.Job(0, spec)], 1)[0] for _ in range(2))
@@ -125,6 +127,17 @@ def test_device_that_is_not_there_is_refused_with_those_that_are_and_why(monkeyp
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
         with pytest.raises(ConfigError, match=words):
             device.device_of(TrainSpec(device="cuda"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_machine_that_only_launches_need_not_have_what_its_workers_have(tiny_bert, tmp_path):
+    own = [f"model.pretrained={tiny_bert}", "model.sha256=null", "data.max_train_samples=40", "data.max_eval_samples=6"]
+    own += [f"outputs={tmp_path}", "train.device=cuda", "train.optimizer=paged_adamw", "search.max_memory_gib=80"]
+    for far in ("hydra/launcher=submitit_slurm", "hydra.launcher.ray.init.address=host:6379"):
+        assert len(sweeper.plan([*own, far]).queue) == 1
+    for near in ((), ("hydra/launcher=submitit_local",)):
+        with pytest.raises(ConfigError, match=r"train\.device: must be auto or what this machine has"):
+            sweeper.plan([*own, *near])
 
 
 @pytest.mark.parametrize(
