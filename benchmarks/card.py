@@ -19,8 +19,8 @@ WORDS = {
     **{"tokens_per_s": "{:,.0f}", "over_solo": "{:.2f}", "over_trainer": "{:.2f}", "of_peak": "{:.1%}"},
     **{
         "j_per_1k": "{:.2f}",
-        "peak_gib": "{:.1f}",
-        "estimate_gib": "{:.1f}",
+        "peak_gib": "{:.2f}",
+        "estimate_gib": "{:.2f}",
         "compile_s": "{:.1f}",
         "over_plain": "{:.2f}",
     },

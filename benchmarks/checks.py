@@ -1,13 +1,14 @@
 """What only a device shows, beside speed: ways to train one model that have to agree; a part of benchmarks/gpu.py."""
 
 import contextlib
+import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from card import TOKENIZER, Bench, examples, gap, reason, saved, seeds, spec_of, started, steps
+from card import TOKENIZER, Bench, NoRoom, examples, gap, reason, saved, seeds, spec_of, started, steps
 
 from lorasweep import engine, memory, retry, tasks
 from lorasweep.tasks import Example
@@ -33,13 +34,18 @@ WHOLE, LESS = 16, 0.6
 
 
 def losses(made: engine.Engine, spec: Any, trials: int = 1, count: int = 8) -> tuple[list[float], float]:
-    """Return the first losses of all trials in their order, and the seconds of the later half."""
+    """Return the first losses of all trials in their order, and the seconds of the later half. Raises NoRoom where a
+    trial ended before.
+    """
     events = steps(made, seeds(spec, trials), trials)
     with contextlib.closing(events):
-        found = [next(events) for _ in range(count * trials // 2)]
+        found = list(itertools.islice(events, count * trials // 2))
         began = time.perf_counter()
-        found += [next(events) for _ in range(count * trials - len(found))]
-        return found, time.perf_counter() - began
+        found += itertools.islice(events, count * trials - len(found))
+        seconds = time.perf_counter() - began
+    if len(found) < count * trials:
+        raise NoRoom(f"a trial ended before its step {count}")
+    return found, seconds
 
 
 def check(bench: Bench, name: str, shape: dict[str, int]) -> None:
