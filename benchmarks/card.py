@@ -17,7 +17,13 @@ from lorasweep.tasks import Example
 
 WORDS = {
     **{"tokens_per_s": "{:,.0f}", "over_solo": "{:.2f}", "over_trainer": "{:.2f}", "of_peak": "{:.1%}"},
-    **{"j_per_1k": "{:.2f}", "peak_gib": "{:.1f}", "compile_s": "{:.1f}", "over_plain": "{:.2f}"},
+    **{
+        "j_per_1k": "{:.2f}",
+        "peak_gib": "{:.2f}",
+        "estimate_gib": "{:.2f}",
+        "compile_s": "{:.1f}",
+        "over_plain": "{:.2f}",
+    },
     **{"pays_after": "{:,.0f} steps", "gap": "{:.1e}"},
 }
 
@@ -38,12 +44,18 @@ class Bench:
     compiled: list[dict[str, Any]] = field(default_factory=list)
     checks: dict[str, Any] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
+    """What the time, the memory or the machine left no room for."""
+    failed: list[str] = field(default_factory=list)
+    """What should have gone."""
 
     row_s: float = 1.5
     """Seconds of steps that a row is measured over, at least two of each trial."""
 
     def found(self) -> dict[str, Any]:
-        return {"rows": self.rows, "compiled": self.compiled, "checks": self.checks, "skipped": self.skipped}
+        return {"rows": self.rows, "compiled": self.compiled, "checks": self.checks} | {
+            "skipped": self.skipped,
+            "failed": self.failed,
+        }
 
     @property
     def length(self) -> int:

@@ -6,10 +6,12 @@
 LoRA r=16 on all linear layers, 256 tokens a text. A row is a model, a batch size and a number of slots: tokens a second
 of all trials together, over one trial at a time (slots=1), over HF Trainer + peft with the same batch; the share of the
 card's measured matmul peak that the linear layers reach; joules a thousand tokens where the driver tells; peak memory.
-Below it, checks that only a device can make: determinism bit for bit and its cost, packed against solo losses, fp16,
-nf4 and int8 bases. Last, torch.compile without and with CUDA graphs: what it takes to compile, what a step gains, and
-after how many steps of one set of trials that has paid. What the time budget leaves no room for, or what cannot be
-done, is named with the reason, never silently left out.
+estimate_gib is what `check` would have told of it, for some rows. Below it, checks that only a device can make:
+determinism bit for bit and its cost, packed against solo losses, fp16, nf4 and int8 bases, layers that compute twice,
+small and paged optimisers, a base spread by device_map, and a step that does not fit into memory. Last, torch.compile
+without and with CUDA graphs: what it takes to compile, what a step gains, and after how many steps of one set of trials
+that has paid. What the time budget leaves no room for, or what cannot be done, is named with the reason, never silently
+left out; what fails is named too, the rest goes on, and the exit code is 1.
 """
 
 import argparse
@@ -22,7 +24,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,6 @@ from card import (
     NoRoom,
     afresh,
     examples,
-    gap,
     head,
     line,
     reason,
@@ -49,7 +50,8 @@ from card import (
     timed,
     wait,
 )
-from compiled import COMPILED, LEAST_S, compiled
+from checks import check, estimated, highest
+from compiled import COMPILED, compiled
 
 from lorasweep import adapter, compose, device, engine, pace, peak, retry
 from lorasweep.tasks import Example
@@ -65,10 +67,15 @@ TINY = {
 }
 BATCHES = (1, 4, 16)
 SLOTS = (1, 2, 4, 8, 16, 32)
-RESERVED_S = {"checks": 50.0, "compiled": 130.0}
+RESERVED_S = {"checks": 60.0, "compiled": 130.0}
 """What the table of models leaves of the budget."""
 
-COLUMNS = ("model", "batch", "slots", "tokens_per_s", "over_solo", "over_trainer", "of_peak", "j_per_1k", "peak_gib")
+COLUMNS = (
+    *("model", "batch", "slots", "tokens_per_s", "over_solo", "over_trainer", "of_peak", "j_per_1k"),
+    *("peak_gib", "estimate_gib"),
+)
+ESTIMATED = {"0.1B": (1, 4), "toy": (1, 4)}
+"""Slots at which memory is estimated too, in rows of the middle batch size; 1 for other models, as it takes seconds."""
 
 # --- rows ------------------------------------------------------------------------------------------------------------
 
@@ -94,7 +101,8 @@ def row(bench: Bench, made: engine.Engine, name: str, batch: int, slots: int, sp
         "tokens_per_s": tokens / seconds,
         "of_peak": peak.share(made.base.model, peak.rate(flops, tokens, seconds)),
         "j_per_1k": 1000 * joules / tokens if made.energy.is_known else None,
-        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if bench.device.type == "cuda" else None,
+        "peak_gib": highest(bench),
+        "estimate_gib": None,
     }
 
 
@@ -144,7 +152,8 @@ def measure(bench: Bench, name: str, shape: dict[str, int], until: float) -> Non
     data = examples(bench)
     folder = saved(bench, name, shape)
     made = started(spec_of(folder, bench, 1), data)
-    for batch in (1, 2) if bench.tiny else BATCHES:
+    batches = (1, 2) if bench.tiny else BATCHES
+    for batch in batches:
         spec = spec_of(folder, bench, batch)
         done: list[dict[str, Any]] = []
         trainer = None
@@ -159,11 +168,17 @@ def measure(bench: Bench, name: str, shape: dict[str, int], until: float) -> Non
                 afresh(made)
                 bench.skipped.append(f"{name}, batch {batch}, from {slots} slots on: out of memory")
                 break
+            except Exception as error:  # the other rows may go; the note and the exit code say that this one did not
+                afresh(made)
+                bench.failed.append(f"{name}, batch {batch}, from {slots} slots on: {reason(error)}")
+                break
             done.append(found)
             if slots == 1:
                 trainer = beside(bench, made, batch, spec, data, name)
             found["over_solo"] = found["tokens_per_s"] / done[0]["tokens_per_s"]
             found["over_trainer"] = found["tokens_per_s"] / trainer if trainer else None
+            if batch == batches[1] and slots in ESTIMATED.get(name, (1,)):
+                found["estimate_gib"] = estimated(spec, data, slots)
             bench.rows.append(found)
             print(line(found, COLUMNS), flush=True)
 
@@ -179,72 +194,37 @@ def beside(bench: Bench, made: engine.Engine, batch: int, spec: Any, data: list[
     """Return the tokens a second of Trainer; None, with a note, where it does not run."""
     try:
         return trainer_rate(bench, made, batch, spec, data)
-    except RuntimeError as error:
+    except Exception as error:  # whatever Trainer meets: our own rows do not hang on it
         retry.free()
         bench.skipped.append(f"{name}, batch {batch}, HF Trainer: {reason(error)}")
         return None
 
 
-# --- torch.compile ---------------------------------------------------------------------------------------------------
-
-
-# --- checks ----------------------------------------------------------------------------------------------------------
-
-
-def losses(spec: Any, data: list[Example], trials: int = 1, count: int = 8) -> tuple[list[float], float]:
-    """Return the first losses of all trials in their order, and the seconds of the later half."""
-    events = steps(started(spec, data), seeds(spec, trials), trials)
-    found = [next(events) for _ in range(count * trials // 2)]
-    began = time.perf_counter()
-    found += [next(events) for _ in range(count * trials - len(found))]
-    took = time.perf_counter() - began
-    events.close()
-    return found, took
-
-
-def check(bench: Bench, name: str, shape: dict[str, int]) -> None:
-    """Compare ways to train one model that have to agree."""
-    data, folder = examples(bench), saved(bench, name, shape)
-    more = {
-        "deterministic": ("train.deterministic=true", "train.slots=4"),
-        "fp16": ("train.precision=fp16",),
-        "nf4": ("model.quantization=nf4",),
-        "int8": ("model.quantization=int8",),
-    }
-    if bench.left < LEAST_S:
-        bench.skipped.append(f"checks: {max(0.0, bench.left):.0f} s are left")
-        return
-    plain, plain_s = losses(spec_of(folder, bench, 4), data, 4)
-    one, _ = losses(spec_of(folder, bench, 4), data, 1)
-    bench.checks["packed_from_solo"] = gap(plain[::4], one)
-    for kind, keys in more.items():
-        if bench.left < LEAST_S:
-            bench.skipped.append(f"check of {kind}: no time left")
-            continue
-        try:
-            found, seconds = losses(spec_of(folder, bench, 4, *keys), data, 4)
-        except Exception as error:  # a check of what a machine may not have; the note says why
-            bench.skipped.append(f"check of {kind}: {reason(error)}")
-            continue
-        bench.checks[kind] = {"from_plain": gap(found, plain), "times_as_long": seconds / plain_s}
-        if kind == "deterministic":
-            again, _ = losses(spec_of(folder, bench, 4, *keys), data, 4)
-            bench.checks[kind]["bitwise"] = again == found
-    torch.use_deterministic_algorithms(False)
-
-
 def run(bench: Bench, sizes: dict[str, dict[str, int]]) -> None:
-    """Fill the tables."""
+    """Fill the tables; what fails is named, and the rest goes on."""
     print(head(COLUMNS))
     for i, (name, shape) in enumerate(sizes.items()):
         share = (bench.left - sum(RESERVED_S.values())) / (len(sizes) - i)
-        measure(bench, name, shape, time.monotonic() + share)
-    check(bench, *next(iter(sizes.items())))
+        with failing(bench, name):
+            measure(bench, name, shape, time.monotonic() + share)
+    with failing(bench, "checks"):
+        check(bench, *next(iter(sizes.items())))
     for name, found in bench.checks.items():
         print(f"{name}: {found}")
     print(f"\n{head(COMPILED)}")
     for name, shape in [*sizes.items()][: 1 if bench.tiny else None]:
-        compiled(bench, name, shape)
+        with failing(bench, f"{name}, torch.compile"):
+            compiled(bench, name, shape)
+
+
+@contextlib.contextmanager
+def failing(bench: Bench, what: str) -> Iterator[None]:
+    """Name what raises, and go on."""
+    try:
+        yield
+    except Exception as error:
+        bench.failed.append(f"{what}: {reason(error)}")
+    retry.free()
 
 
 def main() -> int:
@@ -275,8 +255,10 @@ def main() -> int:
             given.to.write_text(json.dumps(about | bench.found() | {"seconds": seconds}, indent=1))
     for note in bench.skipped:
         print(f"skipped: {note}")
+    for note in bench.failed:
+        print(f"FAILED: {note}")
     print(f"{len(bench.rows)} rows and {len(bench.compiled)} of torch.compile in {given.to}, {seconds:.0f} s")
-    return 0 if bench.rows else 1
+    return 0 if bench.rows and not bench.failed else 1
 
 
 if __name__ == "__main__":

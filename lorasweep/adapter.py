@@ -335,6 +335,7 @@ def save(attached: Attached, folder: Path) -> float:
     peft_config.inference_mode = True
     if peft_config.init_lora_weights == "eva":
         peft_config.init_lora_weights = True  # loading must not ask for data
+        peft_config.eva_config = None  # which peft would warn of then
     for name, start in attached.initial.items():
         if ".lora_A." in name:
             state[name] = torch.cat([state[name], start], dim=0)

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from lorasweep import adapter, device, display, group, memory, model, pace, packed, quant
+from lorasweep import adapter, device, display, group, memory, model, pace, packed, peak, quant
 from lorasweep.schedule import step_counts
 from lorasweep.spec import TrialSpec
 from lorasweep.tasks import Example
@@ -150,7 +150,9 @@ def _precision(spec: TrialSpec, small: int) -> str:
     kind = spec.model.quantization
     kept = f"{small} linear layers in {quant.BITS[kind]} bits ({kind}), the rest in " if small else ""
     twice = ", double quantisation" if kind == "nf4" and spec.model.double_quant else ""
-    return f"base {kept}{dtype}{twice}, products in {dtype} on the {there.type}; what trains in float32"
+    slow = peak.slow(there, device.dtype_of(spec.train, there))
+    told = f" ({slow})" if slow else ""
+    return f"base {kept}{dtype}{twice}, products in {dtype} on the {there.type}{told}; what trains in float32"
 
 
 # --- what a person reads ---------------------------------------------------------------------------------------------
@@ -178,7 +180,8 @@ def show(spec: TrialSpec, work: group.Workload) -> None:
         f"bias {counts.bias:,}, modules_to_save {counts.modules_to_save:,}",
         "adapter": f"{found.adapter_mb:.2f} MB" + (", saved with twice the rank" if spec.lora.changes_base else ""),
         "start": start(spec),
-        "batch": f"{train.batch_size} examples a step in {math.ceil(train.batch_size / micro)} passes of {micro}",
+        "batch": f"{train.batch_size} examples a step in {math.ceil(train.batch_size / micro)} passes of {micro}"
+        + ("" if work.task.divisible or micro == train.batch_size else ", each told from the rows of its pass alone"),
         "steps": f"{found.steps} in all, {found.steps_per_epoch} an epoch",
         "memory": f"about {found.memory.gib:.2f} GiB at the most for one trial ({_phases(found.memory)}), "
         f"{_free(spec)}; training: {_parts(found.memory.parts)}",

@@ -209,6 +209,8 @@ def _check_command(arguments: Sequence[str]) -> int:
     else:
         rows = [{key: p.get(key, "-") for key in planned.meta.swept} for p in points]
         check.show_grid(specs, rows, dict(planned.loaded))
+    for line in planned.never:
+        print(line)
     return 0
 
 

@@ -271,7 +271,9 @@ def _key_problems(override: Override) -> list[str]:
     if isinstance(override.value(), Glob):
         return [f"{key}: glob() lists the files of a group, such as model=glob(*); write the values, {key}=a,b,c"]
     if key not in spec.known_keys():
-        return [f"{key}: no such key{did_you_mean(key, [*spec.known_keys(), *spec.SECTIONS])}"]
+        section = key.partition(".")[0] + "."
+        own = [k for k in spec.known_keys() if k.startswith(section)]
+        return [f"{key}: no such key{did_you_mean(key, own or [*spec.known_keys(), *spec.SECTIONS])}"]
     return []
 
 

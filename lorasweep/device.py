@@ -16,7 +16,7 @@ from lorasweep.spec import ModelSpec, TrainSpec
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-"""Environment variable that cuBLAS reads once: without it, its sums have no fixed order."""
+"""Environment variable that is read once, at the first product: without it, cuBLAS's sums have no fixed order."""
 
 
 def device_of(train: TrainSpec) -> torch.device:
@@ -26,8 +26,18 @@ def device_of(train: TrainSpec) -> torch.device:
         return torch.device(name)
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there[train.device]:
-        raise ConfigError([f"train.device: {train.device} is not there; use auto or cpu"])
+        has = ", ".join(name for name, is_there in there.items() if is_there)
+        why = _why_no_gpu() if train.device == "cuda" else "torch finds no Apple GPU here"
+        raise ConfigError([f"train.device: must be auto or what this machine has ({has}), got {train.device}; {why}"])
     return torch.device(train.device)
+
+
+def _why_no_gpu() -> str:
+    """Say what keeps torch from a GPU that may well be there."""
+    if not torch.backends.cuda.is_built():
+        return f"torch {torch.__version__} is built without CUDA"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return f"torch {torch.__version__} sees no GPU" + (f", CUDA_VISIBLE_DEVICES={hidden}" if hidden is not None else "")
 
 
 def dtype_of(train: TrainSpec, device: torch.device) -> torch.dtype:
@@ -45,30 +55,36 @@ def dtype_of(train: TrainSpec, device: torch.device) -> torch.dtype:
 
 
 def attention(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> str:
-    """Return transformers' name of the attention kernel; auto is flash attention where it is installed and can run."""
-    if spec.attn_implementation != "auto":
-        return spec.attn_implementation
+    """Return transformers' name of the attention kernel; auto is flash attention where it is installed and can run.
+
+    Raises ConfigError where flash attention is asked for and cannot run.
+    """
     half = device.type == "cuda" and dtype != torch.float32
-    return "flash_attention_2" if half and importlib.util.find_spec("flash_attn") else "sdpa"
+    installed = importlib.util.find_spec("flash_attn") is not None
+    if spec.attn_implementation == "auto":
+        return "flash_attention_2" if half and installed else "sdpa"
+    if spec.attn_implementation == "flash_attention_2" and not (half and installed):
+        kind = str(dtype).removeprefix("torch.")
+        lack = f"here is {kind} on the {device.type}" if not half else "flash_attn is not installed"
+        raise ConfigError(
+            [
+                "model.attn_implementation: flash_attention_2 needs the package flash_attn and bf16 or fp16 on a GPU, "
+                f"{lack}; use auto or sdpa"
+            ]
+        )
+    return spec.attn_implementation
 
 
 def set_up(train: TrainSpec, device: torch.device) -> None:
     """Set torch's switches of this process: TF32 for fp32 products on a GPU, and determinism as the trial asks.
 
-    Raises ConfigError where determinism is asked for and cuBLAS has begun without it.
+    To be called before the first product on a GPU: cuBLAS has to know its workspace by then, and torch refuses
+    determinism where it did not. So it is set for all trials, as a later one may be the first that asks.
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
-    if train.deterministic and device.type == "cuda" and WORKSPACE not in os.environ:
-        if torch.cuda.is_initialized():
-            raise ConfigError(
-                [
-                    "train.deterministic: this process has used the GPU before; start it anew with "
-                    f"{WORKSPACE}=:4096:8 in its environment"
-                ]
-            )
-        os.environ[WORKSPACE] = ":4096:8"
+        os.environ.setdefault(WORKSPACE, ":4096:8")
     torch.use_deterministic_algorithms(train.deterministic)
     torch.backends.cudnn.deterministic = train.deterministic
     if train.deterministic:

@@ -62,9 +62,8 @@ class Display:
             self._all.plain = f"all trials: {throughput}"
         elif time.monotonic() - self._spoke[number] > LINE_EVERY_S:
             self._spoke[number] = time.monotonic()
-            self.say(
-                f"trial={number} {self._names[number]} step={step}/{total} loss={loss:.4f}; all trials: {throughput}"
-            )
+            rate = f"; all trials: {throughput}" if str(throughput) else ""
+            self.say(f"trial={number} {self._names[number]} step={step}/{total} loss={loss:.4f}{rate}")
 
     def evaluated(self, number: int, step: int, values: Mapping[str, float]) -> None:
         first, value = next(iter(values.items()))

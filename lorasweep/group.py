@@ -83,8 +83,11 @@ def workload(spec: TrialSpec) -> Workload:
     return Workload(task, rows, tokenizer, examples, place, told)
 
 
-def preflight(specs: Sequence[TrialSpec]) -> dict[str, Workload]:
-    """Return the workload of each group. Raises ConfigError with the problems of all trials before anything trains."""
+def preflight(specs: Sequence[TrialSpec], here: bool = True) -> dict[str, Workload]:
+    """Return the workload of each group. Raises ConfigError with the problems of all trials before anything trains.
+
+    `here` tells whether they will train on machines like this one: then it needs to have what they ask for.
+    """
     problems: list[str] = []
     loaded: dict[str, Workload] = {}
     bases: dict[str, model.Base] = {}
@@ -94,12 +97,13 @@ def preflight(specs: Sequence[TrialSpec]) -> dict[str, Workload]:
         if group in failed:
             continue
         try:
+            problems += _lacking(spec) if here else []
             if group not in loaded:
-                quant.check_optimizer(spec.train, device.device_of(spec.train))
                 loaded[group] = workload(spec)
                 bases[group] = model.skeleton(spec.model, loaded[group].task, loaded[group].tokenizer)
             problems += adapter.problems(spec.lora, spec.task_type, bases[group])
-            problems += adapter.misread(spec.lora, spec.task_type, bases[group], device.device_of(spec.train))
+            if here:
+                problems += adapter.misread(spec.lora, spec.task_type, bases[group], device.device_of(spec.train))
             problems += recompute.problems(spec, bases[group].model)
             problems += metric_problems(spec, loaded[group].task)
         except ConfigError as error:
@@ -108,6 +112,14 @@ def preflight(specs: Sequence[TrialSpec]) -> dict[str, Workload]:
     if problems:
         raise ConfigError(problems)
     return loaded
+
+
+def _lacking(spec: TrialSpec) -> list[str]:
+    """Return what this machine lacks of what a trial asks for. Raises ConfigError where its whole group cannot be."""
+    there = device.device_of(spec.train)
+    if spec.train.precision == "bf16" or spec.model.attn_implementation == "flash_attention_2":  # to ask begins CUDA
+        device.attention(spec.model, there, device.dtype_of(spec.train, there))
+    return quant.lacking(spec, there)
 
 
 def metric_problems(spec: TrialSpec, task: Task) -> list[str]:

@@ -145,8 +145,6 @@ def load(spec: ModelSpec, train: TrainSpec, task: Task, tokenizer: Any) -> Base:
     elif spec.quantization != "none":
         kwargs["device_map"] = {"": torch.cuda.current_device() if device.type == "cuda" else device.type}
     if spec.decoder is not None:
-        if spec.device_map is not None:
-            raise ConfigError(["model.device_map: a model joined with model.decoder is not spread; set it to null"])
         encoder, lacking = _loaded(spec, transformers.AutoModel, **kwargs)
         config, other = _decoder_config(spec, task), _decoder_spec(spec)
         decoder, info = _loaded(other, transformers.AutoModelForCausalLM, config=config, **kwargs)
@@ -198,7 +196,8 @@ def _loaded(spec: ModelSpec, loader: Any, **kwargs: Any) -> tuple[Any, list[str]
 
 def _exact(spec: ModelSpec, train: TrainSpec, task: Task, tokenizer: Any) -> Mapping[str, Tensor]:
     """Return the parameters of a base as its checkpoint has them, in host memory."""
-    plain = load(replace(spec, quantization="none"), replace(train, device="cpu"), task, tokenizer)
+    spec = replace(spec, quantization="none", attn_implementation="auto")  # flash attention needs a GPU
+    plain = load(spec, replace(train, device="cpu"), task, tokenizer)
     return dict(plain.model.named_parameters())
 
 

@@ -13,6 +13,12 @@ from lorasweep import quant
 SIZE = 1024
 """Rows and columns of the measured product on a CPU; four times as many on an accelerator."""
 
+SMALL = 256
+"""The same where a product of SIZE would take too long: half precision on some processors."""
+
+LONG_S = 0.3
+"""Seconds that are too long for a product."""
+
 TRIES = 5
 
 
@@ -20,15 +26,36 @@ TRIES = 5
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Return the FLOP/s of a square matrix product, the fastest of a few; measured once a process."""
     size = SIZE if device.type == "cpu" else 4 * SIZE
+    half = device.type == "cpu" and dtype != torch.float32
+    if half and _product_s(device, dtype, SMALL, 1) * (SIZE / SMALL) ** 3 > LONG_S:
+        size = SMALL
+    return 2 * size**3 / _product_s(device, dtype, size, TRIES)
+
+
+def _product_s(device: torch.device, dtype: torch.dtype, size: int, tries: int) -> float:
+    """Return the seconds of the fastest of some products and one before them."""
     a, b = (torch.rand(size, size, device=device, dtype=torch.float32).to(dtype) for _ in range(2))
     times = []
-    for _ in range(TRIES + 1):
+    for _ in range(tries + 1):
         began = time.perf_counter()
         torch.mm(a, b)
         if device.type != "cpu":
             torch.get_device_module(device).synchronize()
         times.append(time.perf_counter() - began)
-    return 2 * size**3 / min(times)
+    return min(times)
+
+
+NOTABLE = 2
+"""A format that is so many times slower than fp32 is told."""
+
+
+def slow(device: torch.device, dtype: torch.dtype) -> str:
+    """Say how much slower a CPU multiplies in a number format than in fp32, if so."""
+    if device.type != "cpu" or dtype == torch.float32:
+        return ""
+    times = matmul_peak(device, torch.float32) / matmul_peak(device, dtype)
+    name = str(dtype).removeprefix("torch.")
+    return f"products in {name} take {times:.0f} times as long as in float32 on this CPU" if times >= NOTABLE else ""
 
 
 WINDOW_S = 10.0

@@ -17,7 +17,7 @@ import transformers
 from torch import Tensor, nn
 
 from lorasweep.errors import ConfigError
-from lorasweep.spec import LoraSpec, ModelSpec, TrainSpec
+from lorasweep.spec import LoraSpec, ModelSpec, TrialSpec
 
 BITS = {"nf4": 4, "int8": 8}
 
@@ -35,7 +35,8 @@ def loading(spec: ModelSpec, dtype: torch.dtype, skip: Iterable[str] = ()) -> di
     """
     if spec.quantization == "none":
         return {}
-    _need("model.quantization", spec.quantization)
+    if not _is_there():
+        raise ConfigError([_missing("model.quantization", spec.quantization)])
     bits: dict[str, Any] = {"load_in_8bit": True}
     if spec.quantization == "nf4":
         bits = {
@@ -48,20 +49,27 @@ def loading(spec: ModelSpec, dtype: torch.dtype, skip: Iterable[str] = ()) -> di
     return {"quantization_config": transformers.BitsAndBytesConfig(**bits, llm_int8_skip_modules=names)}
 
 
-def _need(key: str, value: str) -> None:
-    """Raise ConfigError where bitsandbytes is not installed."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError([f"{key}: {value} needs bitsandbytes; run `pip install lorasweep[quant]`"])
+def _is_there() -> bool:
+    return importlib.util.find_spec("bitsandbytes") is not None
 
 
-def check_optimizer(train: TrainSpec, device: torch.device) -> None:
-    """Raise ConfigError where the device cannot have train.optimizer."""
-    if train.optimizer != "adamw":
-        _need("train.optimizer", train.optimizer)
-    if train.optimizer.startswith("paged") and device.type != "cuda":
-        raise ConfigError(
-            [f"train.optimizer: {train.optimizer} pages GPU memory, there is none on the {device.type}; use adamw"]
-        )
+def _missing(key: str, value: str) -> str:
+    return f"{key}: {value} needs bitsandbytes; run `pip install lorasweep[quant]`"
+
+
+def lacking(spec: TrialSpec, device: torch.device) -> list[str]:
+    """Return what a trial asks of bitsandbytes that this machine or the device does not have."""
+    kind, init, optimizer = spec.model.quantization, spec.lora.init_lora_weights, spec.train.optimizer
+    asked = {
+        "model.quantization": kind if kind != "none" else "",
+        "lora.init_lora_weights": "loftq" if init == "loftq" and spec.lora.loftq_bits == 4 and kind == "none" else "",
+        "train.optimizer": optimizer if optimizer != "adamw" else "",
+    }
+    out = [_missing(key, value) for key, value in asked.items() if value and not _is_there()]
+    if optimizer.startswith("paged") and device.type != "cuda":
+        rule = f"{optimizer} pages GPU memory, there is none on the {device.type}"
+        out.append(f"train.optimizer: {rule}; use adamw or adamw_8bit")
+    return out
 
 
 def adamw(name: str) -> type[torch.optim.Optimizer]:
@@ -145,7 +153,7 @@ def _read_4_bits(stored: Tensor, state: Any) -> Tensor:
 @functools.cache
 def misreads(width: int) -> bool:
     """Tell whether bitsandbytes' own reading of NF4 rows this wide is not what they stand for, on this CPU."""
-    if width % BLOCK == 0 or importlib.util.find_spec("bitsandbytes") is None:
+    if width % BLOCK == 0 or not _is_there():
         return False
     import bitsandbytes.functional as bnb
 

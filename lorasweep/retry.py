@@ -17,8 +17,12 @@ from lorasweep.tasks import Task
 
 MOST_SLOTS = 64
 
-CPU_WORDS = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
-"""How torch's allocator for the CPU says it, in an error of no kind of its own."""
+WORDS = (
+    *("can't allocate memory", "not enough memory", "Cannot allocate memory"),
+    *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+    "MPS backend out of memory",
+)
+"""How errors of no kind of their own say it: the allocator's for the CPU, CUDA's and its libraries', Apple's."""
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +73,7 @@ class Limits:
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error is that of a device or a machine without room."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in CPU_WORDS)
+        isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
     )
 
 
@@ -94,6 +98,8 @@ def free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def refusal(spec: TrialSpec, base: Base | None, task: Task, tokenizer: object, examples: Examples, rows: int) -> str:
@@ -107,18 +113,24 @@ def refusal(spec: TrialSpec, base: Base | None, task: Task, tokenizer: object, e
     else:
         parts = ", ".join(f"{name} {gib:.2f}" for name, gib in found.parts.items() if gib >= 0.005)
         need = f"it needs about {found.gib:.2f} GiB ({parts or 'little'} in training) with {rows} rows a pass"
-    return f"out of memory: {need}; {memory.told(spec.train)}; smaller: {', '.join(keys(spec, rows))}"
+    return f"out of memory: {need}; {memory.told(spec.train)}; smaller: {', '.join(keys(spec, rows, task))}"
 
 
-def keys(spec: TrialSpec, rows: int) -> list[str]:
+def keys(spec: TrialSpec, rows: int, task: Task) -> list[str]:
     """Return overrides that would make a trial's memory less, the cheapest first."""
     out = []
     if rows > 1:
-        out.append("train.micro_batch_size=auto")
+        out.append("train.micro_batch_size=auto" if task.divisible else f"train.batch_size={rows // 2}")
     if not spec.train.gradient_checkpointing:
         out.append("train.gradient_checkpointing=true")
     if spec.model.quantization == "none":
         out.append("model.quantization=nf4")
+    if (
+        torch.cuda.device_count() > 1
+        and spec.train.device != "cpu"
+        and not (spec.model.device_map or spec.model.decoder)
+    ):
+        out.append("model.device_map=auto")
     out.append(f"data.max_tokens={max(4, spec.data.max_tokens // 2)}")
     if spec.lora.target_modules != "qv":
         out.append("lora.target_modules=qv")

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import math
 import types
 from collections.abc import Mapping, Sequence
@@ -64,10 +65,9 @@ def section(cls: type, values: Mapping[str, Any], name: str, known_keys: Sequenc
         try:
             kept[key] = _typed(value, hints[key])
         except TypeError:
-            kind = _type_name(hints[key]).replace("a string", known[key].metadata.get("word", "a string"))
-            problems.append(f"{path}: must be {kind}, got {value!r}")
+            problems.append(f"{path}: must be {_kind(hints[key], known[key].metadata)}, got {_written(value)}")
             continue
-        problem = _out_of_range(kept[key], known[key].metadata)
+        problem = _out_of_range(kept[key], known[key].metadata, type(None) in get_args(hints[key]))
         if problem:
             problems.append(f"{path}: {problem}")
     if len(problems) > bad:
@@ -109,6 +109,22 @@ def _typed(value: Any, hint: Any) -> Any:
     return value
 
 
+def _kind(hint: Any, metadata: Mapping[str, Any]) -> str:
+    """Return what a field takes, in words: its options where it has some."""
+    if "options" in metadata:
+        return _options(metadata, type(None) in get_args(hint))
+    return _type_name(hint).replace("a string", metadata.get("word", "a string"))
+
+
+def _options(metadata: Mapping[str, Any], optional: bool) -> str:
+    return f"one of {', '.join(map(str, metadata['options']))}{' or null' if optional else ''}"
+
+
+def _written(value: Any) -> str:
+    """Return a value as YAML has it."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
+
+
 def _type_name(hint: Any) -> str:
     names = {
         "bool": "true or false",
@@ -136,15 +152,14 @@ def _holds_null(value: Any) -> bool:
     return any(map(_holds_null, value)) if isinstance(value, list) else isinstance(value, str) and "\0" in value
 
 
-def _out_of_range(value: Any, metadata: Mapping[str, Any]) -> str | None:
+def _out_of_range(value: Any, metadata: Mapping[str, Any], optional: bool) -> str | None:
     if _holds_null(value):
         return f"{NO_NULL}, got {value!r}"
     if value is None or value == metadata.get("word", ...):
         return None
     if "options" in metadata and value not in metadata["options"]:
-        options = metadata["options"]
-        words = [str(o) for o in options]
-        return f"must be one of {', '.join(words)}, got '{value}'{did_you_mean(str(value), words)}"
+        near = did_you_mean(str(value), [str(o) for o in metadata["options"]]).partition("; known")[0]
+        return f"must be {_options(metadata, optional)}, got '{value}'{near}"
     if "range" in metadata:
         low, high, above = metadata["range"]
         if isinstance(value, str):

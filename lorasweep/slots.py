@@ -11,6 +11,7 @@ import torch
 
 from lorasweep import adapter, checkpoint, flat, pack, packed, peak, quant
 from lorasweep.device import dtype_of
+from lorasweep.errors import ConfigError
 from lorasweep.events import EvalEvent, Job
 from lorasweep.loss_scale import LossScale
 from lorasweep.schedule import epochs, step_counts
@@ -210,7 +211,9 @@ def new_slot(
     """Return the slot of a trial whose adapter was just made, to begin or to go on from what `Slot.state` gave."""
     if saved:
         adapter.begin_from(attached, saved["initial"])
-    quant.check_optimizer(job.spec.train, device)
+    lacking = quant.lacking(job.spec, device)
+    if lacking:
+        raise ConfigError(lacking)
     stream = pack.DropoutStream(device)
     layers = packed.layers(attached, stream, pack.install(attached.peft_model, stream))
     train = job.spec.train

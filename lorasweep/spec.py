@@ -56,6 +56,11 @@ class ModelSpec:
     use_safetensors: bool = True
     """Load safetensors only. Off: pickled weights (pytorch_model.bin) too. Only for sources you trust."""
 
+    def problems(self) -> list[str]:
+        if self.device_map is not None and self.decoder is not None:
+            return [f"model.device_map: must be null for a model joined with model.decoder, got {self.device_map}"]
+        return []
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
@@ -303,7 +308,8 @@ class TrainSpec:
     """Examples an optimiser step."""
     micro_batch_size: int | str | None = ranged(None, 1, word="auto")
     """Examples a forward pass; null takes batch_size, and so does auto, which halves it when memory runs out: the step
-    is done again in more passes, with the same loss, and later trials begin with what fits."""
+    is done again in more passes, with the same loss, and later trials begin with what fits. Anchors and positives are
+    told from those of their pass alone: auto halves nothing there, and a smaller number is another loss."""
     gradient_checkpointing: bool = False
     """Layers keep only their inputs and compute again in the backward pass: a third more time, a part of the memory,
     the same results. A pass does so that a trial with it shares."""
@@ -538,6 +544,9 @@ def trial_spec(tree: Mapping[str, Any], overrides: tuple[str, ...]) -> tuple[Tri
         parts["outputs"] = "./outputs"
     unknown = set(tree) - set(SECTIONS) - {"outputs", "study"}
     problems += [f"{key}: no such key{did_you_mean(key, known_keys())}" for key in sorted(unknown)]
+    if not problems and parts["model"].device_map is not None and parts["search"].workers > 1:
+        workers = parts["search"].workers
+        problems.append(f"search.workers: must be 1 with model.device_map, got {workers}; one trains on all GPUs")
     if problems:
         return None, problems
     return TrialSpec(**parts, overrides=overrides), []

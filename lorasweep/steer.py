@@ -146,7 +146,7 @@ def _entry(study: Study, overrides: Sequence[str], like: int | None, from_weight
     given = {o.split("=")[0] for o in overrides}
     line = [o for o in base if o.split("=")[0] not in given] + list(overrides)
     spec = compose.compose_trial(line)
-    loaded = group.preflight([spec])
+    loaded = group.preflight([spec], not sweeper.is_elsewhere(study.meta.launcher))
     metric = spec.task_type.primary or loaded[group.key(spec)].task.primary
     if metric != study.meta.metric:
         raise ConfigError([f"task_type: the study is ranked by {study.meta.metric}, this trial has {metric}"])

@@ -129,8 +129,8 @@ def plan(overrides: Sequence[str], space: Mapping[str, Any] | None = None, quest
     found, problems = spaces.read([o for o in overrides if o not in own], space)
     lines, entries = _points(found, problems)
     specs = compose.compose_points(lines, problems)
-    loaded = group.preflight(specs)
-    never = _never(specs, loaded, found.keys)
+    loaded = group.preflight(specs, here := not is_elsewhere(own))
+    never = _never(specs, loaded, found.keys) if here else []
     first = specs[0]
     metric = _shared_metric([s.task_type.primary or loaded[group.key(s)].task.primary for s in specs])
     search = asdict(first.search)
@@ -159,7 +159,7 @@ def plan(overrides: Sequence[str], space: Mapping[str, Any] | None = None, quest
         entries,
         loaded,
         first,
-        never if first.search.sampler == "grid" else (),
+        never,
     )
 
 
@@ -182,6 +182,12 @@ def _never(specs: Sequence[Any], loaded: Mapping[str, Any], swept: Sequence[str]
 def is_launchers(override: str) -> bool:
     """Return whether an override is Hydra's own, for a launcher."""
     return override.lstrip("+~").startswith(("hydra/", "hydra."))
+
+
+def is_elsewhere(launcher: Sequence[str]) -> bool:
+    """Return whether the launcher's workers run on other machines than this one, which may have no GPU."""
+    far = ("hydra/launcher=submitit_slurm", "hydra.launcher.ray.init.address=")
+    return any(o.lstrip("+").startswith(far) for o in launcher)
 
 
 def _from_anywhere(override: str) -> str:
@@ -258,7 +264,7 @@ def run_made(study: Any, planned: Plan, launch: Launch) -> int:
     """Run a study that has just been made; return the exit code."""
     from lorasweep import tracking
 
-    for line in planned.never:
+    for line in planned.never if planned.meta.search["sampler"] == "grid" else ():  # else no trial is at those points
         print(line, flush=True)
     command = shlex.join(["python", "-m", "lorasweep", "-m", *planned.meta.overrides])
     note = f"{planned.meta.question}\n\n`{command}`".strip()

@@ -57,7 +57,12 @@ def load(folder: Path, *, ordinary: bool = False, **task_keys: Any) -> Loaded:
     settings are gone.
     """
     found = learned.settings(folder)
-    trial = replace(found, train=replace(found.train, device="auto"))
+    attention = found.model.attn_implementation.replace("flash_attention_2", "auto")  # may not run here
+    trial = replace(
+        found,
+        model=replace(found.model, attn_implementation=attention),
+        train=replace(found.train, device="auto"),
+    )
     task = learned.task_of(folder, trial, **task_keys)
     tokenizer = model.load_tokenizer(trial.model)
     base = model.load(trial.model, trial.train, task, tokenizer)

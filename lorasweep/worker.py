@@ -299,6 +299,8 @@ class Worker:
                     f"python -m lorasweep resume {self.study.folder}"
                 ) from error
             trace = tracking.redact(traceback.format_exc())
+            if isinstance(error, ConfigError):  # the last line is the reason
+                trace = f"{trace}\n{tracking.redact('; '.join(error.problems))}"
             if running is None and self._claiming is not None:
                 number, self._claiming = self._claiming, None
                 self._fail_unopened(number, trace)
@@ -336,6 +338,9 @@ class Worker:
         base = model.load(spec.model, spec.train, work.task, work.tokenizer)
         limits = self._limits.setdefault(group.key(spec), retry.Limits())
         self._throughput.peak = peak.peak_of(base.model)
+        slow = peak.slow(device.device_of(spec.train), device.dtype_of(spec.train, device.device_of(spec.train)))
+        if slow:
+            self.display.say(f"train.precision={spec.train.precision}: {slow}")
         return Engine(base, work.task, work.prepared(), self.study.folder, limits)
 
     def _workload(self, spec: TrialSpec) -> group.Workload:

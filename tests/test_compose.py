@@ -44,6 +44,12 @@ def test_all_problems_come_at_once_with_key_rule_value_and_next_move():
     assert "lora.lora_dropout: must be a number, got 'x'" in text
 
 
+def test_unknown_key_is_answered_with_the_keys_of_its_section():
+    (told,) = problems("model.load_in_4bit=true")
+    keys = told.partition("no such key; known: ")[2].split(", ")
+    assert "model.quantization" in keys and {k.partition(".")[0] for k in keys} == {"model"}
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

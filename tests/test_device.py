@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_packed import DROPPED, PLAIN, Seen, run, spec_of, trainer, workload
 
-from lorasweep import device, engine, model, pack, quant
+from lorasweep import cli, compose, device, engine, group, model, pack, quant, sweeper
 from lorasweep.errors import ConfigError
 from lorasweep.spec import TrainSpec
 
@@ -54,24 +54,26 @@ def test_switch_of_torch_follows_the_trial(tiny_bert):
     assert not torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.deterministic
 
 
-def test_cublas_is_told_before_it_begins_and_refused_after(monkeypatch):
-    card, train = torch.device("cuda"), TrainSpec(deterministic=True)
-    monkeypatch.delenv(device.WORKSPACE, raising=False)
+def test_cublas_is_told_before_its_first_product_whether_that_trial_is_deterministic_or_not(monkeypatch):
+    """To ask a card for bf16 begins CUDA: that alone must not refuse determinism."""
+    card = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    with pytest.raises(ConfigError, match=r"start it anew with CUBLAS_WORKSPACE_CONFIG=:4096:8"):
-        device.set_up(train, card)
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
-    device.set_up(train, card)
-    assert os.environ[device.WORKSPACE] == ":4096:8" and torch.are_deterministic_algorithms_enabled()
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    device.set_up(train, card)  # it knows already
-    assert torch.get_float32_matmul_precision() == "high"
+    monkeypatch.setenv(device.WORKSPACE, "")  # so that it is as before afterwards
+    for first in (True, False):
+        monkeypatch.delenv(device.WORKSPACE)
+        device.set_up(TrainSpec(deterministic=first), card)
+        assert os.environ[device.WORKSPACE] == ":4096:8"
+        assert torch.are_deterministic_algorithms_enabled() == first
+    device.set_up(TrainSpec(deterministic=True), card)
+    assert torch.are_deterministic_algorithms_enabled() and torch.get_float32_matmul_precision() == "high"
+    monkeypatch.setenv(device.WORKSPACE, ":16:8")
+    device.set_up(TrainSpec(deterministic=True), card)
+    assert os.environ[device.WORKSPACE] == ":16:8", "a user's own stays"
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")
-def test_two_deterministic_runs_on_a_gpu_are_equal_bit_for_bit(tiny_llama, monkeypatch):
-    monkeypatch.setenv(device.WORKSPACE, os.environ.get(device.WORKSPACE, ":4096:8"))
+def test_two_deterministic_runs_on_a_gpu_are_equal_bit_for_bit(tiny_llama):
     spec = spec_of("causal_lm", tiny_llama, SAME, "train.device=cuda", "lora.lora_dropout=0.1")
     work = workload("causal_lm", tiny_llama)
     first, second = (run(trainer(spec, work), [engine.Job(0, spec)], 1)[0] for _ in range(2))
@@ -108,6 +110,70 @@ def test_worker_of_a_spread_base_takes_no_gpu_to_itself_and_is_the_only_one(two_
         assert two_cards == []
     with pytest.raises(ConfigError, match=r"search\.workers: must be 1 with model\.device_map, got 2"):
         device.own(2, every=True).__enter__()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_device_that_is_not_there_is_refused_with_those_that_are_and_why(monkeypatch):
+    with pytest.raises(ConfigError, match=r"train\.device: must be auto or what this machine has \(cpu.*got cuda; "):
+        device.device_of(TrainSpec(device="cuda"))
+    for built, hidden, words in (
+        (False, None, "is built without CUDA"),
+        (True, None, "sees no GPU$"),
+        (True, "", "sees no GPU, CUDA_VISIBLE_DEVICES=$"),
+    ):
+        monkeypatch.setattr(torch.backends.cuda, "is_built", lambda built=built: built)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if hidden is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        with pytest.raises(ConfigError, match=words):
+            device.device_of(TrainSpec(device="cuda"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_machine_that_only_launches_need_not_have_what_its_workers_have(tiny_bert, tmp_path):
+    own = [f"model.pretrained={tiny_bert}", "model.sha256=null", "data.max_train_samples=40", "data.max_eval_samples=6"]
+    own += [f"outputs={tmp_path}", "train.device=cuda", "train.optimizer=paged_adamw", "search.max_memory_gib=80"]
+    for far in ("hydra/launcher=submitit_slurm", "hydra.launcher.ray.init.address=host:6379"):
+        assert len(sweeper.plan([*own, far]).queue) == 1
+    for near in ((), ("hydra/launcher=submitit_local",)):
+        with pytest.raises(ConfigError, match=r"train\.device: must be auto or what this machine has"):
+            sweeper.plan([*own, *near])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["search.workers=2"], "search.workers: must be 1 with model.device_map, got 2; one trains on all GPUs"),
+        (
+            ["task_type=seq_2_seq_lm", "model.decoder=x"],
+            "model.device_map: must be null for a model joined with model.decoder, got auto",
+        ),
+    ],
+)
+def test_what_a_spread_base_cannot_do_is_refused_before_a_study_is_made(tmp_path, capsys, overrides, words):
+    assert cli.main(["model.device_map=auto", f"outputs={tmp_path}", *overrides]) == 1
+    assert words in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.device=gpu0", "train.device: must be one of auto, cpu, cuda, mps, got 'gpu0'"),
+        ("train.precision=32", "train.precision: must be one of auto, fp32, bf16, fp16, got 32"),
+        ("model.quantization=null", "model.quantization: must be one of none, int8, nf4, got null"),
+        (
+            "model.quantization=nf3",
+            "model.quantization: must be one of none, int8, nf4, got 'nf3'; did you mean 'nf4'?",
+        ),
+        ("model.device_map=foo", "model.device_map: must be one of auto, balanced or null, got 'foo'"),
+        ("model.device_map=0", "model.device_map: must be one of auto, balanced or null, got 0"),
+        ("train.deterministic=null", "train.deterministic: must be true or false, got null"),
+    ],
+)
+def test_wrong_value_is_answered_with_the_right_ones_once(override, words):
+    with pytest.raises(ConfigError) as refused:
+        compose.compose_trial([override])
+    assert refused.value.problems == [words]
 
 
 def test_base_that_the_gpus_do_not_hold_is_refused():
@@ -165,9 +231,11 @@ def test_dropout_of_each_device_is_a_stream_of_its_own():
 
 def test_paged_optimiser_is_refused_without_a_gpu_and_8_bits_train_anywhere(tiny_bert):
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra `quant`)")
-    with pytest.raises(ConfigError, match=r"train\.optimizer: paged_adamw_8bit pages GPU memory, there is none on the"):
-        quant.check_optimizer(TrainSpec(optimizer="paged_adamw_8bit"), torch.device("cpu"))
-    quant.check_optimizer(TrainSpec(optimizer="paged_adamw_8bit"), torch.device("cuda"))
+    paged = spec_of("seq_cls", tiny_bert, "train.optimizer=paged_adamw_8bit")
+    assert quant.lacking(paged, torch.device("cpu")) == [
+        "train.optimizer: paged_adamw_8bit pages GPU memory, there is none on the cpu; use adamw or adamw_8bit"
+    ]
+    assert quant.lacking(paged, torch.device("cuda")) == []
     work, exact = workload("seq_cls", tiny_bert), spec_of("seq_cls", tiny_bert, "lora.r=128")
     spec = spec_of("seq_cls", tiny_bert, "lora.r=128", "train.optimizer=adamw_8bit")
     made, kinds = trainer(spec, work), set()
@@ -179,6 +247,14 @@ def test_paged_optimiser_is_refused_without_a_gpu_and_8_bits_train_anywhere(tiny
     found = run(made, [engine.Job(0, spec)], 1, act)[0]
     expected = run(trainer(exact, work), [engine.Job(0, exact)], 1)[0]
     assert torch.uint8 in kinds and found.losses == pytest.approx(expected.losses, rel=0.05)
+
+
+def test_paged_point_of_a_grid_is_refused_before_the_others_train(tiny_bert):
+    """Both share a base: the second is looked at too."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra `quant`)")
+    points = [spec_of("seq_cls", tiny_bert, f"train.optimizer={o}") for o in ("adamw", "paged_adamw")]
+    with pytest.raises(ConfigError, match=r"train\.optimizer: paged_adamw pages GPU memory"):
+        group.preflight(points)
 
 
 def is_moment(value) -> bool:

@@ -5,6 +5,7 @@ import io
 from rich.console import Console
 
 from lorasweep import display
+from lorasweep.peak import Throughput
 
 
 def shown(monkeypatch, terminal: bool) -> tuple[display.Display, io.StringIO]:
@@ -35,3 +36,12 @@ def test_lines_tell_the_speed_now_and_then(monkeypatch):
         "trial=0 r=8 step=7/10 loss=0.5000; all trials: 131 tokens/s",
         "trial=0 r=8 step=7/10 loss=0.5000; all trials: 162 tokens/s",
     ]
+
+
+def test_line_before_any_step_was_timed_leaves_the_speed_out(monkeypatch):
+    """The first step of a trial is not timed, and may itself take half a minute."""
+    monkeypatch.setattr(display, "LINE_EVERY_S", -1.0)
+    made, out = shown(monkeypatch, terminal=False)
+    made.begin(0, "r=8")
+    made.step(0, 1, 10, 0.5, Throughput())
+    assert out.getvalue().splitlines()[1:] == ["trial=0 r=8 step=1/10 loss=0.5000"]

@@ -26,14 +26,20 @@ def test_dry_run_fills_every_row_and_every_check(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())
-    notes = [n for n in found["skipped"] if "torch.compile" not in n]
-    assert found["tiny"] and len(found["rows"]) == 12 and notes == []
+    (paged,) = [n for n in found["skipped"] if "torch.compile" not in n]
+    assert paged.startswith("check of paged_adamw_8bit: ConfigError") and "there is none on the cpu" in paged
+    assert found["tiny"] and len(found["rows"]) == 12 and found["failed"] == []
+    estimates = [(r["model"], r["batch"], r["slots"]) for r in found["rows"] if r["estimate_gib"]]
+    assert estimates == [("toy", 2, 1), ("toy", 2, 4), ("toy 2", 2, 1)]
     assert all(r["tokens_per_s"] > 0 and 0 < r["of_peak"] < 1 and r["over_trainer"] > 0 for r in found["rows"])
     assert found["checks"]["deterministic"]["bitwise"] and found["checks"]["packed_from_solo"] < 1e-4
-    assert len(found["compiled"]) + len(found["skipped"]) == 2, "a row, or why there is none: no compiler, no time"
+    assert len(found["compiled"]) + len(found["skipped"]) - 1 == 2, "a row, or why there is none: no compiler, no time"
     for one in found["compiled"]:
         assert one["compile_s"] > 0 and one["gap"] < 1e-5 and one["graphs"] == 1
-    assert found["checks"].keys() == {"packed_from_solo", "deterministic", "fp16", "nf4", "int8"}
+    same = ("gradient_checkpointing", "device_map", "out_of_memory")
+    assert all(found["checks"][kind]["from_plain"] < 1e-4 for kind in same)
+    assert found["checks"]["out_of_memory"]["rows"] == 4, "a quarter of 16: halved twice"
+    assert found["checks"].keys() == {"packed_from_solo", "deterministic", "fp16", "nf4", "int8", "adamw_8bit", *same}
 
 
 @pytest.fixture
@@ -68,6 +74,44 @@ def test_row_that_would_take_longer_than_is_left_is_named(bench):
     assert gpu.too_long([{"round_s": 5.0, "slots": 2}], 4, until).startswith("it would take 40 s, ")
     gpu.measure(bench, "toy", gpu.TINY["toy"], time.monotonic() - 1)
     assert bench.rows == [] and bench.skipped == ["toy: no time left"]
+
+
+def test_what_fails_is_named_and_the_rest_goes_on(bench, monkeypatch):
+    gpu = importlib.import_module("gpu")
+    row = gpu.row
+
+    def broken(bench, made, name, batch, slots, spec):
+        if (batch, slots) == (1, 2):
+            raise ValueError("no kernel for this")
+        return row(bench, made, name, batch, slots, spec)
+
+    def lost(*_):
+        raise RuntimeError("the card is lost")
+
+    monkeypatch.setattr(gpu, "row", broken)
+    monkeypatch.setattr(gpu, "beside", lambda *a: 1000.0)
+    monkeypatch.setattr(gpu, "check", lost)
+    monkeypatch.setattr(gpu, "compiled", lambda *a: None)
+    gpu.run(bench, {"odd": gpu.TINY["toy"] | {"num_attention_heads": 0}, "toy": gpu.TINY["toy"]})
+    filled = [(r["model"], r["batch"], r["slots"]) for r in bench.rows]
+    assert filled == [("toy", 1, 1), ("toy", 2, 1), ("toy", 2, 2), ("toy", 2, 4)]
+    odd, *others = bench.failed
+    assert odd.startswith("odd: ")
+    assert others[0] == "toy, batch 1, from 2 slots on: ValueError: no kernel for this"
+    assert others[1:] == ["checks: RuntimeError: the card is lost"]
+
+
+def test_checks_agree_where_memory_is_short_too(bench):
+    checks = importlib.import_module("checks")
+    folder = checks.saved(bench, "toy", importlib.import_module("gpu").TINY["toy"])
+    found = checks._short(bench, folder, checks.examples(bench))
+    assert found["rows"] == 4 and found["of"] == 16 and found["from_plain"] < 1e-5
+    with checks._noted(bench, "out_of_memory"):
+        spec = checks.spec_of(folder, bench, checks.WHOLE)  # not auto: nothing is halved
+        made = checks.started(spec, checks.examples(bench))
+        with checks._smaller(bench, made, 0):
+            checks.losses(made, spec)
+    assert bench.skipped == ["check of out_of_memory: NoRoom: a trial ended before its step 8"]
 
 
 def test_compiler_that_fails_or_takes_too_long_leaves_a_note(bench, monkeypatch):

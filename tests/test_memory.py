@@ -304,6 +304,15 @@ def test_points_over_the_limit_are_never_begun(tiny_bert, tmp_path, monkeypatch,
     assert "needs about" in first["reason"] and "never begun" in first["reason"] and "metric" not in first
 
 
+@pytest.mark.parametrize("more", [[], ["search.sampler=tpe", "search.trials=4"]])
+def test_check_tells_which_points_would_never_begin(tiny_bert, capsys, more):
+    limit = between(tiny_bert, "train.batch_size=4", "train.batch_size=32")
+    own = [f"model.pretrained={tiny_bert}", *STUDY, f"search.max_memory_gib={limit}", *more]
+    assert cli.main(["check", "-m", "train.batch_size=32,4", *own]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "never begun" in line]
+    assert len(told) == 1 and told[0].startswith("point 0 (train.batch_size=32) needs about")
+
+
 def test_sampled_trials_over_the_limit_end_without_loading(tiny_bert, tmp_path, monkeypatch, capsys):
     limit = between(tiny_bert, "train.batch_size=4", "train.batch_size=32")
     loaded: list[int] = []

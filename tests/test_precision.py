@@ -1,12 +1,14 @@
 """A base in bf16 or fp16: what trains stays in fp32, packed trials equal solo ones, and what is saved comes back."""
 
 import math
+import re
+import time
 
 import pytest
 import torch
 from test_packed import DROPPED, OPTIONS, PLAIN, alone, run, spec_of, trainer, workload
 
-from lorasweep import adapter, device, engine, outcome, pace, retry, swap
+from lorasweep import adapter, device, engine, group, outcome, pace, peak, retry, swap
 from lorasweep.errors import ConfigError
 from lorasweep.loss_scale import START, LossScale
 from lorasweep.spec import ModelSpec, TrainSpec
@@ -198,3 +200,35 @@ def test_auto_attention_is_flash_only_where_it_is_installed_and_runs(monkeypatch
     assert device.attention(ModelSpec(), card, torch.float32) == "sdpa"
     assert device.attention(ModelSpec(), cpu, torch.bfloat16) == "sdpa"
     assert device.attention(ModelSpec(attn_implementation="eager"), card, torch.bfloat16) == "eager"
+
+
+def test_flash_attention_that_cannot_run_is_refused_with_what_lacks(tiny_bert, monkeypatch):
+    card, flash = torch.device("cuda"), ModelSpec(attn_implementation="flash_attention_2")
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: name == "flash_attn")
+    assert device.attention(flash, card, torch.float16) == "flash_attention_2"
+    with pytest.raises(ConfigError, match=r"attn_implementation: .* here is float32 on the cuda; use auto or sdpa"):
+        device.attention(flash, card, torch.float32)
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"flash_attn is not installed; use auto or sdpa"):
+        device.attention(flash, card, torch.bfloat16)
+    with pytest.raises(ConfigError, match=r"attn_implementation: .* here is float32 on the cpu"):
+        group.preflight([spec_of("seq_cls", tiny_bert, "model.attn_implementation=flash_attention_2")])
+
+
+def test_slow_format_of_a_cpu_is_measured_with_a_small_product_and_told(monkeypatch):
+    """Half precision can be hundreds of times slower: a product of the full size would take seconds."""
+    sizes: list[int] = []
+
+    def mm(a, b):
+        sizes.append(len(a))
+        time.sleep(0.02 if a.dtype == torch.bfloat16 else 1e-4)
+
+    monkeypatch.setattr(peak, "matmul_peak", peak.matmul_peak.__wrapped__)  # nothing is known yet
+    monkeypatch.setattr(peak.torch, "mm", mm)
+    cpu = torch.device("cpu")
+    assert peak.matmul_peak(cpu, torch.float32) > 0 and max(sizes) == peak.SIZE
+    sizes.clear()
+    told = re.fullmatch(r"products in bfloat16 take (\d+) times as long as .*", peak.slow(cpu, torch.bfloat16))
+    assert told and int(told[1]) > 1000, "the same seconds, for a product of 64 times the work at the most"
+    assert set(sizes[peak.TRIES + 1 :]) == {peak.SMALL}
+    assert peak.slow(cpu, torch.float32) == peak.slow(torch.device("cuda"), torch.bfloat16) == ""

@@ -281,6 +281,26 @@ def test_missing_bitsandbytes_is_told(tiny_bert, monkeypatch):
         base_of(tiny_bert, "nf4")
 
 
+@pytest.mark.parametrize(
+    ("keys", "lacks"),
+    [
+        (["model.quantization=int8"], "model.quantization: int8"),
+        (["lora.init_lora_weights=loftq"], "lora.init_lora_weights: loftq"),
+        (["train.optimizer=adamw_8bit"], "train.optimizer: adamw_8bit"),
+        (["lora.init_lora_weights=loftq", "lora.loftq_bits=8"], ""),
+    ],
+)
+def test_any_point_that_needs_missing_bitsandbytes_is_refused_before_one_trains(tiny_bert, monkeypatch, keys, lacks):
+    monkeypatch.setattr(quant.importlib.util, "find_spec", lambda name: None)
+    points = [spec_of("seq_cls", tiny_bert), spec_of("seq_cls", tiny_bert, *keys)]
+    if not lacks:
+        group.preflight(points)
+        return
+    with pytest.raises(ConfigError) as refused:
+        group.preflight(points)
+    assert refused.value.problems == [f"{lacks} needs bitsandbytes; run `pip install lorasweep[quant]`"]
+
+
 def test_groups_of_another_quantisation_are_apart(tiny_bert):
     kinds = ("none", "nf4", "int8")
     keys = {group.key(spec_of("seq_cls", tiny_bert, f"model.quantization={k}")) for k in kinds}

@@ -22,12 +22,14 @@ from test_packed import (  # noqa: F401
 )
 
 from lorasweep import cli, compose, engine, model, pace, retry
+from lorasweep.errors import ConfigError
 from lorasweep.tasks.seq_cls import SeqCls
 
 ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
     MemoryError(),
     RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
 ]
 
 AUTO = ("train.micro_batch_size=auto", "train.batch_size=8")
@@ -72,8 +74,8 @@ def jobs(*specs) -> list[engine.Job]:
 
 @pytest.mark.parametrize(
     ("error", "in_backward"),
-    [(ERRORS[0], True), (ERRORS[1], False), (ERRORS[2], False)],
-    ids=["device", "python", "cpu"],
+    [(ERRORS[0], True), (ERRORS[1], False), (ERRORS[2], False), (ERRORS[3], True)],
+    ids=["device", "python", "cpu", "cublas"],
 )
 def test_micro_batches_are_halved_and_the_losses_stay(tiny_bert, double, small_memory, error, in_backward):  # noqa: F811
     spec, work = spec_of("seq_cls", tiny_bert, *AUTO), workload("seq_cls", tiny_bert)
@@ -184,6 +186,19 @@ def test_batches_whose_rows_need_each_other_are_not_divided(tiny_bert):
     assert not workload("feature_extraction", tiny_bert).task.divisible
 
 
+def test_keys_that_are_named_make_the_memory_less(tiny_bert, monkeypatch):
+    """Rows that need each other are not divided: auto would change nothing."""
+    spec, work = spec_of("seq_cls", tiny_bert), workload("seq_cls", tiny_bert)
+    assert retry.keys(spec, 4, work.task)[0] == "train.micro_batch_size=auto"
+    pairs = workload("feature_extraction", tiny_bert)
+    assert retry.keys(spec, 4, pairs.task)[0] == "train.batch_size=2"
+    assert "size" not in retry.keys(spec, 1, pairs.task)[0]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert "model.device_map=auto" in retry.keys(spec, 4, work.task)
+    spread = spec_of("seq_cls", tiny_bert, "model.device_map=auto")
+    assert "model.device_map=auto" not in retry.keys(spread, 4, work.task)
+
+
 def test_other_errors_are_no_lack_of_memory():
     with pytest.raises(RuntimeError, match="size"):
         retry.attempt(lambda: torch.ones(2) @ torch.ones(3))
@@ -239,6 +254,17 @@ def test_worker_goes_on_after_a_trial_that_does_not_fit(tiny_bert, tmp_path, sma
     assert [r["state"] for r in results] == ["FAIL", "COMPLETE"]
     assert results[0]["reason"].startswith("out of memory: it needs about")
     assert "FAIL (out of memory" in capsys.readouterr().out
+
+
+def test_trial_that_its_machine_refuses_fails_with_all_problems_in_one_line(tiny_bert, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise ConfigError(["train.device: first", "model.quantization: second"])
+
+    monkeypatch.setattr(model, "load", refuse)
+    own = [f"model.pretrained={tiny_bert}", *SMALL, "tracking=none", f"outputs={tmp_path}", "study=s"]
+    assert cli.main(own) == 3
+    result = json.loads((tmp_path / "s" / "0" / "result.json").read_text())
+    assert result["reason"] == "train.device: first; model.quantization: second"
 
 
 def test_base_that_does_not_fit_fails_its_trial_with_the_estimate(tiny_bert, tmp_path, monkeypatch):
