@@ -105,6 +105,19 @@ def test_mlflow_holds_a_parent_and_its_trials(swept):
         assert run.data.tags["state"] == "COMPLETE"
 
 
+def test_speed_and_share_of_the_peak_are_in_result_and_mlflow(swept):
+    _, outputs = swept
+    client = mlflow.MlflowClient(f"sqlite:///{outputs}/mlflow.db")
+    experiment = client.get_experiment_by_name("lorasweep")
+    runs = client.search_runs([experiment.experiment_id], "tags.kind = 'trial'")
+    told = {r.data.tags["trial"]: r.data.metrics for r in runs}
+    for number, result in enumerate(results(outputs)):
+        speeds = {k: result[k] for k in ("tokens_per_s", "flops_per_s", "matmul_share", "peak_gib")}
+        assert min(speeds.values()) > 0
+        assert result["matmul_share"] < 1
+        assert {k: told[str(number)][k] for k in speeds} == pytest.approx(speeds)
+
+
 def test_same_study_again_is_refused(swept, capsys):
     _, outputs = swept
     before = sorted(p.name for p in (outputs / "s").iterdir())
