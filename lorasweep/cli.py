@@ -27,7 +27,7 @@ lorasweep: which rank, which alpha, which modules, which initialisation?
   python -m lorasweep work STUDY                 one more worker, on this machine or another
   python -m lorasweep extend STUDY study=NEW ... its trials into a new study with another space
   python -m lorasweep report STUDY               the answer and its evidence: report.html and report.md in its folder
-  python -m lorasweep sync STUDY                 send MLflow what it missed
+  python -m lorasweep sync STUDY                 send MLflow what it missed (tracking.uri=...: another store everything)
   STUDY is a folder, e.g. outputs/NAME, or postgresql://USER@HOST/DATABASE study=NAME
 
   python -m lorasweep predict STUDY "text" ...   answers of the best adapter (--file texts.jsonl, --trial 7, --json)

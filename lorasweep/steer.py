@@ -361,13 +361,19 @@ def _copy_folder(old: Path, new: Path, number: int) -> None:
 
 
 def repair(words: Sequence[str]) -> int:
-    """Send MLflow what it missed: points, runs, and the winner as a model where the study has ended."""
-    study, _ = find(words)
-    spec = study.spec(study.space.fixed)
+    """Send MLflow what it missed: points, runs, and the winner as a model where the study has ended.
+
+    tracking.uri names another store, which is given everything. Returns 1 where MLflow did not take all of it.
+    """
+    study, rest = find(words)
+    wrong = [w for w in rest if not w.startswith("tracking.uri=")]
+    if wrong:
+        raise ConfigError([f"sync: takes a study and tracking.uri=..., got '{wrong[0]}'"])
+    spec = study.spec([*study.space.fixed, *rest])
     counts = tracking.sync(study.folder, spec)
     print(counts)
     over = not study.running() and (not study.waiting() or study.spent())
     told = registry.log_winner(study, spec) if over and not counts.failed else ""
     if told:
         print(told)
-    return 0
+    return 1 if counts.failed else 0

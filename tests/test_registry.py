@@ -10,7 +10,7 @@ import mlflow
 import numpy as np
 import pytest
 
-from lorasweep import cli, compose, predict, registry, scores
+from lorasweep import cli, compose, mirror, predict, registry, scores
 from lorasweep.errors import ConfigError, MlflowDown
 from lorasweep.registry import Score
 from lorasweep.study import Study
@@ -96,6 +96,23 @@ def test_same_winner_is_logged_once(registered):
     opened = Study.open(registered / "one")
     assert registry.log_winner(opened, opened.spec([*opened.space.fixed])) == ""
     assert len(client(registered).search_model_versions("name='py'")) == 2
+
+
+def test_sync_fills_another_store_and_says_where_it_cannot(registered, monkeypatch, capsys):
+    def down(*_):
+        raise MlflowDown("no answer")
+
+    words = ["sync", str(registered / "one"), f"tracking.uri=sqlite:///{registered}/other.db"]
+    with monkeypatch.context() as broken:
+        broken.setattr(mirror.Mirror, "push", down)
+        assert cli.main(words) == 1
+    assert "no answer" in capsys.readouterr().out
+    assert cli.main(words) == 0
+    other = mlflow.MlflowClient(f"sqlite:///{registered}/other.db")
+    runs = other.search_runs([other.get_experiment_by_name("lorasweep").experiment_id])
+    assert {r.data.tags["study"] for r in runs} == {"one"}
+    assert cli.main(["sync", str(registered / "one"), "lora.r=8"]) == 1
+    assert "sync: takes a study and tracking.uri=..., got 'lora.r=8'" in capsys.readouterr().err
 
 
 def test_sync_logs_and_registers_a_model_that_mlflow_missed(tiny_bert, tmp_path, monkeypatch, capsys):
