@@ -3,7 +3,8 @@
 import contextlib
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,25 +59,19 @@ def check(bench: Bench, name: str, shape: dict[str, int]) -> None:
     plain, plain_s = losses(started(spec, data), spec, 4)
     bench.checks["packed_from_solo"] = gap(plain[::4], losses(started(spec, data), spec)[0])
     for kind, keys in KINDS.items():
-        with _noted(bench, kind):
-            bench.checks[kind] = _compared(bench, spec_of(folder, bench, BATCH, *keys), data, plain, plain_s)
-            if kind == "deterministic":
-                one = spec_of(folder, bench, BATCH, *keys)
-                both = [losses(started(one, data), one, 4)[0] for _ in range(2)]
-                bench.checks[kind]["bitwise"] = both[0] == both[1]
+        spec = spec_of(folder, bench, BATCH, *keys)
+        _noted(bench, kind, partial(_compared, bench, spec, data, plain, plain_s))
     torch.use_deterministic_algorithms(False)
-    with _noted(bench, "out_of_memory"):
-        bench.checks["out_of_memory"] = _short(bench, folder, data)
+    _noted(bench, "out_of_memory", partial(_short, bench, folder, data))
 
 
-@contextlib.contextmanager
-def _noted(bench: Bench, kind: str) -> Iterator[None]:
-    """Go on after a check of what a machine may not have, with a note that says why."""
+def _noted(bench: Bench, kind: str, work: Callable[[], dict[str, Any]]) -> None:
+    """Do a check; go on with a note that says why after one of what a machine may not have."""
     if bench.left < LEAST_S:
         bench.skipped.append(f"check of {kind}: no time left")
         return
     try:
-        yield
+        bench.checks[kind] = work()
     except Exception as error:
         bench.skipped.append(f"check of {kind}: {reason(error)}")
     retry.free()
@@ -85,7 +80,10 @@ def _noted(bench: Bench, kind: str) -> Iterator[None]:
 def _compared(bench: Bench, spec: Any, data: list[Example], plain: list[float], plain_s: float) -> dict[str, Any]:
     _restart(bench)
     found, seconds = losses(started(spec, data), spec, 4)
-    return {"from_plain": gap(found, plain), "times_as_long": seconds / plain_s, "peak_gib": highest(bench)}
+    told = {"from_plain": gap(found, plain), "times_as_long": seconds / plain_s, "peak_gib": highest(bench)}
+    if spec.train.deterministic:
+        told["bitwise"] = losses(started(spec, data), spec, 4)[0] == found
+    return told
 
 
 def _short(bench: Bench, folder: Path, data: list[Example]) -> dict[str, Any]:

@@ -106,12 +106,18 @@ def test_checks_agree_where_memory_is_short_too(bench):
     folder = checks.saved(bench, "toy", importlib.import_module("gpu").TINY["toy"])
     found = checks._short(bench, folder, checks.examples(bench))
     assert found["rows"] == 4 and found["of"] == 16 and found["from_plain"] < 1e-5
-    with checks._noted(bench, "out_of_memory"):
-        spec = checks.spec_of(folder, bench, checks.WHOLE)  # not auto: nothing is halved
-        made = checks.started(spec, checks.examples(bench))
+    spec = checks.spec_of(folder, bench, checks.WHOLE)  # not auto: nothing is halved
+    made = checks.started(spec, checks.examples(bench))
+
+    def short():
         with checks._smaller(bench, made, 0):
             checks.losses(made, spec)
+
+    checks._noted(bench, "out_of_memory", short)
     assert bench.skipped == ["check of out_of_memory: NoRoom: a trial ended before its step 8"]
+    bench.deadline = time.monotonic()
+    checks._noted(bench, "nf4", short)
+    assert bench.skipped[1:] == ["check of nf4: no time left"]
 
 
 def test_compiler_that_fails_or_takes_too_long_leaves_a_note(bench, monkeypatch):
