@@ -138,7 +138,7 @@ def rounds(made: engine.Engine, events: Iterator[float], slots: int) -> Iterator
     while True:
         found = list(itertools.islice(events, slots))
         if len(found) < slots or len(made.slots) < slots or made.limits.most < retry.MOST_SLOTS:
-            raise NoRoom
+            raise NoRoom("memory was short, or a trial ended: fewer went on")
         yield found
 
 

@@ -12,6 +12,7 @@ import torch
 from card import TOKENIZER, Bench, NoRoom, examples, gap, reason, saved, seeds, spec_of, started, steps
 
 from lorasweep import engine, memory, retry, tasks
+from lorasweep.errors import ConfigError
 from lorasweep.tasks import Example
 
 KINDS = {
@@ -66,15 +67,25 @@ def check(bench: Bench, name: str, shape: dict[str, int]) -> None:
 
 
 def _noted(bench: Bench, kind: str, work: Callable[[], dict[str, Any]]) -> None:
-    """Do a check; go on with a note that says why after one of what a machine may not have."""
+    """Do a check; go on with a note after one that fails, or that needs what the machine does not have."""
     if bench.left < LEAST_S:
         bench.skipped.append(f"check of {kind}: no time left")
         return
     try:
         bench.checks[kind] = work()
-    except Exception as error:
+        if bench.checks[kind].get("bitwise") is False:
+            bench.failed.append(f"check of {kind}: two runs differ")
+    except (ConfigError, ImportError, torch.OutOfMemoryError) as error:
         bench.skipped.append(f"check of {kind}: {reason(error)}")
-    retry.free()
+    except Exception as error:
+        bench.failed.append(f"check of {kind}: {reason(error)}")
+    freed(retry.free)
+
+
+def freed(free: Callable[[], None]) -> None:
+    """Free memory; after an error of the card that stays, even that raises."""
+    with contextlib.suppress(RuntimeError):
+        free()
 
 
 def _compared(bench: Bench, spec: Any, data: list[Example], plain: list[float], plain_s: float) -> dict[str, Any]:
@@ -125,6 +136,7 @@ def _smaller(bench: Bench, made: engine.Engine, size: float) -> Iterator[None]:
 
 
 def _restart(bench: Bench) -> None:
+    freed(retry.free)
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
@@ -134,8 +146,13 @@ def highest(bench: Bench) -> float | None:
     return torch.cuda.max_memory_allocated() / 2**30 if bench.device.type == "cuda" else None
 
 
-def estimated(spec: Any, data: list[Example], slots: int) -> float:
-    """Return the GiB that training is to need, as `check` tells before a model is loaded."""
+def estimated(bench: Bench, spec: Any, data: list[Example], slots: int) -> float | None:
+    """Return the GiB that training is to need, as `check` tells before a model is loaded; None, with a note, where that
+    cannot be told."""
     examples = {"train": data, "eval": data[:2]}
-    found = memory.estimate(spec, tasks.make(spec.task_type), TOKENIZER, examples, slots=slots, missing=())
+    try:
+        found = memory.estimate(spec, tasks.make(spec.task_type), TOKENIZER, examples, slots=slots, missing=())
+    except memory.UNCOUNTED as error:
+        bench.skipped.append(f"estimate of {slots} slots: {reason(error)}")
+        return None
     return max(found.phases["start"], found.phases["training"])

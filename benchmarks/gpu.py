@@ -50,7 +50,7 @@ from card import (
     timed,
     wait,
 )
-from checks import check, estimated, highest
+from checks import check, estimated, freed, highest
 from compiled import COMPILED, compiled
 
 from lorasweep import adapter, compose, device, engine, pace, peak, retry
@@ -164,13 +164,11 @@ def measure(bench: Bench, name: str, shape: dict[str, int], until: float) -> Non
                 break
             try:
                 found = row(bench, made, name, batch, slots, spec)
-            except (NoRoom, torch.OutOfMemoryError):
-                afresh(made)
-                bench.skipped.append(f"{name}, batch {batch}, from {slots} slots on: out of memory")
-                break
             except Exception as error:  # the other rows may go; the note and the exit code say that this one did not
-                afresh(made)
-                bench.failed.append(f"{name}, batch {batch}, from {slots} slots on: {reason(error)}")
+                full = isinstance(error, NoRoom) or retry.is_out_of_memory(error)
+                notes = bench.skipped if full else bench.failed
+                notes.append(f"{name}, batch {batch}, from {slots} slots on: {reason(error)}")
+                freed(lambda: afresh(made))
                 break
             done.append(found)
             if slots == 1:
@@ -178,7 +176,7 @@ def measure(bench: Bench, name: str, shape: dict[str, int], until: float) -> Non
             found["over_solo"] = found["tokens_per_s"] / done[0]["tokens_per_s"]
             found["over_trainer"] = found["tokens_per_s"] / trainer if trainer else None
             if batch == batches[1] and slots in ESTIMATED.get(name, (1,)):
-                found["estimate_gib"] = estimated(spec, data, slots)
+                found["estimate_gib"] = estimated(bench, spec, data, slots)
             bench.rows.append(found)
             print(line(found, COLUMNS), flush=True)
 
@@ -195,7 +193,7 @@ def beside(bench: Bench, made: engine.Engine, batch: int, spec: Any, data: list[
     try:
         return trainer_rate(bench, made, batch, spec, data)
     except Exception as error:  # whatever Trainer meets: our own rows do not hang on it
-        retry.free()
+        freed(retry.free)
         bench.skipped.append(f"{name}, batch {batch}, HF Trainer: {reason(error)}")
         return None
 
@@ -224,7 +222,7 @@ def failing(bench: Bench, what: str) -> Iterator[None]:
         yield
     except Exception as error:
         bench.failed.append(f"{what}: {reason(error)}")
-    retry.free()
+    freed(retry.free)
 
 
 def main() -> int:

@@ -77,6 +77,8 @@ class Answer:
     going_on: bool
     """Whether trials wait or run: the answer may change."""
     candidates: Sequence[Candidate] = ()
+    by_seeds: bool = False
+    """Whether the spread over seeds was known and counted in the comparisons."""
     best: Candidate | None = None
     cheapest: Candidate | None = None
     """Of those within one standard error of the best: fewest trainable parameters, then seconds. May be the best."""
@@ -98,8 +100,9 @@ class Answer:
         """How the comparisons with the best were made, in a sentence."""
         if not self.compared:
             return ""
+        seeds = " or by the spread over seeds, whichever says less" if self.by_seeds else ""
         several = f", corrected for {self.compared} comparisons (Holm, 5 % for all together)"
-        return f"compared on the same eval examples, by paired bootstrap{several if self.compared > 1 else ''}"
+        return f"compared on the same eval examples, by paired bootstrap{seeds}{several if self.compared > 1 else ''}"
 
     def no_better(self, value: float, baseline: Mapping[str, float]) -> str:
         """Return a sentence where a metric is no better than that of a trivial answer, "" elsewhere."""
@@ -179,6 +182,7 @@ def answer(study: Study) -> Answer:
     return _with(
         empty,
         candidates=candidates,
+        by_seeds=spread is not None and best.repeated,
         best=best,
         cheapest=cheapest(best, among, study.meta.maximize),
         fronts={cost: front(candidates, cost, study.meta.maximize) for cost in COSTS},

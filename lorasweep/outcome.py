@@ -15,6 +15,7 @@ import torch
 
 from lorasweep import adapter, compose, evaluate, group, model
 from lorasweep.engine import Engine, EvalEvent, TrialEnded
+from lorasweep.errors import ConfigError
 from lorasweep.ledger import redact
 from lorasweep.spec import TrialSpec
 from lorasweep.study import Study
@@ -105,7 +106,11 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def score_winner(study: Study, loaded: Mapping[str, group.Workload]) -> dict[str, float]:
-    """Return the best trial's metrics on the test split, which is read here and nowhere else; {} without a winner."""
+    """Return the best trial's metrics on the test split, which is read here and nowhere else.
+
+    {} without a winner, and, with the reason printed, where this machine cannot load it: it may have launched a study
+    for others.
+    """
     best = study.best()
     folder = study.trial_folder(best.number) if best is not None else None
     if best is None or folder is None or not (folder / "adapter").is_dir():  # it ran on a machine without our disk
@@ -115,7 +120,11 @@ def score_winner(study: Study, loaded: Mapping[str, group.Workload]) -> dict[str
         return result["test"]
     spec = compose.compose_trial(best.user_attrs["overrides"])
     work = loaded.get(group.key(spec)) or group.workload(spec)
-    base = model.load(spec.model, spec.train, work.task, work.tokenizer)
+    try:
+        base = model.load(spec.model, spec.train, work.task, work.tokenizer)
+    except ConfigError as error:
+        print(f"the test split was not read: {redact('; '.join(error.problems))}; `resume` reads it on another machine")
+        return {}
     adapted = adapter.reload(folder / "adapter", base, spec.lora, spec.task_type).base_model.model
     found = evaluate.predict(adapted, work.task, work.examples["test"], spec.train, work.tokenizer.pad_token_id)
     scores = work.task.metrics(found) | work.task.baseline(work.data, "test")

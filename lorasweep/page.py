@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from lorasweep import summary
+from lorasweep import answer, summary
 from lorasweep.answer import Answer
 from lorasweep.charts import figures
 from lorasweep.evidence import Evidence, gather
@@ -37,6 +37,8 @@ PARTS = {
 
 def write(study: Study, said: Answer | None = None) -> tuple[Path, Path]:
     """Write both files as the study stands at this moment; return their paths."""
+    said = said or answer.answer(study)
+    answer.write_best(study, said)  # the page names it, and a study that goes on may have another best by now
     evidence = gather(study, said)
     drawn = figures(evidence)
     paths = study.folder / REPORTS[0], study.folder / REPORTS[1]

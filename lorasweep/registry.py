@@ -20,6 +20,10 @@ NORMAL_95 = 1.96
 # --- a study's winner ------------------------------------------------------------------------------------------------
 
 
+NOT_LOGGED = "the model was not logged"
+"""How the answer of `log_winner` begins where MLflow does not have the model."""
+
+
 def log_winner(study: Study, spec: TrialSpec) -> str:
     """Log the winner as an MLflow model, register it where `tracking.register` asks for that; return what was done.
 
@@ -33,7 +37,7 @@ def log_winner(study: Study, spec: TrialSpec) -> str:
         number = winner.pick(study, best.number)
         return Registry(tracking.store_uri(spec)).put(study, number, track.experiment, track.register)
     except (MlflowDown, MlflowRefused, ConfigError, OSError) as error:
-        return f"the model was not logged: {ledger.redact(str(error))}"
+        return f"{NOT_LOGGED}: {ledger.redact(str(error))}"
 
 
 class Registry(Mirror):

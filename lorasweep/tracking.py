@@ -353,6 +353,8 @@ def sync(folder: Path, where: TrialSpec | str, seconds: float = float("inf")) ->
     counts = SyncCounts()
     deadline = time.monotonic() + seconds
     mirror: Mirror | None = None
+    study = ledger.load(folder)
+    moved = study is not None and study.uri not in ("", redact(uri).rstrip("/"))
     for path in [folder, *sorted(p.parent for p in folder.glob(f"*/{ledger.NAME}"))]:
         note = ledger.load(path)
         if note is None:
@@ -368,7 +370,27 @@ def sync(folder: Path, where: TrialSpec | str, seconds: float = float("inf")) ->
         except MlflowDown as error:
             counts.failed, counts.problem = counts.failed + 1, str(error)
             break
+    if moved and mirror and not counts.failed:
+        _retell(mirror, folder, counts)
     return counts
+
+
+def _retell(mirror: Mirror, folder: Path, counts: SyncCounts) -> None:
+    """Let the note of a study that has ended lead to its runs where they are now."""
+    taken = ledger.take(folder)
+    note = ledger.load(folder)
+    if taken is None or note is None:
+        return
+    box = Outbox(folder, note, live=False, taken=taken)
+    try:
+        text = redact(ledger.answer(folder, note.summary)) if note.status else ""
+        if text:
+            note.tags[ledger.NOTE], note.behind = text, True
+            mirror.push(box)
+    except (MlflowRefused, MlflowDown, OSError) as error:
+        counts.failed, counts.problem = counts.failed + 1, str(error)
+    finally:
+        box.release()
 
 
 def _behind(note: Ledger, uri: str) -> bool:

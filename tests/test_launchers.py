@@ -31,7 +31,7 @@ def here(model: Path, outputs: Path, *arguments: str) -> int:
 
 
 def ended(process: subprocess.Popen) -> tuple[int, str]:
-    said, _ = process.communicate(timeout=240)
+    said, _ = process.communicate(timeout=500)
     return process.returncode, said
 
 
@@ -74,6 +74,7 @@ def test_basic_launcher_runs_its_workers_in_this_process(tiny_bert, tmp_path, ca
     assert "best: trial" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_ray_cluster_of_two_nodes_shares_a_study(tiny_bert, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")

@@ -6,12 +6,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pytest
 import yaml
 
 from lorasweep import cli
+from lorasweep.errors import ConfigError
 from lorasweep.study import Study
 
 SMALL = [
@@ -124,6 +126,23 @@ def test_same_study_again_is_refused(swept, capsys):
     assert cli.main(["lora.r=2", f"outputs={outputs}", "study=s"]) == 1
     assert "choose another name" in capsys.readouterr().err
     assert sorted(p.name for p in (outputs / "s").iterdir()) == before
+
+
+def test_machine_that_cannot_load_the_winner_says_so_and_another_scores_it(tiny_bert, tmp_path, monkeypatch, capsys):
+    from lorasweep import outcome
+
+    def refuse(*_):
+        raise ConfigError(["train.device: there is no GPU"])
+
+    with monkeypatch.context() as launching:
+        launching.setattr(outcome, "model", SimpleNamespace(load=refuse))
+        own = [f"model.pretrained={tiny_bert}", "model.sha256=null", "tracking=none", "tracking.reload_check=false"]
+        assert cli.main(["lora.r=2", *own, *SMALL, f"outputs={tmp_path}", "study=s"]) == 0
+    told = capsys.readouterr().out
+    assert "the test split was not read: train.device: there is no GPU; " in told
+    assert "best: trial 0" in told and (tmp_path / "s/best.yaml").is_file()
+    assert cli.main(["resume", str(tmp_path / "s")]) == 0
+    assert json.loads((tmp_path / "s/0/result.json").read_text())["test"]["accuracy"] > 0
 
 
 def test_failed_trial_is_told_and_the_others_go_on(tiny_bert, tmp_path, monkeypatch, capsys):

@@ -186,6 +186,7 @@ def test_report_of_a_running_study_and_of_an_empty_one(tmp_path):
     text = " ".join(read(page.write(study)[0])[1].text)
     assert "1 running, 1 waiting" in text
     assert "So far" in text
+    assert "trial 10" in (study.folder / "best.yaml").read_text(encoding="utf8").lower()
     empty = Study.create(tmp_path / "e", replace(study.meta, name="e"), [])
     text = " ".join(read(page.write(empty)[0])[1].text)
     assert "No trial is complete yet" in text

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -110,7 +111,10 @@ def test_sync_fills_another_store_and_says_where_it_cannot(registered, monkeypat
     assert cli.main(words) == 0
     other = mlflow.MlflowClient(f"sqlite:///{registered}/other.db")
     runs = other.search_runs([other.get_experiment_by_name("lorasweep").experiment_id])
-    assert {r.data.tags["study"] for r in runs} == {"one"}
+    assert sorted(r.data.tags["kind"] for r in runs) == ["study", "trial"]
+    (study,) = (r for r in runs if r.data.tags["kind"] == "study")
+    (best,) = re.findall(r"\[trial \d\]\(#/runs/(\w+)\)", study.data.tags["mlflow.note.content"])
+    assert best in {r.info.run_id for r in runs if r.data.tags["kind"] == "trial"}
     assert cli.main(["sync", str(registered / "one"), "lora.r=8"]) == 1
     assert "sync: takes a study and tracking.uri=..., got 'lora.r=8'" in capsys.readouterr().err
 

@@ -88,7 +88,9 @@ def test_trial_of_one_seed_is_not_told_apart_by_its_examples_alone(tmp_path):
     repeats.next_round(study)
     for value in (0.72, 0.70):
         end(study, value)
-    one = next(c for c in answer.answer(study).candidates if c.number == 0)
+    found = answer.answer(study)
+    one = next(c for c in found.candidates if c.number == 0)
+    assert "by paired bootstrap or by the spread over seeds, whichever says less, corrected for" in found.method
     assert not one.repeated and one.alike  # 0.42 apart, on 400 examples; seeds alone make 0.1
     assert one.interval.low == 0.0 and one.interval.high > 0.7  # a share is never below 0
 
