@@ -150,9 +150,8 @@ class Engine:
         """Give the trial a slot: afresh, from another's adapter, or from where it was."""
         saved = checkpoint.read(job.checkpoint, self._identity(job)) if job.checkpoint else None
         spec = job.spec
-        if wrong := adapter.misread(
-            spec.lora, spec.task_type, self.base, self.device
-        ):  # who launched us could not tell
+        wrong = adapter.misread(spec.lora, spec.task_type, self.base, self.device)
+        if wrong:  # the machine that launched us may be another, and could not tell
             raise ConfigError(wrong)
         self._seat(None)
         inputs = functools.partial(self._first_inputs, spec)
