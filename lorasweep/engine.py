@@ -104,6 +104,11 @@ class Engine:
             self.clear()
             raise
 
+    @property
+    def is_looking(self) -> bool:
+        """Whether trials are still to be evaluated before any goes on: the time to prune is when all of them were."""
+        return any(s.is_due() and not s.failed for s in self.slots)
+
     def prune(self, number: int, reason: str) -> None:
         """End a running trial after its current step."""
         for slot in self.slots:
@@ -283,11 +288,9 @@ class Engine:
                     step.slot.spared(spared * step.tokens)
 
     def _passes(self, todo: list[Step]) -> list[list[Step]]:
-        """Return which steps share a pass; within one, those with equally many rows and about equal ranks in a row."""
+        """Return which steps share a pass."""
         groups = pace.passes([(len(s.examples), s.length) for s in todo], self.overhead, self.limits.most)
-        return [
-            sorted((todo[i] for i in group), key=lambda s: (len(s.examples), s.slot.spec.lora.r)) for group in groups
-        ]
+        return [sorted((todo[i] for i in group), key=_place) for group in groups]
 
     def _gradients(self, group: list[Step]) -> None:
         """Leave each trial's gradient with its parameters. Where memory runs out, fewer trials share a pass, then each
@@ -437,3 +440,8 @@ class Engine:
             epoch = slot.step / slot.steps_per_epoch
             slot.last = EvalEvent(slot.number, slot.step, epoch, self.task.metrics(own), own, took)
             yield slot.last
+
+
+def _place(step: Step) -> tuple[int, bool, int]:
+    """Sort a pass by this: rows that one product can take, of the frozen weight or of A and B, are neighbours."""
+    return len(step.examples), bool(step.slot.layers.own), step.slot.spec.lora.r

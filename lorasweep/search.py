@@ -3,8 +3,9 @@
 Each claim makes its own sampler, in whichever process claims; what samplers have to remember is in the study's storage.
 """
 
+import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +19,7 @@ from optuna.distributions import (
 )
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
+from optuna.pruners._successive_halving import _completed_rung_key
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
@@ -196,10 +198,14 @@ def rungs(search: SearchSpec, total_steps: int) -> frozenset[int]:
     return frozenset(found)
 
 
-def should_prune(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial) -> bool:
-    """Return whether a trial ends at the step it reported last, judged by the primary metric alone."""
+def should_prune(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial, steps: Collection[int] = ()) -> bool:
+    """Return whether a trial ends at the step it reported last, judged by the primary metric alone. `steps` are those
+    of asha's rungs.
+    """
+    asha = isinstance(pruner, optuna.pruners.SuccessiveHalvingPruner)
+    seen = _Rungs.beside(trial, study, sorted(steps)) if asha else _OwnTrials.of(study)
     with _quiet():
-        return pruner.prune(_OwnTrials.of(study), trial)
+        return pruner.prune(seen, trial)
 
 
 def _first_rung(search: SearchSpec, total_steps: int) -> int:
@@ -264,6 +270,34 @@ class _OwnTrials(_FirstObjective):
             raise ValueError("no trial is complete")
         sign = -1 if self.direction == optuna.study.StudyDirection.MAXIMIZE else 1
         return min(done, key=lambda t: sign * t.values[0])
+
+
+class _Rungs(_OwnTrials):
+    """What asha compares with. Optuna lets a trial count at a rung once it was judged there; here it counts once it has
+    reported there: of trials that came to a rung together, the first would else be judged against nobody.
+    """
+
+    _judged: int
+    _steps: Sequence[int]
+
+    @classmethod
+    def beside(cls, trial: FrozenTrial, study: optuna.Study, steps: Sequence[int]) -> Any:
+        """Return the view in which this trial is judged."""
+        view = cls(study)
+        view._judged, view._steps = trial.number, steps
+        return view
+
+    def get_trials(self, deepcopy: bool = True, states: Sequence[TrialState] | None = None) -> list[FrozenTrial]:
+        return [self._counted(t) for t in super().get_trials(deepcopy, states)]
+
+    def _counted(self, trial: FrozenTrial) -> FrozenTrial:
+        if trial.number == self._judged:
+            return trial
+        reported = ((k, trial.intermediate_values.get(step)) for k, step in enumerate(self._steps))
+        reached = {_completed_rung_key(k): value for k, value in reported if value is not None}
+        seen = copy.copy(trial)
+        seen.system_attrs = reached | trial.system_attrs
+        return seen
 
 
 def _searched(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

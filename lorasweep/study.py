@@ -250,7 +250,8 @@ class Study:
         """Return whether the pruner ends the trial at the step it reported last."""
         pruner = search.make_pruner(self.search, total_steps)
         trial = self._store.optuna.get_trial(self._ids[number])
-        return not race.is_repeat(trial) and search.should_prune(pruner, self._optuna, trial)
+        rungs = search.rungs(self.search, total_steps)
+        return not race.is_repeat(trial) and search.should_prune(pruner, self._optuna, trial, rungs)
 
     @storage.patient
     def checkpointed(self, number: int, step: int) -> None:

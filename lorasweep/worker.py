@@ -111,6 +111,8 @@ class Worker:
         self._running: dict[int, Running] = {}
         self._held: Running | None = None
         """A trial that waits for its group."""
+        self._reported: dict[int, EvalEvent] = {}
+        """Evaluations that the pruner has not judged yet."""
         self._trainer: Engine | None = None
         self._throughput = peak.Throughput()
         self._group = ""
@@ -267,6 +269,8 @@ class Worker:
                 running = self._running[event.number]
                 with self._contained(running):
                     self._handle(running, event, trainer)
+                if not trainer.is_looking:
+                    self._judge(trainer)
                 if self._stopping():
                     for running in list(self._running.values()):
                         with self._contained(running):
@@ -379,7 +383,7 @@ class Worker:
         if event.step:
             running.log.info("goes on from step %d", event.step)
         if event.last is not None:
-            self._judge(running, event.last, trainer)
+            self._report(running, event.last, trainer)
         verdict = self.study.verdict(running.number)
         if verdict:  # its worker died between the pruner's word and the end
             trainer.prune(running.number, verdict)
@@ -411,20 +415,32 @@ class Worker:
         running.log.info("step %d: %s", event.step, event.metrics)
         first = {primary: event.metrics[primary]}
         self.display.evaluated(event.number, event.step, first | event.metrics)
-        self._judge(running, event, trainer)
+        self._report(running, event, trainer)
 
-    def _judge(self, running: Running, event: EvalEvent, trainer: Engine) -> None:
-        """Report the primary metric, and end the trial where the pruner says so."""
+    def _report(self, running: Running, event: EvalEvent, trainer: Engine) -> None:
+        """Tell the study the primary metric."""
         name = self.study.meta.metric
         value = event.metrics[name]
         if not math.isfinite(value):
             trainer.prune(running.number, f"{name} is {value} at step {event.step}")
             return
         self.study.report(running.number, event.step, value)
-        if event.step < running.total_steps and self.study.should_prune(running.number, running.total_steps):
-            verdict = f"{self.study.search.pruner}: {name} {value:.4f} at step {event.step}"
-            self.study.condemn(running.number, verdict)
-            trainer.prune(running.number, verdict)
+        if event.step < running.total_steps:
+            self._reported[running.number] = event
+
+    def _judge(self, trainer: Engine) -> None:
+        """End the trials that the pruner wants to end, once all that are evaluated now have reported."""
+        reported, self._reported = self._reported, {}
+        for number, event in reported.items():
+            running = self._running.get(number)
+            if running is None:
+                continue
+            with self._contained(running):
+                if self.study.should_prune(number, running.total_steps):
+                    name = self.study.meta.metric
+                    verdict = f"{self.study.search.pruner}: {name} {event.metrics[name]:.4f} at step {event.step}"
+                    self.study.condemn(number, verdict)
+                    trainer.prune(number, verdict)
 
     def _checkpoint(self, running: Running, trainer: Engine) -> None:
         """Save what the trial needs to go on; MLflow may then hold the points up to here."""

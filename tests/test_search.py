@@ -211,6 +211,23 @@ def test_pruner_waits_for_finished_trials_and_for_min_steps(pruner):
     assert trials[-1].last_step >= 12
 
 
+@pytest.mark.parametrize("maximize", [True, False])
+def test_trials_that_come_to_a_rung_together_are_judged_against_each_other(maximize):
+    spec = SearchSpec(pruner="asha", reduction_factor=4)
+    queue, pruner = Queue(spec, mixed(), maximize=maximize), search.make_pruner(spec, STEPS)
+    values = [0.3, 0.8, 0.1, 0.2, 0.7, 0.5, 0.6, 0.4]
+    ids = [queue.claim()[0] for _ in values]
+    for trial_id, value in zip(ids, values, strict=True):
+        queue.store.set_trial_intermediate_value(trial_id, 1, value)
+
+    def goes_on(i: int) -> bool:
+        trial, rungs = queue.store.get_trial(ids[i]), search.rungs(spec, STEPS)
+        return not search.should_prune(pruner, queue.optuna, trial, rungs)
+
+    expected = {1, 4} if maximize else {2, 3}
+    assert {i for i in range(len(values)) if goes_on(i)} == expected, "the best quarter, the first has no advantage"
+
+
 def test_trials_of_another_study_do_not_count_for_pruners():
     spec = SearchSpec(pruner="median", pruner_startup_trials=1)
     queue = Queue(spec, mixed(), maximize=True)
