@@ -32,6 +32,8 @@ DEFAULTS = [
     "search.seed=1",
 ]
 RESAMPLES = 10_000
+WHOLE_TEST = ["data.max_eval_samples=null"]
+"""Without the limit of a study's evaluations, the test split has all its rows."""
 
 
 def run(folder: Path, name: str, overrides: list[str], sweep: str = "lora_search") -> tuple[Study, float]:
@@ -44,10 +46,10 @@ def run(folder: Path, name: str, overrides: list[str], sweep: str = "lora_search
 
 
 def correct(study: Study) -> np.ndarray:
-    """Return for each test row whether the study's best trial is right."""
+    """Return for each row of the whole test split whether the study's best trial is right."""
     best = study.best()
     assert best is not None
-    spec = compose.compose_trial(best.user_attrs["overrides"])
+    spec = compose.compose_trial([*best.user_attrs["overrides"], *WHOLE_TEST])
     work = group.workload(spec)
     base = model.load(spec.model, spec.train, work.task, work.tokenizer)
     loaded = adapter.reload(study.trial_folder(best.number) / "adapter", base, spec.lora, spec.task_type)

@@ -20,6 +20,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 import peft
+import pruning
 import transformers
 from datasets import Dataset
 
@@ -38,6 +39,9 @@ class Loop:
         self.task.fit(loaded)
         self.tokenizer = model.load_tokenizer(spec.model)
         self.splits = {name: self._tokens(spec, records) for name, records in loaded.splits.items()}
+        whole = compose.compose_trial([*overrides, *pruning.WHOLE_TEST])
+        records = data.load(whole.data, self.task.columns(whole.data), self.task.name).splits["test"]
+        self.whole_test = self._tokens(whole, records) if "--test" in sys.argv else None
         self.folder = Path(tempfile.mkdtemp())
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{self.folder}/mlflow.db"
         os.environ["MLFLOW_EXPERIMENT_NAME"] = "loop"
@@ -85,7 +89,8 @@ class Loop:
         )
 
     def trial(self, overrides: list[str]) -> dict[str, Any]:
-        """Train one trial; `right` tells for each test row whether it answers well, and is not in the times."""
+        """Train one trial; `right` tells for each row of the whole test split whether it answers well, and is not in
+        the times."""
         import mlflow
 
         spec = compose.compose_trial(overrides)
@@ -119,7 +124,7 @@ class Loop:
 
     def _right(self, trainer: Any) -> list[int]:
         trainer.callback_handler.callbacks = []
-        found = trainer.predict(self.splits["test"])
+        found = trainer.predict(self.whole_test)
         return (np.argmax(found.predictions, -1) == found.label_ids).astype(int).tolist()
 
 
