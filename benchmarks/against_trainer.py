@@ -4,11 +4,12 @@
         data.test_split=test train.batch_size=8
 
 The points of lora_search are drawn by our own studies (random sampler, one seed, so all draw the same; without eva,
-whose start looks at data); the loop then trains them. In turn: ours one trial at a time, the first third of the points
-alone; the loop on that third; ours packed; the loop on the second; ours packed with ASHA; the loop on the last. Prints
-the seconds of whole processes, imports and all (the loop's test scoring and the start of its second and third process
-are taken off its time); the ratios to the loop on the same points; the winners' metrics, and the paired-bootstrap
-interval of their difference on the whole test split.
+whose start looks at data); the loop then trains them. In turn: the first third of the points, ours one trial at a time;
+the loop on that third; ours packed, on it too; all points, ours packed in `--workers` processes, each with its part of
+the threads; the loop on the second third; ours packed in as many processes, with ASHA; the loop on the last third.
+Prints the seconds of whole processes, imports and all (the loop's test scoring and the start of its second and third
+process are taken off its time); the ratios to the loop on the same points; the winners' metrics, and the
+paired-bootstrap interval of their difference on the whole test split.
 """
 
 import argparse
@@ -29,11 +30,13 @@ from pruning import DEFAULTS, correct, interval, run, steps
 from lorasweep.study import Study
 
 SEARCH = Path(__file__).parents[1] / "sweeps" / "lora_search.yaml"
-OURS = {
+THIRD = {
     "solo": ["search.pruner=none", "train.slots=1"],
     "packed": ["search.pruner=none"],
-    "asha": ["search.pruner=asha"],
 }
+"""Ways that are shown on the first third of the points."""
+WHOLE = {"workers": ["search.pruner=none"], "asha": ["search.pruner=asha"]}
+"""And on all of them, in several processes."""
 
 
 def without_eva(path: Path) -> str:
@@ -75,31 +78,43 @@ class Loop:
         self.rows += rows
 
 
-def compared(folder: Path, trials: int, overrides: list[str]) -> dict[str, Any]:
+def compared(folder: Path, trials: int, workers: int, overrides: list[str]) -> dict[str, Any]:
     """Run all of it; return what is printed."""
-    studies, seconds, faster, sweep = {}, {}, {}, without_eva(folder / "lora_search.yaml")
-    loop, third = Loop(folder), math.ceil(trials / 3)
-    for i, (kind, more) in enumerate(OURS.items()):
-        own = [*overrides, f"search.trials={third if kind == 'solo' else trials}", *more]
-        studies[kind], seconds[kind] = run(folder, kind, own, sweep)
-        loop.part(studies["solo" if i == 0 else "packed"], min(trials, third * (i + 1)))
-        faster |= {"solo": round(loop.seconds / seconds["solo"], 2)} if kind == "solo" else {}
-        print(json.dumps({kind: seconds[kind], "trainer_so_far": [len(loop.rows), loop.seconds]}), flush=True)
-    assert [t.params for t in studies["solo"].trials()] == [t.params for t in studies["packed"].trials()][:third]
+    sweep, third = without_eva(folder / "lora_search.yaml"), math.ceil(trials / 3)
+    studies, seconds, trainer, loop = {}, {}, {}, Loop(folder)
+
+    def ours(kind: str, trials: int, *more: str) -> None:
+        studies[kind], seconds[kind] = run(folder, kind, [*overrides, f"search.trials={trials}", *more], sweep)
+        told()
+
+    def told() -> None:
+        print(json.dumps(seconds | {"trainer_so_far": [len(loop.rows), loop.seconds]}), flush=True)
+
+    ours("solo", third, *THIRD["solo"])
+    loop.part(studies["solo"], third)
+    trainer |= dict.fromkeys(THIRD, loop.seconds)
+    ours("packed", third, *THIRD["packed"])
+    for i, kind in enumerate(WHOLE):
+        ours(kind, trials, *WHOLE[kind], f"search.workers={workers}")
+        loop.part(studies["workers"], min(trials, third * (i + 2)))
+    told()
+    trainer |= dict.fromkeys(WHOLE, loop.seconds)
+    assert [t.params for t in studies["solo"].trials()] == [t.params for t in studies["workers"].trials()][:third]
     rows, best = loop.rows, max(loop.rows, key=lambda r: r["accuracy"])
-    faster |= {kind: round(loop.seconds / seconds[kind], 2) for kind in ("packed", "asha")}
     row = {
         "trials": trials,
-        "seconds": {k: round(s, 1) for k, s in seconds.items()} | {"trainer": round(loop.seconds, 1)},
-        "times_faster": faster,
+        "seconds": {k: round(s, 1) for k, s in seconds.items()},
+        "trainer_s": {k: round(s, 1) for k, s in trainer.items()},
+        "times_faster": {k: round(trainer[k] / s, 2) for k, s in seconds.items()},
         "trial_s_of_trainer": round(float(np.mean([r["trial_s"] for r in rows])), 2),
         "steps": {k: steps(s) for k, s in studies.items()} | {"trainer": sum(r["steps"] for r in rows)},
-        "train_s": {k: round(sum(t.user_attrs["train_s"] for t in s.trials()), 1) for k, s in studies.items()},
         "best_eval": {k: s.best().values[0] for k, s in studies.items()} | {"trainer": best["accuracy"]},
         "test": {"trainer": float(np.mean(best["right"]))},
         "test_difference_95": {},
     }
-    for kind in ("packed", "asha"):
+    for key in ("train_s", "eval_s"):
+        row[key] = {k: round(sum(t.user_attrs[key] for t in s.trials()), 1) for k, s in studies.items()}
+    for kind in WHOLE:
         right = correct(studies[kind])
         row["test"][kind] = float(right.mean())
         row["test_difference_95"][kind] = interval(right, np.array(best["right"], dtype=float))
@@ -110,9 +125,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--folder", type=Path, help="where the studies stay; by default they are deleted")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
     options, overrides = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as name:
-        row = compared(options.folder or Path(name), options.trials, [*DEFAULTS, *overrides])
+        row = compared(options.folder or Path(name), options.trials, options.workers, [*DEFAULTS, *overrides])
     print(json.dumps(row, indent=1))
     return 0 if all(low > -0.01 for low, _ in row["test_difference_95"].values()) else 1
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
@@ -29,12 +30,44 @@ def mixed(*numbers: int) -> int:
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=4).digest())
 
 
+class Draws:
+    """Random numbers of one device. A CPU's are numpy's: torch needs four times as long for them."""
+
+    def __init__(self, device: torch.device, seed: int) -> None:
+        self._device = device
+        self.begin(seed)
+
+    def begin(self, seed: int) -> None:
+        """Begin the numbers of a seed."""
+        if self._device.type == "cpu":
+            self._source: Any = np.random.SFC64(seed)
+        else:
+            self._source = torch.Generator(self._device).manual_seed(seed)
+
+    def words(self, count: int) -> Tensor:
+        """Return so many int64, all values equally likely."""
+        if self._device.type == "cpu":
+            return torch.from_numpy(self._source.random_raw(count).view(np.int64))
+        bits = torch.empty(count, dtype=torch.int64, device=self._device)
+        return bits.random_(-(2**63), None, generator=self._source)
+
+    def state(self) -> Any:
+        """Return where in the numbers it is, for `go_to`."""
+        return self._source.state if self._device.type == "cpu" else self._source.get_state()
+
+    def go_to(self, state: Any) -> None:
+        if self._device.type == "cpu":
+            self._source.state = state
+        else:
+            self._source.set_state(state)
+
+
 @dataclass
 class DropoutStream:
     """Random numbers of one trial's dropout. They depend on its seed and its step alone."""
 
     device: torch.device
-    generators: dict[torch.device, torch.Generator] = field(default_factory=dict)
+    draws: dict[torch.device, Draws] = field(default_factory=dict)
     """One a device: of a base spread over several, each layer draws on its own."""
     _begun: tuple[int, ...] = (0, 0)
     _rows: int = 0
@@ -43,28 +76,27 @@ class DropoutStream:
     def at(self, seed: int, step: int) -> None:
         """Begin the stream of one optimiser step."""
         self._begun = seed, step
-        for device, generator in self.generators.items():
-            generator.manual_seed(self._seed(device))
+        for device, draws in self.draws.items():
+            draws.begin(self._seed(device))
 
     def _seed(self, device: torch.device) -> int:
         return mixed(*self._begun) if device == self.device else mixed(*self._begun, device.index or 0)
 
-    def _generator(self, device: torch.device) -> torch.Generator:
-        if device not in self.generators:
-            self.generators[device] = torch.Generator(device)
-            self.generators[device].manual_seed(self._seed(device))
-        return self.generators[device]
+    def _of(self, device: torch.device) -> Draws:
+        if device not in self.draws:
+            self.draws[device] = Draws(device, self._seed(device))
+        return self.draws[device]
 
-    def state(self) -> Mapping[torch.device, Tensor]:
+    def state(self) -> Mapping[torch.device, Any]:
         """Return where in the stream it is, for `go_to`."""
-        return {device: generator.get_state() for device, generator in self.generators.items()}
+        return {device: draws.state() for device, draws in self.draws.items()}
 
-    def go_to(self, state: Mapping[torch.device, Tensor]) -> None:
-        for device, generator in self.generators.items():
+    def go_to(self, state: Mapping[torch.device, Any]) -> None:
+        for device, draws in self.draws.items():
             if device in state:
-                generator.set_state(state[device])
+                draws.go_to(state[device])
             else:  # it had not begun
-                generator.manual_seed(self._seed(device))
+                draws.begin(self._seed(device))
 
     @contextmanager
     def padded(self, rows: int, lengths: Mapping[int, int]) -> Iterator[None]:
@@ -101,8 +133,7 @@ class DropoutStream:
         Four 16-bit draws come from one 64-bit number: a third of the time of one draw an element.
         """
         count = like.numel()
-        bits = torch.empty((count + 3) // 4, dtype=torch.int64, device=like.device)
-        bits.random_(-(2**63), None, generator=self._generator(like.device))
+        bits = self._of(like.device).words((count + 3) // 4)
         mask = torch.empty(count, dtype=self.mask_dtype(like), device=like.device)
         return torch.ge(bits.view(torch.int16)[:count], round(p * LEVELS) - LEVELS // 2, out=mask).view(like.shape)
 
@@ -169,25 +200,28 @@ class PackedForward(torch.autograd.Function):
             B_KOR = _stacked(trained[first + K : first + 2 * K], 1)
             low_KRN = _scaled(torch.bmm(A_KRI, kept_KNI.transpose(1, 2)), run.scales)
             y_NO[run.at].view(K, -1, y_NO.shape[1]).baddbmm_(low_KRN.transpose(1, 2), B_KOR.transpose(1, 2))
-            saved += [kept_KNI, low_KRN, A_KRI, B_KOR, keep]
+            saved += [low_KRN, A_KRI, B_KOR, _byte(keep)]
             first += 2 * K
         for at, A_RI, B_OR in plan.starts:
             y_NO[at].addmm_(x_NI[at] @ A_RI.t(), B_OR.t(), alpha=-1)
         for at, own_O in zip(plan.biases, trained[first:], strict=True):
             y_NO[at] += own_O
-        ctx.save_for_backward(*saved)
+        ctx.save_for_backward(x_NI if plan.runs else None, *saved)
         ctx.read = read
         return y_NO.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Any:
-        saved, plan = ctx.saved_tensors, ctx.plan
+        (x_NI, *saved), plan = ctx.saved_tensors, ctx.plan
         slope_NO = slope.reshape(-1, slope.shape[-1])
         grad_NI = _frozen(slope_NO, ctx.read(slope.dtype), plan.own) if ctx.needs_input_grad[0] else None
         grads: list[Tensor] = []
         for i, run in enumerate(plan.runs):
-            kept_KNI, low_KRN, A_KRI, B_KOR, keep = saved[5 * i : 5 * i + 5]
+            low_KRN, A_KRI, B_KOR, byte = saved[4 * i : 4 * i + 4]
             K = len(run.scales)
+            x_KNI = x_NI[run.at].view(K, -1, x_NI.shape[1])
+            keep = None if byte is None else byte.to(x_NI.dtype)
+            kept_KNI = x_KNI if keep is None else x_KNI * keep
             ranks = ctx.ranks[len(grads) : len(grads) + K]
             slope_KNO = slope_NO[run.at].view(K, -1, slope_NO.shape[1])
             low_slope_KRN = _scaled(torch.bmm(B_KOR.transpose(1, 2), slope_KNO.transpose(1, 2)), run.scales)
@@ -220,6 +254,13 @@ def _frozen(x_NI: Tensor, W_IO: Tensor, own: Sequence[tuple[slice, Tensor]], b_O
                 torch.mm(x_NI[rows], weight, out=y_NO[rows])
         done = at.stop
     return y_NO if b_O is None else y_NO.add_(b_O)
+
+
+def _byte(keep: Tensor | None) -> Tensor | None:
+    """Return a mask as it waits for the backward pass: with the input, which neighbours share, in place of a product
+    of the two for each layer.
+    """
+    return keep.to(torch.uint8) if keep is not None and keep.is_floating_point() else keep
 
 
 def _scaled(low_KRN: Tensor, scales: Sequence[float]) -> Tensor:

@@ -220,10 +220,11 @@ def test_dropout_of_each_device_is_a_stream_of_its_own():
     stream.at(1, 2)
     first = stream.keep(like, 0.5)
     other = torch.device("cpu", 1)  # as good as another one to a generator
-    stream.generators[other] = torch.Generator("cpu")
+    stream.draws[other] = pack.Draws(other, 0)
     stream.at(1, 2)
     assert torch.equal(stream.keep(like, 0.5), first)
-    assert stream.generators[other].initial_seed() != stream.generators[torch.device("cpu")].initial_seed()
+    stream.at(1, 2)
+    assert not torch.equal(stream.draws[other].words(9), stream.draws[torch.device("cpu")].words(9))
 
 
 # --- optimisers ------------------------------------------------------------------------------------------------------
