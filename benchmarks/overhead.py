@@ -30,17 +30,19 @@ class Idle(worker.Worker):
 
     took: list[float]
 
-    def _run_group(self, spec: Any) -> None:
-        running, self._held = self._held, None
-        assert running is not None
-        run = self._track(running)
+    def _run_some(self) -> bool:
+        running = self._take()
+        if running is None:
+            return False
+        run = running.track()
         run.params(running.spec, running.claimed.swept)
         run.metrics(1, {"eval_accuracy": 0.5})
         result = {"state": "COMPLETE", "reason": "", "steps": 1}
         result["metric"] = {"name": self.study.meta.metric, "value": 0.5, "maximize": True}
-        self._finish(running, self._described(running, result))
+        self._finish(running, running.described(result))
         self.took.append(time.perf_counter() - self.since)
         self.since = time.perf_counter()
+        return True
 
 
 def make(folder: str, name: str, trials: int, more: list[str]) -> None:

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,64 +41,17 @@ from lorasweep.engine import Engine, EvalEvent, Job, StepEvent, TrialBegan, Tria
 from lorasweep.errors import ConfigError, DiskFull, LostLease, StorageDown
 from lorasweep.lease import Beat
 from lorasweep.meta import Claimed
+from lorasweep.running import Running
 from lorasweep.spec import TrialSpec
 from lorasweep.study import Study
-from lorasweep.tracking import TrialRun, start_trial
 
 POLL_S = 1.0
 """Seconds between looks at what was asked to stop."""
 
-SUMMARY = ("reason", "steps", "train_s", "eval_s", "adapter_mb", "peak_gib", "never_begun")
-"""Of a result, what the study's storage holds too."""
-
-COSTS = (
-    "adapter_mb",
-    "train_s",
-    "eval_s",
-    "peak_gib",
-    "worker_peak_gib",
-    "packing_saved_s",
-    "wall_s",
-    "flops_per_s",
-    "matmul_share",
-    "energy_j",
-)
-"""Of a result, what MLflow holds as metrics, where it is known."""
-
 CHECKPOINT = "checkpoint.pt"
-UNJUDGED_S = 300.0
-"""A trial's points wait so long for its first evaluation: MLflow compares runs by the metric that it has seen first."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 LITTLE = 2**20
 """Bytes left on a disk that is as good as full."""
-
-
-@dataclass
-class Running:
-    """A claimed trial: its folder, its logs and what it has shown so far."""
-
-    claimed: Claimed
-    spec: TrialSpec
-    folder: Path
-    log: logging.Logger
-    name: str
-    began: float = field(default_factory=time.perf_counter)
-    run: TrialRun | None = None
-    counts: adapter.Counts | None = None
-    tokens: int = 0
-    flops: int = 0
-    """A token's."""
-    train_s: float | None = None
-    """At its last step here."""
-    step: int = 0
-    total_steps: int = 0
-    loss: float = math.nan
-    last: EvalEvent | None = None
-    saved: float = field(default_factory=time.monotonic)
-
-    @property
-    def number(self) -> int:
-        return self.claimed.number
 
 
 class Worker:
@@ -206,7 +159,7 @@ class Worker:
         name = " ".join(f"{k}={short(v)}" for k, v in claimed.swept.items()) or "default"
         before = outcome.read(folder)
         spec = self.study.spec(claimed.overrides)
-        running = Running(claimed, spec, folder, _trial_log(self.study.meta.name, claimed.number, folder), name)
+        running = Running(self.study, claimed, spec, folder, name)
         self.display.begin(claimed.number, name)
         if before is not None:
             self._tell(running, before)
@@ -222,7 +175,7 @@ class Worker:
         work = self._workload(spec)
         why = memory.hopeless(spec, work.task, work.tokenizer, work.examples)
         if why:
-            self._finish(running, self._described(running, {"state": "PRUNED", "reason": why, "never_begun": True}))
+            self._finish(running, running.described({"state": "PRUNED", "reason": why, "never_begun": True}))
         return bool(why)
 
     def _configured(self, key: str) -> Any:
@@ -236,7 +189,7 @@ class Worker:
             held, self._held = self._held, None
             with suppress(OSError, StorageDown, LostLease):  # it goes back when this worker is known to be gone
                 self.study.give_back(held.number)
-            _close(held.log)
+            held.close()
 
     # --- running -----------------------------------------------------------------------------------------------------
 
@@ -373,7 +326,7 @@ class Worker:
         running.tokens = event.carried.get("tokens", 0)
         running.began -= event.carried.get("wall_s", 0.0)
         work = self._workload(running.spec)
-        run = self._track(running, event.step, event.last.step if event.last else 0)
+        run = running.track(event.step, event.last.step if event.last else 0)
         if not event.step:
             run.params(running.spec, running.claimed.swept)
             run.dataset(work.data, running.spec)
@@ -398,7 +351,7 @@ class Worker:
                 "grad_norm": event.grad_norm,
                 "tokens_per_s": running.tokens / event.train_s,
             }
-            self._track(running).metrics(event.step, values)
+            running.track().metrics(event.step, values)
         if running.train_s is not None:
             self._throughput.took(event.tokens, event.tokens * running.flops, event.train_s - running.train_s)
         running.train_s = event.train_s
@@ -411,7 +364,7 @@ class Worker:
         primary = self.study.meta.metric
         values = {"epoch": event.epoch, ledger.OBJECTIVE: event.metrics[primary]}
         values |= {f"eval_{k}": v for k, v in event.metrics.items()}
-        self._track(running).metrics(event.step, values)
+        running.track().metrics(event.step, values)
         running.log.info("step %d: %s", event.step, event.metrics)
         first = {primary: event.metrics[primary]}
         self.display.evaluated(event.number, event.step, first | event.metrics)
@@ -451,8 +404,7 @@ class Worker:
         except FileNotFoundError as error:  # the next owner has tidied our half-written file away
             raise LostLease(f"trial {running.number}: {error}") from error
         self.study.checkpointed(running.number, step)
-        if running.last is not None or time.perf_counter() - running.began > UNJUDGED_S:
-            self._track(running).covered(step)
+        running.covered(step)
         running.saved = time.monotonic()
 
     def _end(self, running: Running, event: TrialEnded, trainer: Engine) -> None:
@@ -479,7 +431,7 @@ class Worker:
         result["energy_j"] = event.energy_j
         result["peak_gib"] = self._need(running, work, trainer.base.missing)
         result["worker_peak_gib"] = outcome.worker_gib(trainer.device)
-        self._finish(running, self._described(running, result))
+        self._finish(running, running.described(result))
 
     def _need(self, running: Running, work: group.Workload, missing: tuple[str, ...]) -> float | None:
         """Return the GiB that the trial needs by itself; None where that cannot be counted, which ends no trial."""
@@ -498,35 +450,19 @@ class Worker:
 
     # --- endings -----------------------------------------------------------------------------------------------------
 
-    def _described(self, running: Running, result: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            "number": running.number,
-            "overrides": list(running.spec.overrides),
-            "rerun": provenance.rerun_line(running.spec),
-            "params_swept": running.claimed.swept,
-            **result,
-            "wall_s": time.perf_counter() - running.began,
-        }
-
     def _finish(self, running: Running, result: dict[str, Any]) -> None:
         """Write result.json, end the MLflow run, tell the study; in this order, so that what is told is there."""
         self.study.ensure_ours(running.number)
         if "params" in result:
-            values = {f"params_{k}": v for k, v in result["params"].items()}
-            values |= {k: result[k] for k in COSTS if result[k] is not None}
-            self._track(running, 0).metrics(result["steps"], values | result.get("baseline", {}))
+            running.costs(result)
         outcome.write(running.folder, result)
         self._tell(running, result)
 
     def _tell(self, running: Running, result: Mapping[str, Any]) -> None:
         """End the MLflow run and tell the study what stands in result.json."""
-        self._track_end(running, result)
-        state, values = self._told(result)
-        summary = {k: result[k] for k in SUMMARY if k in result}
-        used = ("train_s", "eval_s") if "train_s" in result else ("wall_s",)
-        summary["device_s"] = sum(result.get(k, 0.0) for k in used)
-        summary["trainable"] = result.get("params", {}).get("trainable")
-        self.study.tell(running.number, state, values, summary)
+        running.end_run(result)
+        state, values = running.told(result)
+        self.study.tell(running.number, state, values, running.summary(result))
         shown = f"{result['metric']['name']}={result['metric']['value']:.4f} " if "metric" in result else ""
         detail = f"{shown}train_s={result.get('train_s', 0.0):.1f}"
         self.display.end(running.number, state, f"{detail} reason={result['reason']!r}" if result["reason"] else detail)
@@ -534,23 +470,11 @@ class Worker:
         (running.folder / CHECKPOINT).unlink(missing_ok=True)
         self._forget(running)
 
-    def _told(self, result: Mapping[str, Any]) -> tuple[str, list[float] | None]:
-        """Return the state and the values that the study is told; a pruned trial keeps its last primary metric."""
-        value = result["metric"]["value"] if "metric" in result else math.nan
-        more = self.study.search.objectives or []
-        if result["state"] == "FAIL":
-            return "FAIL", None
-        if not math.isfinite(value):
-            return "PRUNED", None
-        if result["state"] == "PRUNED" and more:
-            return "PRUNED", None
-        return result["state"], [value, *(outcome.objective(result, name) for name in more)]
-
     def _fail(self, running: Running, error: str) -> None:
         running.log.error("%s", error)
         last = error.strip().splitlines()[-1]
         try:
-            self._finish(running, self._described(running, {"state": "FAIL", "reason": last, "traceback": error}))
+            self._finish(running, running.described({"state": "FAIL", "reason": last, "traceback": error}))
         except LostLease as lost:
             self._drop(running, str(lost))
 
@@ -566,7 +490,7 @@ class Worker:
     def _suspend(self, running: Running, trainer: Engine) -> None:
         """Save a trial that is to go on later and put it back into the queue."""
         self._checkpoint(running, trainer)
-        self._track(running).close("KILLED")
+        running.track().close("KILLED")
         self.study.give_back(running.number)
         self.display.end(running.number, "WAITING", f"saved at step {running.step}/{running.total_steps}")
         running.log.info("saved at step %d, put back", running.step)
@@ -580,37 +504,10 @@ class Worker:
         self._forget(running)
 
     def _forget(self, running: Running) -> None:
-        _close(running.log)
+        running.close()
         self._running.pop(running.number, None)
         if self._trainer is not None:
             self._trainer.drop(running.number)
-
-    # --- MLflow ------------------------------------------------------------------------------------------------------
-
-    def _track(self, running: Running, step: int | None = 0, evaluated: int | None = None) -> TrialRun:
-        """Return the trial's log; the first call opens it, to go on after `step`, None after all that is there."""
-        if running.run is None:
-            tags = {
-                "study": self.study.meta.name,
-                "trial": str(running.number),
-                "kind": "trial",
-                "state": "RUNNING",
-                "commit": str(provenance.commit()),
-            }
-            parent, title = self.study.meta.mlflow_parent, f"{running.number} {running.name}"
-            running.run = start_trial(running.folder, running.spec, parent, title, tags, step, evaluated)
-        return running.run
-
-    def _track_end(self, running: Running, result: Mapping[str, Any]) -> None:
-        run = self._track(running, None)
-        run.tag("state", result["state"])
-        if result["reason"]:
-            run.tag("reason", result["reason"][:500])
-        if "params" in result and running.spec.tracking.save_adapters == "all":
-            run.artifact(running.folder / "adapter", "adapter")
-        for name in ("config.yaml", "result.json", "log.txt"):
-            run.artifact(running.folder / name)
-        run.close("FAILED" if result["state"] == "FAIL" else "FINISHED")
 
 
 # --- a worker as a launcher starts it --------------------------------------------------------------------------------
@@ -645,22 +542,6 @@ def run_worker(folder: str) -> None:
     with device.own(study.search.workers, study.spec(study.space.fixed).model.device_map is not None):
         Worker(study, _prepared.get(folder)).run()
     tracking.flush()
-
-
-def _trial_log(study: str, number: int, folder: Path) -> logging.Logger:
-    log = logging.getLogger(f"lorasweep.trial.{study}.{number}")
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    handler = logging.FileHandler(folder / "log.txt", encoding="utf8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-    return log
-
-
-def _close(log: logging.Logger) -> None:
-    for handler in list(log.handlers):
-        handler.close()
-        log.removeHandler(handler)
 
 
 def _no_space(error: Exception, folder: Path) -> bool:

@@ -79,6 +79,7 @@ ORDER = [
     "predict",
     "flavor",
     "registry",
+    "running",
     "worker",
     "clean",
     "report",
