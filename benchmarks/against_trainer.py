@@ -60,6 +60,8 @@ class Loop:
         """Train its trials up to this number."""
         trials = study.trials()
         some = trials[len(self.rows) : until]
+        if not some:
+            return
         many = self.folder / "trials.json"
         many.write_text(json.dumps([t.user_attrs["overrides"] for t in some]))
         script = str(Path(__file__).with_name("trainer_loop.py"))
@@ -108,7 +110,7 @@ def compared(folder: Path, trials: int, workers: int, overrides: list[str]) -> d
         "times_faster": {k: round(trainer[k] / s, 2) for k, s in seconds.items()},
         "trial_s_of_trainer": round(float(np.mean([r["trial_s"] for r in rows])), 2),
         "steps": {k: steps(s) for k, s in studies.items()} | {"trainer": sum(r["steps"] for r in rows)},
-        "best_eval": {k: s.best().values[0] for k, s in studies.items()} | {"trainer": best["accuracy"]},
+        "best_eval": {k: studies[k].best().values[0] for k in WHOLE} | {"trainer": best["accuracy"]},
         "test": {"trainer": float(np.mean(best["right"]))},
         "test_difference_95": {},
     }
@@ -127,6 +129,8 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where the studies stay; by default they are deleted")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     options, overrides = parser.parse_known_args()
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         row = compared(options.folder or Path(name), options.trials, options.workers, [*DEFAULTS, *overrides])
     print(json.dumps(row, indent=1))

@@ -20,7 +20,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 import peft
-import pruning
 import transformers
 from datasets import Dataset
 
@@ -38,10 +37,8 @@ class Loop:
         loaded = data.load(spec.data, self.task.columns(spec.data), self.task.name)
         self.task.fit(loaded)
         self.tokenizer = model.load_tokenizer(spec.model)
-        self.splits = {name: self._tokens(spec, records) for name, records in loaded.splits.items()}
-        whole = compose.compose_trial([*overrides, *pruning.WHOLE_TEST])
-        records = data.load(whole.data, self.task.columns(whole.data), self.task.name).splits["test"]
-        self.whole_test = self._tokens(whole, records) if "--test" in sys.argv else None
+        self.whole_test: Dataset | None = None
+        self.splits = {name: self._tokens(spec.data, records) for name, records in loaded.splits.items()}
         self.folder = Path(tempfile.mkdtemp())
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{self.folder}/mlflow.db"
         os.environ["MLFLOW_EXPERIMENT_NAME"] = "loop"
@@ -52,7 +49,7 @@ class Loop:
             {"text": [r["text"] for r in records], "labels": [index[str(r["label"])] for r in records]}
         )
         return table.map(
-            lambda batch: self.tokenizer(batch["text"], truncation=True, max_length=spec.data.max_tokens),
+            lambda batch: self.tokenizer(batch["text"], truncation=True, max_length=spec.max_tokens),
             batched=True,
             remove_columns=["text"],
         )
@@ -109,7 +106,7 @@ class Loop:
         net.save_pretrained(self.folder / "adapter")
         mlflow.end_run()
         took, process_s = time.perf_counter() - began, time.perf_counter() - STARTED
-        right = self._right(trainer) if "--test" in sys.argv else None
+        right = self._right(trainer, overrides) if "--test" in sys.argv else None
         history = [e for e in trainer.state.log_history if "eval_accuracy" in e]
         return {
             "accuracy": history[-1]["eval_accuracy"],
@@ -122,8 +119,14 @@ class Loop:
             "test_s": time.perf_counter() - STARTED - process_s,
         }
 
-    def _right(self, trainer: Any) -> list[int]:
+    def _right(self, trainer: Any, overrides: list[str]) -> list[int]:
+        if self.whole_test is None:
+            whole = compose.compose_trial([*overrides, "data.max_eval_samples=null"]).data
+            self.whole_test = self._tokens(
+                whole, data.load(whole, self.task.columns(whole), self.task.name).splits["test"]
+            )
         trainer.callback_handler.callbacks = []
+        trainer.args.train_sampling_strategy = "random"  # by length, it shuffles what is evaluated too
         found = trainer.predict(self.whole_test)
         return (np.argmax(found.predictions, -1) == found.label_ids).astype(int).tolist()
 

@@ -182,13 +182,17 @@ class PackedForward(torch.autograd.Function):
 
     `trained` holds the As and then the Bs of each run, then the biases. Ranks within a run are padded with zeros. The
     rank is the first dimension of every low-rank product: as the last one it makes small ranks several times slower.
+
+    Until the backward pass it keeps x, which neighbouring layers share, and a byte an element for each mask; where
+    fewer than half of the rows are a run's, x * keep of those.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, read: Reader, b_O: Tensor | None, plan: Plan, *trained: Tensor) -> Tensor:
         x_NI = x.reshape(-1, x.shape[-1])
         y_NO = _frozen(x_NI, read(x.dtype).t(), [(at, own.t()) for at, own in plan.own], b_O)
-        saved: list[Tensor | None] = []
+        shared = 2 * sum(run.at.stop - run.at.start for run in plan.runs) >= len(x_NI)
+        saved: list[Tensor | None] = [x_NI if shared else None]
         ctx.plan = replace(plan, runs=[replace(run, keep=None) for run in plan.runs])  # masks are saved as tensors
         ctx.ranks, first = [f.shape[0] for f in trained], 0
         for run in plan.runs:
@@ -200,13 +204,13 @@ class PackedForward(torch.autograd.Function):
             B_KOR = _stacked(trained[first + K : first + 2 * K], 1)
             low_KRN = _scaled(torch.bmm(A_KRI, kept_KNI.transpose(1, 2)), run.scales)
             y_NO[run.at].view(K, -1, y_NO.shape[1]).baddbmm_(low_KRN.transpose(1, 2), B_KOR.transpose(1, 2))
-            saved += [low_KRN, A_KRI, B_KOR, _byte(keep)]
+            saved += [low_KRN, A_KRI, B_KOR, _byte(keep), None if shared else kept_KNI]
             first += 2 * K
         for at, A_RI, B_OR in plan.starts:
             y_NO[at].addmm_(x_NI[at] @ A_RI.t(), B_OR.t(), alpha=-1)
         for at, own_O in zip(plan.biases, trained[first:], strict=True):
             y_NO[at] += own_O
-        ctx.save_for_backward(x_NI if plan.runs else None, *saved)
+        ctx.save_for_backward(*saved)
         ctx.read = read
         return y_NO.view(*x.shape[:-1], -1)
 
@@ -217,11 +221,12 @@ class PackedForward(torch.autograd.Function):
         grad_NI = _frozen(slope_NO, ctx.read(slope.dtype), plan.own) if ctx.needs_input_grad[0] else None
         grads: list[Tensor] = []
         for i, run in enumerate(plan.runs):
-            low_KRN, A_KRI, B_KOR, byte = saved[4 * i : 4 * i + 4]
+            low_KRN, A_KRI, B_KOR, byte, kept_KNI = saved[5 * i : 5 * i + 5]
             K = len(run.scales)
-            x_KNI = x_NI[run.at].view(K, -1, x_NI.shape[1])
-            keep = None if byte is None else byte.to(x_NI.dtype)
-            kept_KNI = x_KNI if keep is None else x_KNI * keep
+            keep = None if byte is None else byte.to(low_KRN.dtype)
+            if kept_KNI is None:
+                x_KNI = x_NI[run.at].view(K, -1, x_NI.shape[1])
+                kept_KNI = x_KNI if keep is None else x_KNI * keep
             ranks = ctx.ranks[len(grads) : len(grads) + K]
             slope_KNO = slope_NO[run.at].view(K, -1, slope_NO.shape[1])
             low_slope_KRN = _scaled(torch.bmm(B_KOR.transpose(1, 2), slope_KNO.transpose(1, 2)), run.scales)
@@ -257,9 +262,7 @@ def _frozen(x_NI: Tensor, W_IO: Tensor, own: Sequence[tuple[slice, Tensor]], b_O
 
 
 def _byte(keep: Tensor | None) -> Tensor | None:
-    """Return a mask as it waits for the backward pass: with the input, which neighbours share, in place of a product
-    of the two for each layer.
-    """
+    """Return a mask as it waits for the backward pass."""
     return keep.to(torch.uint8) if keep is not None and keep.is_floating_point() else keep
 
 

@@ -274,7 +274,8 @@ class _OwnTrials(_FirstObjective):
 
 class _Rungs(_OwnTrials):
     """What asha compares with. Optuna lets a trial count at a rung once it was judged there; here it counts once it has
-    reported there: of trials that came to a rung together, the first would else be judged against nobody.
+    reported there: of trials that came to a rung together, the first would else be judged against nobody. Trials of
+    another length, whose rungs are at other steps, count as Optuna has it.
     """
 
     _judged: int

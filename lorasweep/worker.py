@@ -378,7 +378,7 @@ class Worker:
             trainer.prune(running.number, f"{name} is {value} at step {event.step}")
             return
         self.study.report(running.number, event.step, value)
-        if event.step < running.total_steps:
+        if event.step == running.step < running.total_steps:  # not one that it was judged by before its checkpoint
             self._reported[running.number] = event
 
     def _judge(self, trainer: Engine) -> None:

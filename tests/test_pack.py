@@ -68,6 +68,31 @@ def test_fused_dropout_equals_dropping_the_input_with_the_same_mask():
     assert not torch.equal(gradients(model, x)["x"], slow["x"])
 
 
+@pytest.mark.parametrize("adapted_rows", [4, 1])
+def test_what_waits_for_the_backward_pass_is_small(adapted_rows):
+    """The input once, and masks as bytes; where few rows are adapted, those alone."""
+    x_NI, A_RI, B_OR = torch.randn(4, 10), torch.randn(2, 10, requires_grad=True), torch.randn(6, 2, requires_grad=True)
+    keep = (torch.rand(adapted_rows, 10) > 0.5).to(x_NI.dtype)
+    plan = pack.Plan([pack.Run(slice(0, adapted_rows), (0.5,), keep)])
+    kept: list[torch.Tensor] = []
+
+    def hold(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    W_OI = torch.randn(6, 10)
+    with torch.autograd.graph.saved_tensors_hooks(hold, lambda t: t):
+        y_NO = pack.PackedForward.apply(x_NI, lambda _: W_OI, None, plan, A_RI, B_OR)
+    y_NO.sum().backward()
+    assert B_OR.grad is not None
+    torch.testing.assert_close(B_OR.grad, 0.5 * ((x_NI[:adapted_rows] * keep) @ A_RI.t()).sum(0).expand(6, 2))
+    assert [t.dtype for t in kept if t.shape[-2:] == keep.shape and not t.is_floating_point()] == [torch.uint8]
+    whole = [t for t in kept if t.untyped_storage().data_ptr() == x_NI.untyped_storage().data_ptr()]
+    assert len(whole) == (1 if adapted_rows == 4 else 0)
+    factors = A_RI.numel() + B_OR.numel() + 2 * adapted_rows
+    assert sum(t.numel() for t in kept if t.is_floating_point()) == factors + 10 * adapted_rows
+
+
 @pytest.mark.parametrize("p", [0.05, 0.1, 0.5, 0.9])
 def test_mask_keeps_the_right_share(p):
     stream = pack.DropoutStream(torch.device("cpu"))

@@ -69,6 +69,18 @@ def test_status_shows_every_trial_and_the_best(run, capsys):
     assert rows[2][:3] == ["1", "2", "WAITING"]
 
 
+def test_asha_judges_the_trials_of_a_pass_when_all_were_evaluated(run, tiny_llama):
+    """The best quarter goes on; before all had reported, the first trial, the worst, would have gone on too."""
+    rates = "1e-6,3e-2,1e-5,1e-3,3e-5,1e-4,3e-3,1e-2"
+    small = ["task_type=causal_lm", f"model.pretrained={tiny_llama}", "train.warmup_ratio=0", "train.max_steps=8"]
+    asha = ["search.pruner=asha", "search.min_steps=2", "search.reduction_factor=4", "train.slots=8"]
+    assert run(f"train.learning_rate={rates}", *small, *asha) == 0
+    losses = {t.number: t.intermediate_values[2] for t in study().trials()}
+    assert max(losses, key=losses.__getitem__) == 0
+    went_on = {t.number for t in study().trials() if t.state.name == "COMPLETE"}
+    assert went_on == set(sorted(losses, key=losses.__getitem__)[:2])
+
+
 def test_added_trial_waits_and_resume_runs_it(run, capsys):
     assert run("lora.r=1,2") == 0
     assert cli.main(["add", "s", "lora.r=16", "lora.lora_dropout=0.1"]) == 0
