@@ -138,8 +138,9 @@ def _whole(number: float) -> Any:
 
 def problems(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
     """Return what the LoRA keys ask of this model that it does not have."""
-    wanted = config(lora, task, base).target_modules
-    out = target_problems(base, lora.target_modules, list(wanted or [])) + _expert_problems(lora, base)
+    wanted = config(lora, task, base)
+    out = target_problems(base, lora.target_modules, list(wanted.target_modules or [])) + _expert_problems(lora, base)
+    out = out or _tied_problems(lora, wanted, base)
     out += quant.problems(lora, base.quantization)
     names = [n for n, _ in base.model.named_modules()]
     for name in lora.modules_to_save or []:
@@ -147,6 +148,23 @@ def problems(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
             short = sorted({n.rpartition(".")[2] for n in names if n and not n.rpartition(".")[2].isdigit()})
             out.append(f"lora.modules_to_save: '{name}' is no module of the model; it has {', '.join(short)}")
     return out + _whole_problems(lora, base)
+
+
+def _tied_problems(lora: LoraSpec, wanted: LoraConfig, base: Base) -> list[str]:
+    """Return a problem where PiSSA or OLoRA would change a weight that is another module's too."""
+    if not lora.changes_base:
+        return []
+    holders: dict[int, list[str]] = {}
+    for name, module in base.model.named_modules():
+        if isinstance(module, (*LINEAR, nn.Embedding)):
+            holders.setdefault(id(module.weight), []).append(name)
+    tied = {n: [o for o in names if o != n] for names in holders.values() for n in names if len(names) > 1}
+    return [
+        f"lora.init_lora_weights: {lora.init_lora_weights} changes the weight of '{name}', which is that of "
+        f"'{others[0]}' too; leave it out of lora.target_modules, or begin otherwise"
+        for name, others in tied.items()
+        if isinstance(base.model.get_submodule(name), LINEAR) and check_target_module_exists(wanted, name)
+    ]
 
 
 def _whole_problems(lora: LoraSpec, base: Base) -> list[str]:

@@ -39,6 +39,8 @@ class Plan:
     """How many linear layers are quantised."""
     whole: list[str]
     """Modules trained in full."""
+    alone: str
+    """Why it cannot share passes with other trials, if so."""
     counts: adapter.Counts
     adapter_mb: float
     """Size of the file, 10^6 bytes."""
@@ -62,6 +64,7 @@ def plan(spec: TrialSpec, work: group.Workload) -> Plan:
     counts = adapter.counts(attached)
     saved = counts.trainable + (counts.lora if spec.lora.changes_base else 0)
     per_epoch, steps = step_counts(spec.train, len(work.examples["train"]))
+    alone = packed.alone_reason(spec) or packed.experts_reason(attached)
     adapter.detach(attached)
     return Plan(
         matched=dict(Counter(n.rpartition(".")[2] for n in adapted)),
@@ -70,6 +73,7 @@ def plan(spec: TrialSpec, work: group.Workload) -> Plan:
         missing=base.missing,
         small=len(base.small),
         whole=whole,
+        alone=alone,
         counts=counts,
         adapter_mb=saved * 4 / 1e6,
         memory=_memory(spec, work, base.missing),
@@ -102,9 +106,9 @@ def _free(spec: TrialSpec) -> str:
 
 def _shared(spec: TrialSpec, work: group.Workload, found: Plan) -> str:
     """Say what trials need that share their passes, and what each of them adds; or why they share none."""
-    train, why = spec.train, packed.alone_reason(spec)
-    if why:
-        return f"one trial a pass: {why}"
+    train = spec.train
+    if found.alone:
+        return f"one trial a pass: {found.alone}"
     slots = train.fixed_slots or (1 if train.deterministic else pace.MOST)
     if slots == 1:
         return f"one trial a pass ({'train.slots=1' if train.fixed_slots else 'train.deterministic=true'})"

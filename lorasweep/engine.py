@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from lorasweep import adapter, checkpoint, evaluate, pace, packed, prefix, recompute, retry, transfer
+from lorasweep import adapter, checkpoint, evaluate, memory, pace, packed, prefix, recompute, retry, transfer
 from lorasweep.energy import Energy
 from lorasweep.errors import ConfigError, Unpackable, Unstable
 from lorasweep.events import EvalEvent, Event, Job, StepEvent, TrialBegan, TrialEnded
@@ -234,8 +234,15 @@ class Engine:
         if retry.attempt(timed):
             self.overhead, self.width = 0.0, wanted or 1
         slot.optimizer.zero_grad()
-        self.width = wanted or pace.width(self.overhead, slot.spec.train, self.prepared.train)
-        self._comparison = pace.Comparison() if wanted is None else None
+        self.width, self._comparison = wanted, None
+        if wanted is None:
+            width = pace.width(self.overhead, slot.spec.train, self.prepared.train)
+            self.width = self._that_fit(slot.spec, width) if width > 1 else 1
+            self._comparison = pace.Comparison()
+
+    def _that_fit(self, spec: TrialSpec, most: int) -> int:
+        base, examples = self.base, {"train": self.prepared.train, "eval": self.prepared.eval}
+        return memory.slots_that_fit(spec, self.task, base.tokenizer, examples, base.missing, most)
 
     def _first_inputs(self, spec: TrialSpec) -> list[dict[str, torch.Tensor]]:
         """Return the model inputs of the trial's first examples, for initialisations that look at data.

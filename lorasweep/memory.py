@@ -155,6 +155,24 @@ def _estimate(
     )
 
 
+def slots_that_fit(
+    spec: TrialSpec, task: Task, tokenizer: Any, examples: Examples, missing: tuple[str, ...], most: int
+) -> int:
+    """Return how many trials like this one fit beside each other in what the device has free, its base already there:
+    1 to `most`; `most` where that cannot be counted.
+    """
+    try:
+        one = estimate(spec, task, tokenizer, examples, missing=missing)
+        free = free_gib(device_of(spec.train)) + one.parts["weights"]
+        if one.gib * most <= free:
+            return most
+        two = estimate(spec, task, tokenizer, examples, slots=2, missing=missing)
+    except UNCOUNTED:
+        return most
+    each = max(two.gib - one.gib, 1e-9)
+    return max(1, min(most, 1 + int((free - one.gib) / each)))
+
+
 def hopeless(spec: TrialSpec, task: Task, tokenizer: Any, examples: Examples) -> str:
     """Return why a trial need not begin under search.max_memory_gib, or nothing."""
     most = spec.search.max_memory_gib

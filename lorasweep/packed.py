@@ -40,6 +40,12 @@ def alone_reason(spec: TrialSpec) -> str:
     return ""
 
 
+def experts_reason(attached: Attached) -> str:
+    """Return why a trial whose target_modules took in fused experts cannot share a forward pass, or nothing."""
+    changed = any(hasattr(place.own, "parameter_name") for place in attached.swap.places)
+    return "experts are adapted through the base's parameters" if changed else ""
+
+
 @dataclass
 class Layers:
     """What one trial has for the base's modules; made while it is on the base."""
@@ -72,11 +78,9 @@ class Layers:
 
 def layers(attached: Attached, stream: DropoutStream, dropouts: list[nn.Module]) -> Layers:
     """Sort out what an adapter does to each module."""
-    out = Layers(stream, dropouts)
+    out = Layers(stream, dropouts, reason=experts_reason(attached))
     names = {module: name for name, module in attached.peft_model.named_modules()}
     for place in attached.swap.places:
-        if hasattr(place.own, "parameter_name"):
-            out.reason = "experts are adapted through the base's parameters"
         if is_plain(place.own):
             own: Any = place.own
             out.plain[place.base] = own
@@ -194,9 +198,10 @@ class Pass:
 
     def _linear(self, module: Any, x: Tensor) -> Tensor:
         """Return the layer's output for all rows, the frozen product done once."""
-        if len(x) % self.total or (len(x) != self.total and x.dim() != 2):
-            raise Unpackable(f"{type(module).__name__} sees {list(x.shape)} for {self.total} rows of several trials")
         each = x.numel() // x.shape[-1] // self.total
+        flat = x.dim() == 2 and (each == 1 or each in self.trials[0].lengths)  # tokens of each row, or of some rows?
+        if len(x) % self.total or (len(x) != self.total and not flat):
+            raise Unpackable(f"{type(module).__name__} sees {list(x.shape)} for {self.total} rows of several trials")
         runs, trained = [], []
         for members in self._stacks(module):
             own = [p.layers.plain[module] for p in members]

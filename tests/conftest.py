@@ -50,10 +50,8 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a Llama-shaped language model: 2 layers of width 32."""
-    folder = tmp_path_factory.mktemp("tiny_llama")
+def llama(folder: Path, **more: object) -> Path:
+    """Save a Llama-shaped language model, 2 layers of width 32, and its tokenizer."""
     tokenizer = wordpiece()
     tokenizer.eos_token, tokenizer.bos_token = "[SEP]", "[CLS]"
     config = transformers.LlamaConfig(
@@ -67,11 +65,24 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **more,
     )
     torch.manual_seed(0)
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a Llama-shaped language model."""
+    return llama(tmp_path_factory.mktemp("tiny_llama"))
+
+
+@pytest.fixture(scope="session")
+def tied_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of one whose head is its word embedding."""
+    return llama(tmp_path_factory.mktemp("tied_llama"), tie_word_embeddings=True)
 
 
 @pytest.fixture(scope="session")

@@ -127,6 +127,14 @@ def test_target_that_matches_nothing_is_refused(tiny_bert, target, words):
     assert any(words in p for p in adapter.problems(spec.lora, spec.task_type, load()))
 
 
+def test_initialisation_that_would_change_a_tied_weight_is_refused(tied_llama):
+    spec, _, load = prepared(
+        tied_llama, "lora.target_modules=[lm_head]", "lora.init_lora_weights=pissa", task="causal_lm"
+    )
+    (problem,) = adapter.problems(spec.lora, spec.task_type, load())
+    assert "changes the weight of 'lm_head', which is that of 'model.embed_tokens' too" in problem
+
+
 def test_unknown_module_to_save_is_refused(tiny_bert):
     spec, _, load = prepared(tiny_bert, "lora.modules_to_save=[poler]")
     assert any("'poler' is no module" in p for p in adapter.problems(spec.lora, spec.task_type, load()))

@@ -8,7 +8,7 @@ import torch
 import transformers
 from conftest import wordpiece
 
-from lorasweep import adapter, compose, engine, evaluate, group, model
+from lorasweep import adapter, check, compose, engine, evaluate, group, model, pace
 
 COMMON = {
     "hidden_size": 32,
@@ -145,3 +145,34 @@ def test_expert_parameters_by_name_are_checked_with_the_spec():
 def test_attention_of_a_mixture_needs_no_exception(moe):
     spec, _, load = trial(moe["qwen"], "lora.target_modules=attention", "lora.lora_dropout=0.1")
     assert adapter.problems(spec.lora, spec.task_type, load()) == []
+
+
+@pytest.mark.parametrize("family", ["deepseek", "qwen"])
+def test_mixtures_pack_as_each_token_finds_its_own_experts(moe, family, monkeypatch):
+    """Trials that adapt the attention: their losses are those of a run alone."""
+    monkeypatch.setattr(pace, "overhead", lambda *a: float("inf"))
+    rows = [("train.seed=1",), ("train.seed=2", "lora.r=2", "lora.lora_dropout=0.2", "train.batch_size=5")]
+    made = [trial(moe[family], "lora.target_modules=attention", "lora.init_lora_weights=false", *row) for row in rows]
+    specs, (_, work, load) = [spec for spec, _, _ in made], made[0]
+
+    def losses(jobs: list[engine.Job], width: int) -> dict[int, list[float]]:
+        trainer, found = engine.Engine(load(), work.task, work.prepared()), {job.number: [] for job in jobs}
+        trainer.width, passes, backward = width, [], trainer._backward
+        trainer._backward = lambda group, together: passes.append(len(group)) or backward(group, together)
+        for event in trainer.run(lambda: jobs.pop(0) if jobs else None):
+            if isinstance(event, engine.StepEvent):
+                found[event.number].append(event.loss)
+        assert set(passes) == {width}
+        return found
+
+    packed = losses([engine.Job(i, spec) for i, spec in enumerate(specs)], 2)
+    for i, spec in enumerate(specs):
+        assert packed[i] == pytest.approx(losses([engine.Job(i, spec)], 1)[i], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"), [("mlp", "one trial a pass: experts"), ("attention", "trials in one pass")]
+)
+def test_check_says_that_adapted_experts_run_alone(moe, targets, words):
+    spec, work, _ = trial(moe["qwen"], f"lora.target_modules={targets}")
+    assert words in check._shared(spec, work, check.plan(spec, work))

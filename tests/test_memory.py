@@ -10,7 +10,7 @@ import transformers
 from conftest import wordpiece
 from torch import nn
 
-from lorasweep import check, cli, compose, engine, group, memory, model
+from lorasweep import check, cli, compose, engine, group, memory, model, pace
 from lorasweep.meter import META, Meter
 
 SMALL = ["model.sha256=null", "model.decoder=null", "data.max_train_samples=60", "data.max_eval_samples=6"]
@@ -258,6 +258,23 @@ def test_check_tells_what_shared_passes_need(tiny_bert, capsys, more, words):
     (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("in slots:")]
     assert words in line
     assert ("each beyond the first adds" in line and "activations" in line) == ("GiB" in words)
+
+
+@pytest.mark.parametrize(("beside", "expected"), [(2.5, 3), (0.5, 1), (-9, 1), (1000, pace.MOST)])
+def test_auto_takes_no_more_slots_than_there_is_room_for(tiny_bert, monkeypatch, beside, expected):
+    """With room for one trial and so many more."""
+    spec, work = made("seq_cls", tiny_bert)
+    base = model.load(spec.model, spec.train, work.task, work.tokenizer)
+    one, two = (estimated(spec, work, slots=n, missing=base.missing) for n in (1, 2))
+    free = one.gib + beside * (two.gib - one.gib) - one.parts["weights"]
+    monkeypatch.setattr(memory, "free_gib", lambda device: free)
+    monkeypatch.setattr(pace, "overhead", lambda *a: float("inf"))
+    trainer, jobs = engine.Engine(base, work.task, work.prepared()), [engine.Job(0, spec)]
+    events = trainer.run(lambda: jobs.pop() if jobs else None)
+    while not isinstance(next(events), engine.StepEvent):
+        pass
+    events.close()
+    assert trainer.width == expected
 
 
 def test_check_prints_the_estimate(tiny_bert, capsys):
