@@ -590,15 +590,18 @@ def test_study_ends_the_same_packed_and_solo(tiny_bert, tmp_path):
     given = ["-m", "lora.r=2,4,8,16", "train.learning_rate=1e-3,2e-2", f"model.pretrained={tiny_bert}"]
     given += ["model.sha256=null", "data.max_train_samples=60", "data.max_eval_samples=40", "data.max_tokens=24"]
     given += ["train.max_steps=12", "train.batch_size=4", f"outputs={tmp_path}", "tracking.reload_check=false"]
-    values = {}
+    values, needs = {}, {}
     for slots in (1, 4):
         command = [sys.executable, "-m", "lorasweep", *given, f"train.slots={slots}", f"study=s{slots}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         results = [json.loads((tmp_path / f"s{slots}" / str(i) / "result.json").read_text()) for i in range(8)]
+        assert all(r["wall_s"] >= r["train_s"] + r["eval_s"] > 0 for r in results)
+        needs[slots] = [r["peak_gib"] for r in results]
         values[slots] = [(r["metric"]["value"], r["metrics"]["loss"]) for r in results]
         best = [line for line in done.stdout.splitlines() if line.startswith("best: trial")]
         values[slots].append((best[0].split(",")[0],))
     assert values[1].pop() == values[4].pop()
+    assert needs[4] == pytest.approx(needs[1], rel=0.02), "what a trial needs by itself, whoever was beside it"
     assert [m for _, m in values[4]] == pytest.approx([m for _, m in values[1]], abs=1e-3)
     assert [m for m, _ in values[4]] == pytest.approx([m for m, _ in values[1]], abs=1e-3)

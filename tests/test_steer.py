@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from lorasweep import cli, worker
+from lorasweep import cli, display, model, worker
 from lorasweep.study import Study
 
 SMALL = [
@@ -79,6 +80,24 @@ def test_asha_judges_the_trials_of_a_pass_when_all_were_evaluated(run, tiny_llam
     assert max(losses, key=losses.__getitem__) == 0
     went_on = {t.number for t in study().trials() if t.state.name == "COMPLETE"}
     assert went_on == set(sorted(losses, key=losses.__getitem__)[:2])
+
+
+def test_worker_tells_all_trials_tokens_a_second_and_share_of_the_peak(run, capsys, monkeypatch):
+    monkeypatch.setattr(display, "LINE_EVERY_S", -1.0)
+    assert run("lora.r=1,2", "train.slots=2") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"trial=1 lora.r=2 step=3/4 loss=\S+; all trials: [\d,]+ tokens/s, \d+% of the matmul peak", said)
+
+
+def test_base_is_loaded_once_for_each_group_of_trials(run, monkeypatch):
+    """The queue alternates between two groups; each is asked for as long as its base is there."""
+    loads, load = [], model.load
+    monkeypatch.setattr(model, "load", lambda *args: loads.append(args) or load(*args))
+    assert (
+        run("train.learning_rate=1e-3,2e-3", "data.max_tokens=16,24", "train.slots=1", "tracking.log_model=false") == 0
+    )
+    assert states() == ["COMPLETE"] * 4
+    assert len(loads) == 3, "one for each group, and one for the winner's test score"
 
 
 def test_added_trial_waits_and_resume_runs_it(run, capsys):
