@@ -1,17 +1,23 @@
 """Whatever trials meet in the slots, each ends as it would alone: hypothesis draws who meets whom."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from test_packed import EXACT, OPTIONS, always_together, check, double  # noqa: F401
 
 TASKS = ("seq_cls", "causal_lm", "token_cls", "question_ans", "seq_2_seq_lm", "feature_extraction")
 
-BERTS = ("query", "dense", "value")
+BERTS = ("query", "key", "dense", "value")
 """Modules that a Llama does not have."""
 
 EXAMPLES = 2
-"""Mixes a task."""
+"""Mixes a task, the same at every run."""
+
+MORE = 25
+"""Mixes a task where there is time, other ones at every run."""
 
 Mix = tuple[int, list[tuple[str, ...]]]
 """Slots, and each trial's settings."""
@@ -47,17 +53,29 @@ def mixes(draw: st.DrawFn, task: str) -> Mix:
     return draw(st.integers(2, 4)), draw(st.lists(trials(task), min_size=3, max_size=4))
 
 
-@pytest.mark.parametrize("task", TASKS)
-@settings(
-    max_examples=EXAMPLES,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # what they patch is the same for every mix
-)
-@given(draws=st.data())
-def test_any_mix_of_trials_in_any_number_of_slots(tiny_bert, tiny_llama, double, task, draws):  # noqa: F811
-    folder = tiny_llama if task == "causal_lm" else tiny_bert
-    more = [f"model.decoder={tiny_bert}"] if task == "seq_2_seq_lm" else []
+def drawn(examples: int, **more: Any) -> settings:
+    # what the fixtures patch is the same for every mix
+    health = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
+    return settings(max_examples=examples, database=None, deadline=None, suppress_health_check=health, **more)
+
+
+def ends_as_alone(task: str, bert: Path, language_model: Path, draws: st.DataObject) -> None:
+    folder = language_model if task == "causal_lm" else bert
+    more = [f"model.decoder={bert}"] if task == "seq_2_seq_lm" else []
     slots, members = draws.draw(mixes(task))
     check(task, folder, members, slots, EXACT, *more)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@drawn(EXAMPLES, derandomize=True)
+@given(draws=st.data())
+def test_any_mix_of_trials_in_any_number_of_slots(tiny_bert, tiny_llama, double, task, draws):  # noqa: F811
+    ends_as_alone(task, tiny_bert, tiny_llama, draws)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+@drawn(MORE, phases=[Phase.explicit, Phase.generate])
+@given(draws=st.data())
+def test_many_other_mixes(tiny_bert, tiny_llama, double, task, draws):  # noqa: F811
+    ends_as_alone(task, tiny_bert, tiny_llama, draws)
