@@ -129,7 +129,7 @@ def test_target_that_matches_nothing_is_refused(tiny_bert, target, words):
 
 def test_initialisation_that_would_change_a_tied_weight_is_refused(tied_llama):
     spec, _, load = prepared(
-        tied_llama, "lora.target_modules=[lm_head]", "lora.init_lora_weights=pissa", task="causal_lm"
+        tied_llama, "lora.target_modules=[lm_head]", "lora.init_lora_weights=pissa", "task_type=causal_lm"
     )
     (problem,) = adapter.problems(spec.lora, spec.task_type, load())
     assert "changes the weight of 'lm_head', which is that of 'model.embed_tokens' too" in problem
