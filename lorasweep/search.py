@@ -19,7 +19,6 @@ from optuna.distributions import (
 )
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner
-from optuna.pruners._successive_halving import _completed_rung_key
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
@@ -28,6 +27,9 @@ from lorasweep.space import Lookup, Space
 from lorasweep.spec import SearchSpec
 
 STOPS_AT_RUNGS = ("asha", "hyperband")
+RUNG = "completed_rung_{}"
+"""Where Optuna's successive halving keeps what a trial showed at a rung, among the trial's system attributes."""
+
 GENERATIONS = 4
 """nsga2 splits a study's trials into so many generations, each of 4 to 50 trials."""
 
@@ -295,7 +297,7 @@ class _Rungs(_OwnTrials):
         if trial.number == self._judged:
             return trial
         reported = ((k, trial.intermediate_values.get(step)) for k, step in enumerate(self._steps))
-        reached = {_completed_rung_key(k): value for k, value in reported if value is not None}
+        reached = {RUNG.format(k): value for k, value in reported if value is not None}
         seen = copy.copy(trial)
         seen.system_attrs = reached | trial.system_attrs
         return seen
