@@ -248,7 +248,9 @@ TASKS = ["causal_lm", "token_cls", "question_ans", "seq_2_seq_lm", "feature_extr
     ("task", "option"), [*(("seq_cls", name) for name in OPTIONS), *((task, "dropout") for task in TASKS)]
 )
 def test_single_precision_differs_by_rounding_only(tiny_bert, tiny_llama, task, option):
-    """One step from a random B: with B = 0 the gradients of all A would be 0."""
+    """One step from a random B: with B = 0 the gradients of all A would be 0. Cosines divided by a temperature have
+    their rounding multiplied."""
+    near = 3e-5 if task == "feature_extraction" else 1e-5
     folder = tiny_llama if task == "causal_lm" else tiny_bert
     more = [f"model.decoder={tiny_bert}"] if task == "seq_2_seq_lm" else []
     trials = [(*OPTIONS[option], "train.max_steps=1"), (*PLAIN, "train.max_steps=1"), (*DROPPED, "train.max_steps=1")]
@@ -258,11 +260,11 @@ def test_single_precision_differs_by_rounding_only(tiny_bert, tiny_llama, task, 
     found = run(trainer(specs[0], work), [engine.Job(i, s) for i, s in enumerate(specs)], 3)
     for i, spec in enumerate(specs):
         expected = alone(spec, work, i)
-        assert found[i].losses == pytest.approx(expected.losses, rel=1e-5)
+        assert found[i].losses == pytest.approx(expected.losses, rel=near)
         floor = 1e-6 * max(float(slope.norm()) for slope in expected.gradients[0].values())
         for name, slope in expected.gradients[0].items():
             apart = float((found[i].gradients[0][name] - slope).norm())
-            assert apart <= 1e-5 * float(slope.norm()) + floor, name
+            assert apart <= near * float(slope.norm()) + floor, name
 
 
 def test_adapted_head_of_a_language_model_packs(tiny_llama, double):
