@@ -1,6 +1,7 @@
 """A trial in a pack ends as it would alone: the same losses, gradients, metrics and weights, whoever is beside it."""
 
 import gc
+import itertools
 import json
 import subprocess
 import sys
@@ -8,11 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lorasweep import adapter, checkpoint, compose, engine, evaluate, group, model, pace, packed, retry
+from lorasweep import adapter, checkpoint, compose, engine, evaluate, group, model, pace, pack, packed, retry
 from lorasweep.spec import LoraSpec, TrainSpec
 
 SMALL = ["model.sha256=null", "model.decoder=null", "data.max_train_samples=40", "data.max_eval_samples=6"]
@@ -544,6 +546,34 @@ def test_few_slots_where_a_trial_fills_the_machine_and_more_where_it_does_not(ti
     assert pace.width(0.1 * tokens, train, examples) == 1
     assert 2 <= pace.width(0.35 * tokens, train, examples) <= 4
     assert pace.width(float("inf"), train, examples) == pace.MOST
+
+
+def part(module: torch.nn.Module, rank: int, rows: slice) -> packed.Part:
+    """Return a trial that adapts a module with a rank, as far as its place in a pass goes."""
+    stream, layer = pack.DropoutStream(torch.device("cpu")), SimpleNamespace(r={"default": rank})
+    return packed.Part(packed.Layers(stream, [], plain={module: layer}), rows, {})
+
+
+@pytest.mark.parametrize(
+    ("ranks", "rows", "expected"),
+    [
+        ([4, 4, 8, 128], [2, 2, 2, 2], [[4, 4, 8], [128]]),
+        ([64, 128], [2, 2], [[64], [128]]),
+        ([8, 8, 8], [2, 2, 3], [[8, 8], [8]]),
+    ],
+)
+def test_updates_are_stacked_where_rows_are_equal_and_padding_costs_little(ranks, rows, expected):
+    module, ends = torch.nn.Linear(384, 384), [0, *itertools.accumulate(rows)]
+    parts = [part(module, r, slice(*ends[i : i + 2])) for i, r in enumerate(ranks)]
+    stacks = packed.Pass(parts)._stacks(module)
+    assert [[p.layers.plain[module].r["default"] for p in stack] for stack in stacks] == expected
+
+
+def test_module_that_no_trial_adapts_computes_as_before():
+    adapted, other = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+    with packed.Pass([part(adapted, 2, slice(0, 1)), part(adapted, 2, slice(1, 2))]).on():
+        assert "forward" in vars(adapted) and "forward" not in vars(other)
+    assert "forward" not in vars(adapted)
 
 
 def tensors() -> list[torch.Tensor]:
