@@ -121,7 +121,9 @@ class Loop:
 
     def _right(self, trainer: Any, overrides: list[str]) -> list[int]:
         if self.whole_test is None:
-            whole = compose.compose_trial([*overrides, "data.max_eval_samples=null"]).data
+            from pruning import WHOLE_TEST  # not at the start, which counts
+
+            whole = compose.compose_trial([*overrides, *WHOLE_TEST]).data
             self.whole_test = self._tokens(
                 whole, data.load(whole, self.task.columns(whole), self.task.name).splits["test"]
             )

@@ -45,6 +45,10 @@ class Prepared:
     eval: Sequence[Example]
     pad_id: int
 
+    @property
+    def examples(self) -> memory.Examples:
+        return {"train": self.train, "eval": self.eval}
+
 
 class Engine:
     """Trains trials that share a base, a task and a data set."""
@@ -232,17 +236,16 @@ class Engine:
             self.overhead = pace.overhead(base, self.task, some.train, some.pad_id, self.device)
 
         if retry.attempt(timed):
-            self.overhead, self.width = 0.0, wanted or 1
+            self.overhead = 0.0
         slot.optimizer.zero_grad()
-        self.width, self._comparison = wanted, None
         if wanted is None:
             width = pace.width(self.overhead, slot.spec.train, self.prepared.train)
             self.width = self._that_fit(slot.spec, width) if width > 1 else 1
             self._comparison = pace.Comparison()
 
     def _that_fit(self, spec: TrialSpec, most: int) -> int:
-        base, examples = self.base, {"train": self.prepared.train, "eval": self.prepared.eval}
-        return memory.slots_that_fit(spec, self.task, base.tokenizer, examples, base.missing, most)
+        base = self.base
+        return memory.slots_that_fit(spec, self.task, base.tokenizer, self.prepared.examples, base.missing, most)
 
     def _first_inputs(self, spec: TrialSpec) -> list[dict[str, torch.Tensor]]:
         """Return the model inputs of the trial's first examples, for initialisations that look at data.
@@ -339,9 +342,8 @@ class Engine:
             return ALONE
 
     def _refused(self, spec: TrialSpec) -> str:
-        examples = {"train": self.prepared.train, "eval": self.prepared.eval}
-        rows = self.limits.micro(spec.train)
-        return retry.refusal(spec, self.base, self.task, self.base.tokenizer, examples, rows)
+        rows, base = self.limits.micro(spec.train), self.base
+        return retry.refusal(spec, base, self.task, base.tokenizer, self.prepared.examples, rows)
 
     def _backward(self, group: list[Step], together: bool) -> None:
         parts = [s.parts(self.limits.micro(s.slot.spec.train)) for s in group]

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from conftest import wordpiece
+from test_packed import Seen, passes, run
 
 from lorasweep import adapter, check, compose, engine, evaluate, group, model, pace
 
@@ -155,19 +156,17 @@ def test_mixtures_pack_as_each_token_finds_its_own_experts(moe, family, monkeypa
     made = [trial(moe[family], "lora.target_modules=attention", "lora.init_lora_weights=false", *row) for row in rows]
     specs, (_, work, load) = [spec for spec, _, _ in made], made[0]
 
-    def losses(jobs: list[engine.Job], width: int) -> dict[int, list[float]]:
-        trainer, found = engine.Engine(load(), work.task, work.prepared()), {job.number: [] for job in jobs}
-        trainer.width, passes, backward = width, [], trainer._backward
-        trainer._backward = lambda group, together: passes.append(len(group)) or backward(group, together)
-        for event in trainer.run(lambda: jobs.pop(0) if jobs else None):
-            if isinstance(event, engine.StepEvent):
-                found[event.number].append(event.loss)
-        assert set(passes) == {width}
+    jobs = [engine.Job(i, spec) for i, spec in enumerate(specs)]
+
+    def seen(some: list[engine.Job]) -> dict[int, Seen]:
+        trainer = engine.Engine(load(), work.task, work.prepared())
+        widths, found = passes(trainer), run(trainer, some, len(some))
+        assert set(widths) == {len(some)}
         return found
 
-    packed = losses([engine.Job(i, spec) for i, spec in enumerate(specs)], 2)
-    for i, spec in enumerate(specs):
-        assert packed[i] == pytest.approx(losses([engine.Job(i, spec)], 1)[i], rel=1e-4)
+    packed = seen(jobs)
+    for job in jobs:
+        assert packed[job.number].losses == pytest.approx(seen([job])[job.number].losses, rel=1e-4)
 
 
 @pytest.mark.parametrize(

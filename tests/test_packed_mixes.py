@@ -6,9 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from test_packed import EXACT, OPTIONS, always_together, check, double  # noqa: F401
-
-TASKS = ("seq_cls", "causal_lm", "token_cls", "question_ans", "seq_2_seq_lm", "feature_extraction")
+from test_packed import EXACT, OPTIONS, TASKS, always_together, check, double, models  # noqa: F401
 
 BERTS = ("query", "key", "dense", "value")
 """Modules that a Llama does not have."""
@@ -60,8 +58,7 @@ def drawn(examples: int, **more: Any) -> settings:
 
 
 def ends_as_alone(task: str, bert: Path, language_model: Path, draws: st.DataObject) -> None:
-    folder = language_model if task == "causal_lm" else bert
-    more = [f"model.decoder={bert}"] if task == "seq_2_seq_lm" else []
+    folder, more = models(task, bert, language_model)
     slots, members = draws.draw(mixes(task))
     check(task, folder, members, slots, EXACT, *more)
 
