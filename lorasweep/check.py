@@ -64,7 +64,6 @@ def plan(spec: TrialSpec, work: group.Workload) -> Plan:
     counts = adapter.counts(attached)
     saved = counts.trainable + (counts.lora if spec.lora.changes_base else 0)
     per_epoch, steps = step_counts(spec.train, len(work.examples["train"]))
-    alone = packed.alone_reason(spec) or packed.experts_reason(attached)
     adapter.detach(attached)
     return Plan(
         matched=dict(Counter(n.rpartition(".")[2] for n in adapted)),
@@ -73,7 +72,7 @@ def plan(spec: TrialSpec, work: group.Workload) -> Plan:
         missing=base.missing,
         small=len(base.small),
         whole=whole,
-        alone=alone,
+        alone=packed.alone_reason(spec),
         counts=counts,
         adapter_mb=saved * 4 / 1e6,
         memory=_memory(spec, work, base.missing),

@@ -1,8 +1,8 @@
 """Several trials in one forward pass: each computes with its own adapter on its own rows of a batch.
 
 The frozen product of a layer is done once for all rows. Low-rank updates of trials with equally many rows are stacked.
-Whatever is no plain linear layer with an adapter (heads, embeddings, DoRA, norms with own biases) runs on each trial's
-rows by itself. Shapes: N rows times tokens, I inputs, O outputs, R rank, K trials.
+Whatever is no plain linear layer with an adapter (heads, embeddings, experts, DoRA, norms with own biases) runs on each
+trial's rows by itself. Shapes: N rows times tokens, I inputs, O outputs, R rank, K trials.
 """
 
 import functools
@@ -33,17 +33,7 @@ def alone_reason(spec: TrialSpec) -> str:
     """Return why a trial cannot share a forward pass, or nothing."""
     if spec.model.base_dropout:
         return "model.base_dropout draws from random numbers that all rows share"
-    if spec.lora.init_lora_weights == "loftq" and spec.model.quantization == "none":
-        return "loftq quantises the base"
-    if spec.lora.target_parameters:
-        return "lora.target_parameters changes parameters of the base, not the outputs of its layers"
     return ""
-
-
-def experts_reason(attached: Attached) -> str:
-    """Return why a trial whose target_modules took in fused experts cannot share a forward pass, or nothing."""
-    changed = any(hasattr(place.own, "parameter_name") for place in attached.swap.places)
-    return "experts are adapted through the base's parameters" if changed else ""
 
 
 @dataclass
@@ -60,11 +50,9 @@ class Layers:
     weights: dict[nn.Module, dict[str, Tensor]] = field(default_factory=dict)
     """Parameters in the place of the module's own."""
     own: dict[nn.Module, Tensor] = field(default_factory=dict)
-    """Base weights that PiSSA and OLoRA changed, W_res, where they are kept."""
+    """Base weights that the initialisation changed: LoftQ's, and W_res of PiSSA and OLoRA where it is kept."""
     start: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """A and s B that they took out of the weight, where it is not: W_res x = W x - s B A x."""
-    reason: str = ""
-    """Why the trial has to run alone."""
+    """A and s B that PiSSA and OLoRA took out of the weight, where it is not: W_res x = W x - s B A x."""
 
     def train(self, on: bool) -> None:
         """Switch the adapter's dropout; the frozen base stays in evaluation mode."""
@@ -78,7 +66,7 @@ class Layers:
 
 def layers(attached: Attached, stream: DropoutStream, dropouts: list[nn.Module]) -> Layers:
     """Sort out what an adapter does to each module."""
-    out = Layers(stream, dropouts, reason=experts_reason(attached))
+    out = Layers(stream, dropouts)
     names = {module: name for name, module in attached.peft_model.named_modules()}
     for place in attached.swap.places:
         if is_plain(place.own):
@@ -94,11 +82,11 @@ def layers(attached: Attached, stream: DropoutStream, dropouts: list[nn.Module])
     starts = dict(out.start)
     kept = sum(m.weight.numel() * m.weight.element_size() for m in starts) <= OWN_BYTES
     for weight in attached.swap.weights:
-        if weight.key == "bias" or weight.module not in starts:
+        if weight.key == "bias" or weight.module not in out.plain:
             out.weights.setdefault(weight.module, {})[weight.key] = weight.own
-        elif kept:
+        elif kept or weight.module not in starts:
             out.own[weight.module] = weight.own
-            del out.start[weight.module]
+            out.start.pop(weight.module, None)
         else:
             weight.make = functools.partial(adapter.residual, attached, in_base[weight.module])
     return out
@@ -188,9 +176,12 @@ class Pass:
             return self._linear(module, args[0] if args else kwargs["input"])
         self.inside.add(module)
         try:
-            own_weights = one.weights.get(module, {})
-            with swap.holding(module, {k: w.to(module.get_parameter(k).dtype) for k, w in own_weights.items()}):
-                return one.whole.get(module, own)(*args, **kwargs)
+            compute = one.whole.get(module, own)
+            held = swap.aliases(module) if hasattr(compute, "parameter_name") else {}  # peft's adapter of parameters
+            for key, weight in one.weights.get(module, {}).items():
+                held[key] = weight.to(module.get_parameter(key).dtype)
+            with swap.holding(module, held):
+                return compute(*args, **kwargs)
         finally:
             self.inside.discard(module)
 

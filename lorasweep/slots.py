@@ -226,7 +226,7 @@ def new_slot(
         batches=epochs(examples, train.batch_size, train.seed, saved["step"] if saved else 0),
         steps_per_epoch=per_epoch,
         total_steps=total,
-        alone=packed.alone_reason(job.spec) or layers.reason,
+        alone=packed.alone_reason(job.spec),
         base_bits=adapter.quantised_bits(attached),
         flops_a_token=peak.flops_a_token(attached.base.model),
         scale=LossScale() if dtype_of(train, device) == torch.float16 else None,

@@ -160,6 +160,13 @@ def give_back(module: nn.Module, forward: Any) -> None:
         module.__dict__["forward"] = forward
 
 
+def aliases(module: nn.Module) -> dict[str, Tensor]:
+    """Return the module's parameters once more, in the same memory. torch's parametrizations mark those that they are
+    put on as written to, which the graphs of other trials would take for a change.
+    """
+    return {k: nn.Parameter(p.data, requires_grad=False) for k, p in module._parameters.items() if p is not None}
+
+
 @contextmanager
 def holding(module: nn.Module, own: Mapping[str, Tensor]) -> Iterator[None]:
     """Let a module compute with other tensors in the place of its own parameters."""

@@ -50,6 +50,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "olora": ("lora.init_lora_weights=olora",),
     "dora": ("lora.use_dora=true", "lora.lora_dropout=0.2"),
     "dora_olora": ("lora.use_dora=true", "lora.init_lora_weights=olora"),
+    "loftq": ("lora.init_lora_weights=loftq", "lora.loftq_bits=8", "lora.loftq_iter=2", "lora.lora_dropout=0.2"),
+    "parameters": ("lora.target_modules=[value]", "lora.target_parameters=[query.weight,output.dense.weight]"),
     "loraplus": ("lora.loraplus_lr_ratio=16", "train.adam_beta2=0.9"),
     "micro_batches": ("train.batch_size=8", "train.micro_batch_size=3", "lora.lora_dropout=0.2"),
     "schedule": ("train.lr_scheduler_type=cosine", "train.warmup_ratio=0.5", "train.max_grad_norm=0.01"),
@@ -63,11 +65,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 
 ALONE: dict[str, tuple[str, ...]] = {
     "base_dropout": ("model.base_dropout=true",),
-    "loftq": ("lora.init_lora_weights=loftq", "lora.loftq_bits=8", "lora.loftq_iter=1"),
-    "experts": ("lora.target_parameters=[mlp.experts.down_proj]",),
 }
-"""Options with one slot. loftq is one of them where the base is not quantised: it quantises it; on a quantised base it
-packs (tests/test_quant.py). Experts that are one 3-D parameter have no layer whose outputs could be kept apart."""
+"""Options with one slot."""
 
 ELSEWHERE = {
     "lora.eva_rho": "sizes the ranks that option eva packs",
@@ -426,8 +425,8 @@ def test_dropped_trial_leaves_its_slot_to_the_next(tiny_bert, double):
         ((), ""),
         (("lora.use_dora=true",), ""),
         (ALONE["base_dropout"], "base_dropout"),
-        (ALONE["loftq"], "quantises"),
-        (ALONE["experts"], "target_parameters"),
+        (OPTIONS["loftq"], ""),
+        (OPTIONS["parameters"], ""),
     ],
 )
 def test_reason_to_run_alone(tiny_bert, more, words):
@@ -435,10 +434,9 @@ def test_reason_to_run_alone(tiny_bert, more, words):
     assert words in reason and bool(reason) == bool(words)
 
 
-@pytest.mark.parametrize("more", [ALONE["base_dropout"], ALONE["loftq"]])
-def test_trial_that_must_run_alone_runs_between_the_steps_of_the_others(tiny_bert, more):
+def test_trial_that_must_run_alone_runs_between_the_steps_of_the_others(tiny_bert):
     """Its numbers are those of a solo run, bit for bit; the others wait."""
-    specs = [spec_of("seq_cls", tiny_bert, *one) for one in ((), more, PLAIN)]
+    specs = [spec_of("seq_cls", tiny_bert, *one) for one in ((), ALONE["base_dropout"], PLAIN)]
     work = workload("seq_cls", tiny_bert)
     order: list[int] = []
 
