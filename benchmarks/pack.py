@@ -1,10 +1,10 @@
 """Trials in one pass against the same trials one at a time: optimiser steps a second, taken in turn in one run.
 
-    python benchmarks/pack.py --batches 1 2 4 8 16 --lengths 16 64 256 --slots 1 2 4 8 --rounds 5
+    python benchmarks/pack.py --batches 1 2 4 8 16 --lengths 16 64 256 --slots 1 2 4 8 16 --rounds 5
     python benchmarks/pack.py --batches 4 --lengths 128 --slots 4 task_type=causal_lm model=smollm2_135m
 
 MiniLM with a classification head (or the model and task of the overrides: seq_cls or causal_lm), random tokens, LoRA on
-all linear layers. Prints a row a setting: steps a second of both, the median ratio with its range, the share of the
+all linear layers. Prints a row a setting: steps a second of both, the median ratio with its range and rounds, the share of the
 device's matmul peak that the linear layers reach when packed, what a pass costs by itself, and how many trials
 `train.slots=auto` would put in one pass; at the end the most memory that the process had.
 """
@@ -23,6 +23,9 @@ import torch
 
 from lorasweep import compose, engine, model, pace, peak, tasks
 from lorasweep.tasks import Example
+
+LEAST = 3
+"""Rounds of a setting."""
 
 
 def examples(task: tasks.Task, length: int, count: int) -> list[Example]:
@@ -63,9 +66,11 @@ def setting(batch: int, length: int, slots: int, given: argparse.Namespace) -> s
     )
     together, one = steps(packed, spec, slots, slots), steps(solo, spec, 1, 1)
     for events in (together, one):
-        seconds(events, 2 * slots)
-    count = slots * max(2, round(given.tokens / (batch * length * slots)))
-    pairs = [(seconds(together, count), seconds(one, count)) for _ in range(given.rounds)]
+        seconds(events, slots)
+    count = slots * max(1, round(given.tokens / (batch * length * slots)))
+    pairs: list[tuple[float, float]] = []
+    while len(pairs) < given.rounds and (len(pairs) < LEAST or sum(map(sum, pairs)) < given.seconds):
+        pairs.append((seconds(together, count), seconds(one, count)))
     cost = pace.overhead(solo.base.model, task, data, tokenizer.pad_token_id, solo.device)
     ratios = [b / a for a, b in pairs]
     fast, slow = (count / median(p[i] for p in pairs) for i in (0, 1))
@@ -74,7 +79,7 @@ def setting(batch: int, length: int, slots: int, given: argparse.Namespace) -> s
     share = peak.share(packed.base.model, peak.rate(flops, round(fast * batch * length), 1.0))
     return (
         f"| {batch} | {length} | {slots} | {fast:.1f} | {slow:.1f} | {median(ratios):.2f} "
-        f"({min(ratios):.2f} to {max(ratios):.2f}) | {share:.0%} | {cost:.0f} | {width} |"
+        f"({min(ratios):.2f} to {max(ratios):.2f}, {len(pairs)}) | {share:.0%} | {cost:.0f} | {width} |"
     )
 
 
@@ -82,9 +87,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--lengths", type=int, nargs="+", default=[16, 64, 256])
-    parser.add_argument("--slots", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--slots", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=4096, help="tokens of a round, about")
+    parser.add_argument("--seconds", type=float, default=1e9, help=f"after so many, {LEAST} rounds are enough")
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_intermixed_args()
     sys.stdout.write(

@@ -205,12 +205,13 @@ def attach(base: Base, lora: LoraSpec, task: TaskSpec, seed: int, batches: Batch
     renew_missing(base, seed)
     before = dict(base.model.named_parameters())
     children = swap.children(base.model)
-    values = {n: before[n].detach().clone() for n in _will_change(lora, before)}
+    exact = {n: before[n].data for n in _will_change(lora, before)}
+    values = {n: w.clone() for n, w in exact.items()}
     try:
         peft_model = _wrapped(base, lora, task, batches)
         changed = [n for n, w in values.items() if n.endswith("bias") or not torch.equal(w, before[n])]
         state = get_peft_model_state_dict(peft_model) if lora.changes_base else {}
-        own = swap.own_weights(children, {before[n]: values[n] for n in changed})
+        own = swap.own_weights(children, {before[n]: (exact[n], values[n]) for n in changed})
     except BaseException:
         swap.restore(children)
         for name, weight in values.items():

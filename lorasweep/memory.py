@@ -141,9 +141,13 @@ def _estimate(
     parts["kept states"] = here
     beside = evaluation["activations"] + evaluation["logits"] + here
     phases = {
-        "start": trials.weights + trials.copies + trials.trained,
+        "start": trials.at_last_start,
         "training": parts.total(),
-        "evaluation": trials.weights + trials.residuals + trials.trained * 2 + trials.moments + beside,
+        "evaluation": trials.weights
+        + max(trials.held, trials.residuals)
+        + trials.trained * 2
+        + trials.moments
+        + beside,
     }
     if spec.tracking.reload_check:
         phases["reload"] = phases["evaluation"] + trials.weights
@@ -247,11 +251,24 @@ class _Trials:
 
     @property
     def residuals(self) -> int:
-        """Bytes of weights in the place of the base's while a trial computes by itself."""
+        """Bytes of a trial's weights in the place of the base's while it computes by itself."""
         if not self.copies:
             return 0
         places = self.seats[0][0].swap.places
         return _bytes(p.base.weight for p in places if isinstance(p.base, model.LINEAR))
+
+    @property
+    def held(self) -> int:
+        """Bytes of such weights of all trials in a pass."""
+        seats = len(self.seats)
+        keeps = seats == 1 or not self.spec.lora.changes_base or self.residuals <= packed.OWN_BYTES
+        return self.residuals * seats if keeps else 0
+
+    @property
+    def at_last_start(self) -> int:
+        """Bytes when the last adapter is initialised, beside the others."""
+        others = (self.held + self.trained + self.moments) * (len(self.seats) - 1) // len(self.seats)
+        return self.weights + self.copies + self.residuals + self.trained + others
 
     def counted(self, examples: Examples) -> tuple[Counter[str], Counter[str]]:
         """Return bytes by kind at the peak of training, and at that of evaluation."""
@@ -276,8 +293,7 @@ class _Trials:
             found["weights"] -= self.spared
             found["activations"] += self.read_back
         parts["optimizer"] = self.moments
-        if len(self.seats) == 1:
-            parts["weights"] += self.residuals
+        parts["weights"] += self.held
         return parts, evaluation
 
     def kept(self, examples: Examples) -> int:
@@ -327,17 +343,21 @@ class _Trials:
         return self.task.collate(groups, self.base.tokenizer.pad_token_id, "cpu")
 
     def rough(self, examples: Examples) -> Counter[str]:
-        """Return bytes by kind, the activations as the inputs and outputs of all linear layers."""
+        """Return bytes by kind, the activations as the inputs and outputs of all linear layers, and the adapted weights
+        of experts, which peft makes whole for each pass.
+        """
         rows = min(self.spec.train.rows, len(examples["train"])) * len(self.seats)
         tokens = rows * max(lengths_of(examples["train"]))
         width = next(self.base.model.parameters()).element_size()
         through = sum(sum(m.weight.shape) for m in self.linear)
+        own = [m for place in self.seats[0][0].swap.places for m in place.own.modules()]
+        experts = sum(m.get_param().nbytes for m in own if hasattr(m, "parameter_name"))
         return Counter(
             weights=self.weights,
             adapters=self.trained,
             gradients=self.trained,
             optimizer=self.moments,
-            activations=tokens * through * width,
+            activations=tokens * through * width + experts * len(self.seats),
         )
 
 

@@ -106,19 +106,21 @@ def places(before: Children) -> list[Place]:
     ]
 
 
-def own_weights(before: Children, changed: Mapping[nn.Parameter, Tensor]) -> list[Weight]:
+def own_weights(before: Children, changed: Mapping[nn.Parameter, tuple[Tensor, Tensor]]) -> list[Weight]:
     """Give each changed parameter a twin that holds its present values, and itself the values that it had.
 
-    `changed` maps a parameter to its values of before. Where the base's modules had it, they have its twin now, in fp32
-    where it trains.
+    `changed` maps a parameter to the tensor that it had, which is its own again, and to a copy of that. Where the
+    base's modules had it, they have its twin now, in fp32 where it trains.
     """
     twins = {}
-    for base, values in changed.items():
+    for base, (exact, values) in changed.items():
         trains = base.requires_grad
         kept = base.detach().float() if trains and base.dtype in LOW else base.detach()
         twins[base] = nn.Parameter(kept.clone(), requires_grad=trains)
         base.requires_grad_(False)
-        base.data = values
+        if base.data_ptr() == exact.data_ptr():  # changed in place
+            exact.copy_(values)
+        base.data = exact
     out = []
     for module in before:
         for key, parameter in module._parameters.items():

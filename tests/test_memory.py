@@ -80,6 +80,9 @@ def measured(spec, work: group.Workload, slots: int) -> int:
         ("seq_2_seq_lm", ("data.max_target_tokens=32",)),
         ("token_cls", ("lora.bias=all",)),
         ("seq_cls", ("lora.r=128", "train.optimizer=adamw_8bit")),
+        ("seq_cls", ("lora.init_lora_weights=pissa", "lora.target_modules=all-linear")),
+        ("causal_lm", ("lora.init_lora_weights=olora",)),
+        ("seq_cls", ("lora.init_lora_weights=loftq", "lora.loftq_bits=8")),
         ("causal_lm", ("model.quantization=nf4",)),
         ("causal_lm", ("model.quantization=int8", "train.gradient_checkpointing=true")),
     ],
@@ -93,7 +96,8 @@ def test_estimate_is_what_a_trial_takes(tiny_bert, tiny_llama, tiny_t5, monkeypa
     expected = measured(spec, work, slots)
     found = estimated(spec, work, slots=slots)
     assert found.counted
-    assert found.phases["training"] * 2**30 == pytest.approx(expected, rel=0.15)
+    most = max(found.phases["start"], found.phases["training"])
+    assert most * 2**30 == pytest.approx(expected, rel=0.15)
 
 
 def test_meter_counts_what_is_alive():
@@ -250,7 +254,6 @@ def test_check_tells_of_kept_states(tiny_bert, capsys):
         (("train.slots=3",), "GiB with 3 trials in one pass (start"),
         (("train.slots=1",), "one trial a pass (train.slots=1)"),
         (("train.deterministic=true",), "one trial a pass (train.deterministic=true)"),
-        (("lora.init_lora_weights=loftq",), "one trial a pass: loftq quantises the base"),
     ],
 )
 def test_check_tells_what_shared_passes_need(tiny_bert, capsys, more, words):
