@@ -4,9 +4,9 @@
     python benchmarks/pack.py --batches 4 --lengths 128 --slots 4 task_type=causal_lm model=smollm2_135m
 
 MiniLM with a classification head (or the model and task of the overrides: seq_cls or causal_lm), random tokens, LoRA on
-all linear layers. Prints a row a setting: steps a second of both, the median ratio with its range and rounds, the share of the
-device's matmul peak that the linear layers reach when packed, what a pass costs by itself, and how many trials
-`train.slots=auto` would put in one pass; at the end the most memory that the process had.
+all linear layers. Prints a row a setting: steps a second of both, the median ratio with its range and its rounds, the
+share of the device's matmul peak that the linear layers reach when packed, what a pass costs by itself, and how many
+trials `train.slots=auto` would put in one pass; at the end the most memory that the process had.
 """
 
 import argparse

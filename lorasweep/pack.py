@@ -35,14 +35,15 @@ class Draws:
 
     def __init__(self, device: torch.device, seed: int) -> None:
         self._device = device
+        self._source: Any = None if device.type == "cpu" else torch.Generator(device)
         self.begin(seed)
 
     def begin(self, seed: int) -> None:
         """Begin the numbers of a seed."""
         if self._device.type == "cpu":
-            self._source: Any = np.random.SFC64(seed)
+            self._source = np.random.SFC64(seed)
         else:
-            self._source = torch.Generator(self._device).manual_seed(seed)
+            self._source.manual_seed(seed)
 
     def words(self, count: int) -> Tensor:
         """Return so many int64, all values equally likely."""

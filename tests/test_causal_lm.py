@@ -8,8 +8,9 @@ from conftest import wordpiece
 from lorasweep import data
 from lorasweep.errors import ConfigError
 from lorasweep.spec import DataSpec, TaskSpec
-from lorasweep.tasks import causal_lm, generation, make
-from lorasweep.tasks.causal_lm import CausalLM, HeadLoss, chat_turns
+from lorasweep.tasks import generation, head, make
+from lorasweep.tasks.causal_lm import CausalLM, chat_turns
+from lorasweep.tasks.head import Change, HeadLoss
 from lorasweep.tasks.task import IGNORE
 
 PROMPTS = [
@@ -49,7 +50,7 @@ def llama(tiny_llama):
 
 
 def test_loss_is_that_of_transformers_with_the_prompt_masked(llama, monkeypatch):
-    monkeypatch.setattr(causal_lm, "CHUNK_LOGITS", 4 * len(wordpiece()))
+    monkeypatch.setattr(head, "CHUNK_LOGITS", 4 * len(wordpiece()))
     task = task_of()
     examples = task.encode(PROMPTS, words(), DataSpec())
     for part in (examples[:2], examples[2:], examples):
@@ -69,21 +70,74 @@ def test_completion_and_end_token_are_learned_and_nothing_else():
     assert example.target[-3:] == learned == list(example.inputs["input_ids"][-3:])
 
 
+@pytest.mark.parametrize("change", [Change(), Change(scale=0.3), Change(cap=1.5)])
 @pytest.mark.parametrize("rows", [1, 3, 7, 100])
-def test_head_loss_and_gradients_do_not_depend_on_the_chunks(rows, monkeypatch):
-    monkeypatch.setattr(causal_lm, "CHUNK_LOGITS", rows * 11)
+def test_head_loss_and_gradients_do_not_depend_on_the_chunks(rows, change, monkeypatch):
+    monkeypatch.setattr(head, "CHUNK_LOGITS", rows * 11)
     torch.manual_seed(0)
     hidden, weight, bias = torch.randn(7, 5, dtype=torch.float64), torch.randn(11, 5).double(), torch.randn(11).double()
     targets, slopes = torch.randint(11, (7,)), torch.rand(7).double()
     ours, theirs = (hidden.clone().requires_grad_() for _ in range(2))
-    losses, hits = HeadLoss.apply(ours, weight, bias, targets)
-    logits = torch.nn.functional.linear(theirs, weight, bias)
+    losses, hits = HeadLoss.apply(ours, weight, bias, targets, change)
+    logits = change.of(torch.nn.functional.linear(theirs, weight, bias))
     full = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     (losses * slopes).sum().backward()
     (full * slopes).sum().backward()
     torch.testing.assert_close(losses, full)
     torch.testing.assert_close(ours.grad, theirs.grad)
     assert torch.equal(hits, logits.argmax(-1) == targets)
+
+
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+SMALL |= {"num_key_value_heads": 4, "head_dim": 8, "pad_token_id": 0}
+CHANGED = {
+    "gemma2": ({"final_logit_softcapping": 0.25}, Change(cap=0.25)),
+    "granite": ({"logits_scaling": 3.0}, Change(scale=1 / 3)),
+    "cohere": ({"logit_scale": 0.0625}, Change(scale=0.0625)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", CHANGED)
+def test_what_a_model_does_to_its_logits_is_done_to_chunks(family, dtype, monkeypatch):
+    """Gemma 2 bends them, Granite and Cohere scale them; their own forward with labels is the measure."""
+    monkeypatch.setattr(head, "CHUNK_LOGITS", 4 * len(wordpiece()))
+    more, expected = CHANGED[family]
+    config = transformers.AutoConfig.for_model(family, vocab_size=len(wordpiece()), **SMALL, **more)
+    torch.manual_seed(0)
+    net = transformers.AutoModelForCausalLM.from_config(config).eval().to(dtype).requires_grad_(False)
+    net.get_output_embeddings().weight *= 20
+    task, near = task_of(), {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    batch = task.collate([task.encode(PROMPTS, words(), DataSpec())], 0)
+    found, norm = [], net.model.norm.weight.requires_grad_()
+    for loss in (
+        lambda: task.row_losses(net, batch).sum() / batch.supervised,
+        lambda: net(**batch.inputs, labels=batch.labels).loss,
+    ):
+        norm.grad = None
+        value = loss()
+        value.backward()
+        found.append((value.detach().float(), norm.grad.clone()))
+    assert task.head.change == expected
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, **near)
+
+
+def test_what_is_not_known_of_a_model_makes_its_own_forward_do_all(llama):
+    task, forward = task_of(), llama.forward
+
+    def biased(**inputs):
+        out = forward(**inputs)
+        out.logits = out.logits + torch.linspace(0, 1, out.logits.shape[-1])
+        return out
+
+    llama.forward = biased
+    batch = task.collate([task.encode(PROMPTS, words(), DataSpec())], 0)
+    theirs = torch.nn.functional.cross_entropy(
+        llama(**batch.inputs).logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), reduction="sum"
+    )
+    torch.testing.assert_close(task.row_losses(llama, batch).sum(), theirs)
+    assert task.head.change is None
 
 
 # --- chats -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Packed trials of real models end as they would alone: three slots of other ranks, targets and dropout."""
+"""Packed trials of real models end as they would alone: slots of other ranks, targets, dropout and starts."""
 
 from collections.abc import Sequence
 
@@ -21,6 +21,8 @@ MODELS = {
             ("lora.r=8", "lora.lora_dropout=0.1", "lora.bias=all"),
             ("lora.r=4", "lora.lora_alpha=3", "lora.target_modules=[query,value]", "train.seed=5"),
             ("lora.r=3", "lora.target_modules=mlp", "lora.lora_dropout=0.3", "train.seed=2", "train.batch_size=3"),
+            ("lora.r=5", "lora.init_lora_weights=pissa", "lora.modules_to_save=[layer.5.output.dense]", "train.seed=3"),
+            ("lora.r=6", "lora.init_lora_weights=loftq", "lora.loftq_bits=8", "lora.lora_dropout=0.2", "train.seed=4"),
         ],
     ),
     "smollm2_135m": (
@@ -29,14 +31,15 @@ MODELS = {
             ("lora.r=8", "lora.lora_dropout=0.1", "train.batch_size=2"),
             ("lora.r=4", "lora.target_modules=[q_proj,v_proj]", "train.seed=5", "train.batch_size=2"),
             ("lora.r=3", "lora.target_modules=mlp", "lora.lora_dropout=0.3", "train.seed=2", "train.batch_size=1"),
+            ("lora.r=4", "lora.init_lora_weights=olora", "lora.target_modules=[q_proj]", "train.batch_size=1"),
         ],
     ),
 }
-"""What the three trials share, and what each has of its own."""
+"""What the trials share, and what each has of its own."""
 
 
 def both_ways(name: str, *more: str) -> tuple[list[TrialSpec], dict[int, Seen], dict[int, Seen]]:
-    """Return the three trials, and what each showed packed and alone."""
+    """Return the trials, and what each showed packed and alone."""
     shared, own = MODELS[name]
     try:
         specs = [compose.compose_trial([*shared, *SHORT, *one, *more]) for one in own]

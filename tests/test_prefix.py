@@ -154,6 +154,19 @@ def test_as_many_layers_are_kept_as_no_trial_changes(folders, double):
     assert 1 in depths(found) <= {1, 3}
 
 
+FIRST = ("lora.layers_to_transform=[0]", "train.seed=5", "train.max_steps=4")
+
+
+def test_states_are_read_again_once_a_neighbour_that_adapts_the_first_layer_has_gone(folders, double):
+    found = both("seq_cls", folders["bert"], [LATE, FIRST], 2)
+    assert depths(found) == {2}
+
+
+def test_biases_of_adapted_layers_alone_leave_the_first_layers_as_they_are(folders, double):
+    found = both("seq_cls", folders["bert"], [(*LATE, "lora.bias=lora_only"), LAST], 2)
+    assert 2 in depths(found) <= {2, 3}
+
+
 @pytest.mark.parametrize("flag", ["gradient_checkpointing", "output_hidden_states"])
 def test_nothing_is_kept_of_a_model_that_is_asked_for_more(folders, flag):
     made = trainer(spec_of("seq_cls", folders["bert"], *LATE), workload("seq_cls", folders["bert"]))

@@ -10,7 +10,7 @@ from conftest import wordpiece
 from lorasweep import adapter, corpus, data, model
 from lorasweep.errors import ConfigError
 from lorasweep.spec import DataSpec, LoraSpec, ModelSpec, TaskSpec, TrainSpec
-from lorasweep.tasks import causal_lm, generation, make
+from lorasweep.tasks import generation, head, make
 from lorasweep.tasks.seq_2_seq_lm import Seq2SeqLM
 from lorasweep.tasks.task import IGNORE
 
@@ -77,7 +77,7 @@ def built(request, tiny_bert):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_loss_is_that_of_transformers(built, monkeypatch):
-    monkeypatch.setattr(causal_lm, "CHUNK_LOGITS", 4 * len(wordpiece()))
+    monkeypatch.setattr(head, "CHUNK_LOGITS", 4 * len(wordpiece()))
     built.requires_grad_(False)
     task = task_of()
     for batch in batches(task, built):
@@ -91,24 +91,24 @@ def test_loss_is_that_of_transformers(built, monkeypatch):
 
 
 def test_head_is_read_in_chunks_unless_the_model_changes_its_logits(tiny_bert):
-    for built, full in ((t5(True), False), (bart(), True), (two_berts(tiny_bert).model, False)):
+    biased = bart()
+    biased.final_logits_bias += torch.linspace(0, 1, biased.final_logits_bias.shape[-1])
+    for built, full in ((t5(True), False), (bart(), False), (biased, True), (two_berts(tiny_bert).model, False)):
         built.requires_grad_(False)
         task = task_of()
-        batch = batches(task, built)[0]
-        task.full_logits = False
-        task.row_losses(built, batch)
-        assert task.full_logits is full
-        task.trim(built)
-        assert task.full_logits is full
+        task.row_losses(built, batches(task, built)[0])
+        assert (task.head.change is None) is full
 
 
-def test_gradients_are_those_of_full_logits(tiny_bert):
+def test_gradients_are_those_of_full_logits(tiny_bert, monkeypatch):
     base = two_berts(tiny_bert)
     attached = adapter.attach(base, LoraSpec(r=4, init_lora_weights=False), TaskSpec(name="SEQ_2_SEQ_LM"), 0)
     net, task = attached.peft_model.base_model.model, task_of()
     batch = batches(task, net)[2]
     found = []
-    for task.full_logits in (False, True):
+    for full in (False, True):
+        if full:
+            monkeypatch.setattr(head, "is_frozen", lambda _: False)
         attached.peft_model.zero_grad()
         task.row_losses(net, batch).sum().backward()
         found.append([p.grad.clone() for p in attached.parameters() if p.grad is not None])

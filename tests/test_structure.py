@@ -20,6 +20,7 @@ ORDER = [
     "data",
     "tasks.task",
     "tasks.generation",
+    "tasks.head",
     "tasks.causal_lm",
     "tasks.seq_cls",
     "tasks.seq_2_seq_lm",

@@ -10,19 +10,14 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorasweep.data import Data, Record
 from lorasweep.errors import ConfigError
 from lorasweep.spec import DataSpec, TaskSpec
 from lorasweep.tasks import generation
+from lorasweep.tasks.head import Head
 from lorasweep.tasks.task import IGNORE, Batch, Example, Prediction, Task, mean_loss
-
-CHUNK_LOGITS = 2**24
-"""Logits that exist at once: 64 MiB in fp32, 340 positions of a 49k vocabulary."""
-
-CHANGED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-"""Config keys of models that change the logits after the head; their own forward is used."""
 
 
 class CausalLM(Task):
@@ -37,6 +32,7 @@ class CausalLM(Task):
         self.tokenizer: Any = None
         self.stop: tuple[int, ...] = ()
         """Token that ends an assistant's turn, beside the end token."""
+        self.head = Head()
 
     def columns(self, spec: DataSpec) -> dict[str, str]:
         if spec.messages_column:
@@ -119,30 +115,9 @@ class CausalLM(Task):
 
     def _token_losses(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return loss, row and hit of each supervised position, [N] each. Position t is scored against label t+1."""
-        targets_BT = batch.labels[:, 1:]
-        keep_BT = targets_BT != IGNORE
-        where = keep_BT.nonzero()[:, 0]
-        targets_N = targets_BT[keep_BT]
-        head = model.get_output_embeddings()
-        changed = any(getattr(model.config, k, None) for k in CHANGED_LOGITS)
-        if changed or not is_frozen(head):
-            logits_NV = model(**batch.inputs, use_cache=False).logits[:, :-1][keep_BT].float()
-            losses = nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
-            return losses, where, logits_NV.argmax(-1) == targets_N
-        decoder = getattr(model, model.base_model_prefix)
-        hidden_BTD = decoder(**batch.inputs, use_cache=False).last_hidden_state
-        there = head.weight.device  # of a base spread over several, the last layer's may be another
-        hidden_BTD, keep_BT = hidden_BTD.to(there), keep_BT.to(there)
-        targets_N, where = targets_N.to(there), where.to(there)
-        losses, hits = HeadLoss.apply(hidden_BTD[:, :-1][keep_BT], head.weight, head.bias, targets_N)
-        return losses, where, hits
-
-
-def is_frozen(head: Any) -> bool:
-    """Tell whether a head is a plain linear layer that no trial changes; a packed one has a forward of its own."""
-    return (
-        type(head) is nn.Linear and "forward" not in vars(head) and not any(p.requires_grad for p in head.parameters())
-    )
+        targets_BT = batch.labels.roll(-1, 1)
+        targets_BT[:, -1] = IGNORE
+        return self.head.losses(model, batch.inputs, targets_BT)
 
 
 def row_sums(batch: Batch, losses_N: Tensor, where: Tensor) -> Tensor:
@@ -171,43 +146,6 @@ def token_metrics(predictions: Sequence[Prediction]) -> dict[str, float]:
 def readable_tokens(prediction: Prediction) -> str:
     per_token = prediction["loss"] / prediction["supervised"]
     return f"{prediction['correct']} of {prediction['supervised']} tokens right, {per_token:.3f} nats a token"
-
-
-class HeadLoss(torch.autograd.Function):
-    """Cross-entropy of `hidden W^T + b` whose logits exist one chunk at a time.
-
-    W and b are frozen. The gradient towards the hidden states is made in the forward pass, while a chunk's logits are
-    there; only that is kept.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> Any:
-        rows = max(1, CHUNK_LOGITS // weight_VD.shape[0])
-        wants = ctx.needs_input_grad
-        grad_ND = torch.empty_like(hidden_ND) if wants[0] else None
-        losses_N = torch.empty(
-            len(targets_N), dtype=torch.promote_types(hidden_ND.dtype, torch.float32), device=hidden_ND.device
-        )
-        hits_N = torch.empty(len(targets_N), dtype=torch.bool, device=hidden_ND.device)
-        for i in range(0, len(targets_N), rows):
-            part = slice(i, i + rows)
-            logits_CV = nn.functional.linear(hidden_ND[part], weight_VD, bias_V).to(losses_N.dtype)
-            target_C1 = targets_N[part, None]
-            hits_N[part] = logits_CV.argmax(-1) == targets_N[part]
-            log_z_C1 = logits_CV.logsumexp(-1, keepdim=True)
-            losses_N[part] = (log_z_C1 - logits_CV.gather(1, target_C1))[:, 0]
-            if grad_ND is not None:
-                slope_CV = logits_CV.sub_(log_z_C1).exp_()
-                slope_CV.scatter_add_(1, target_C1, slope_CV.new_full(target_C1.shape, -1.0))
-                grad_ND[part] = slope_CV.to(weight_VD.dtype) @ weight_VD
-        ctx.save_for_backward(grad_ND)
-        ctx.mark_non_differentiable(hits_N)
-        return losses_N, hits_N
-
-    @staticmethod
-    def backward(ctx: Any, slope_N: Tensor, _: Any) -> Any:
-        (grad_ND,) = ctx.saved_tensors
-        return (grad_ND * slope_N[:, None].to(grad_ND.dtype), None, None, None)
 
 
 Turns = list[tuple[list[int], list[int]]]

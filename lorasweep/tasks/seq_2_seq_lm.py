@@ -14,15 +14,8 @@ from lorasweep.data import Record
 from lorasweep.errors import ConfigError
 from lorasweep.spec import DataSpec, TaskSpec
 from lorasweep.tasks import generation
-from lorasweep.tasks.causal_lm import (
-    CHANGED_LOGITS,
-    HeadLoss,
-    is_frozen,
-    readable_tokens,
-    row_sums,
-    token_metrics,
-    token_predictions,
-)
+from lorasweep.tasks.causal_lm import readable_tokens, row_sums, token_metrics, token_predictions
+from lorasweep.tasks.head import Head
 from lorasweep.tasks.task import IGNORE, Batch, Example, Prediction, Task, free_length
 
 
@@ -37,19 +30,13 @@ class Seq2SeqLM(Task):
             self.metric_names = (*self.metric_names, *generation.SCORES)
         self.tokenizer: Any = None
         self.start_id: int | None = None
-        self.full_logits = False
-        """Whether the model changes the logits after its head, as BART does."""
+        self.head = Head()
 
     def columns(self, spec: DataSpec) -> dict[str, str]:
         return {"source": spec.source_column, "target": spec.target_column}
 
     def trim(self, model: Any) -> None:
-        """Note the token that the decoder begins with, and whether the logits are changed after the head.
-
-        Raises ConfigError where the model has no such token.
-        """
-        changed = any(getattr(model.config, k, None) for k in CHANGED_LOGITS)
-        self.full_logits = changed or hasattr(model, "final_logits_bias")
+        """Note the token that the decoder begins with. Raises ConfigError where the model has no such token."""
         self.start_id = model.config.decoder_start_token_id
         if self.start_id is None:
             raise ConfigError([f"model.pretrained: {type(model).__name__} has no decoder_start_token_id in its config"])
@@ -148,46 +135,10 @@ class Seq2SeqLM(Task):
 
     def _token_losses(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return loss, row and hit of each target token, [N] each; position t of the logits meets label t."""
-        keep_BT = batch.labels != IGNORE
-        where = keep_BT.nonzero()[:, 0]
-        targets_N = batch.labels[keep_BT]
-        inputs = {**batch.inputs, "use_cache": False}
-        head = model.get_output_embeddings()
-        if not self.full_logits and is_frozen(head):
-            hidden_BTD, plain = _before_head(model, head, inputs)
-            self.full_logits = not plain
-            if plain:
-                losses, hits = HeadLoss.apply(hidden_BTD[keep_BT], head.weight, head.bias, targets_N)
-                return losses, where, hits
-        logits_NV = model(**inputs).logits[keep_BT].float()
-        losses = nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
-        return losses, where, logits_NV.argmax(-1) == targets_N
+        return self.head.losses(model, batch.inputs, batch.labels)
 
 
 def _without_start(ids: list[int], tokenizer: Any) -> list[int]:
     """Return a target without BERT's leading [CLS]: there the decoder begins with it, so nothing has to predict it."""
     starts = tokenizer.bos_token_id is None and tokenizer.cls_token_id is not None and ids[0] == tokenizer.cls_token_id
     return ids[1:] if starts else ids
-
-
-def _before_head(model: Any, head: nn.Linear, inputs: dict[str, Any]) -> tuple[Tensor, bool]:
-    """Return what the head reads, [B, T, D], and whether the head's output is the model's logits, untouched.
-
-    The model runs as always, so that scales before the head are in; the head itself is shown one position only.
-    """
-    seen: list[Tensor] = []
-
-    def first_position(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        seen.append(args[0])
-        return (args[0][:, :1], *args[1:])
-
-    def keep(_: nn.Module, __: Any, logits_B1V: Tensor) -> None:
-        seen.append(logits_B1V)
-
-    hooks = [head.register_forward_pre_hook(first_position), head.register_forward_hook(keep)]
-    try:
-        logits_B1V = model(**inputs).logits
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return seen[0], len(seen) == 2 and seen[1] is logits_B1V
