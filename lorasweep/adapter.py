@@ -215,7 +215,7 @@ def attach(base: Base, lora: LoraSpec, task: TaskSpec, seed: int, batches: Batch
     except BaseException:
         swap.restore(children)
         for name, weight in values.items():
-            before[name].data = weight
+            swap.undone(before[name], exact[name], weight)
         base.model.requires_grad_(False)
         raise
     finally:

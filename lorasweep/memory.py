@@ -170,11 +170,14 @@ def slots_that_fit(
         free = free_gib(device_of(spec.train)) + one.parts["weights"]
         if one.gib * most <= free:
             return most
-        two = estimate(spec, task, tokenizer, examples, slots=2, missing=missing)
+        two, three = (estimate(spec, task, tokenizer, examples, slots=n, missing=missing) for n in (2, 3))
     except UNCOUNTED:
         return most
-    each = max(two.gib - one.gib, 1e-9)
-    return max(1, min(most, 1 + int((free - one.gib) / each)))
+    fit = most
+    for phase, gib in two.phases.items():  # one trial by itself may hold what several do not
+        each = max(three.phases[phase] - gib, 1e-9)
+        fit = min(fit, 2 + int((free - gib) / each) if gib <= free else 1)
+    return fit
 
 
 def hopeless(spec: TrialSpec, task: Task, tokenizer: Any, examples: Examples) -> str:
@@ -246,23 +249,30 @@ class _Trials:
     @property
     def copies(self) -> int:
         """Bytes of the base's weights that are kept while the adapter is initialised."""
-        init = self.spec.lora.init_lora_weights
-        return self.matrices if self.spec.lora.changes_base or init == "loftq" else 0
+        return self.matrices if self._changes_weights else 0
+
+    @property
+    def _changes_weights(self) -> bool:
+        """Whether the initialisation does: LoftQ leaves a quantised base as it is."""
+        lora = self.spec.lora
+        return lora.changes_base or (lora.init_lora_weights == "loftq" and self.spec.model.quantization == "none")
 
     @property
     def residuals(self) -> int:
         """Bytes of a trial's weights in the place of the base's while it computes by itself."""
-        if not self.copies:
+        if not self._changes_weights:
             return 0
         places = self.seats[0][0].swap.places
         return _bytes(p.base.weight for p in places if isinstance(p.base, model.LINEAR))
 
     @property
     def held(self) -> int:
-        """Bytes of such weights of all trials in a pass."""
-        seats = len(self.seats)
-        keeps = seats == 1 or not self.spec.lora.changes_base or self.residuals <= packed.OWN_BYTES
-        return self.residuals * seats if keeps else 0
+        """Bytes of such weights of all trials in a pass: those of plain layers need not be kept."""
+        if not self.residuals:
+            return 0
+        plain = _bytes(module.weight for module in self.seats[0][1].plain)
+        spared = len(self.seats) > 1 and self.spec.lora.changes_base and plain > packed.OWN_BYTES
+        return (self.residuals - plain * spared) * len(self.seats)
 
     @property
     def at_last_start(self) -> int:
@@ -353,7 +363,7 @@ class _Trials:
         own = [m for place in self.seats[0][0].swap.places for m in place.own.modules()]
         experts = sum(m.get_param().nbytes for m in own if hasattr(m, "parameter_name"))
         return Counter(
-            weights=self.weights,
+            weights=self.weights + self.held,
             adapters=self.trained,
             gradients=self.trained,
             optimizer=self.moments,

@@ -159,6 +159,7 @@ class Pass:
 
     def _one_by_one(self, module: nn.Module, own: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         trials, total = self.trials, self.total
+        self._check_rows(module, [*args, *kwargs.values()])
         counts, outputs = [p.count for p in trials], []
         shares = zip(*(_shared_out(a, counts) for a in args), strict=True) if args else [()] * len(trials)
         named_shares = {k: _shared_out(a, counts) for k, a in kwargs.items()}
@@ -170,6 +171,17 @@ class Pass:
         finally:
             self.trials, self.total = trials, total
         return _joined(outputs, counts)
+
+    def _check_rows(self, module: nn.Module, given: Sequence[Any]) -> None:
+        """Raise Unpackable where a module's first tensor holds neither all trials' rows nor one row for all."""
+        x = next((a for a in given if isinstance(a, Tensor) and a.dim()), None)
+        if x is None or len(x) in (1, self.total) or (len(x) % self.total == 0 and self._is_flat(x)):
+            return
+        raise Unpackable(f"{type(module).__name__} sees {list(x.shape)} for {self.total} rows of several trials")
+
+    def _is_flat(self, x: Tensor) -> bool:
+        """Tell whether a matrix has as many rows for each text as tokens: all tokens, one text below the other."""
+        return x.dim() == 2 and len(x) // self.total in (1, *self.trials[0].lengths)
 
     def _alone(self, module: nn.Module, own: Callable[..., Any], one: Layers, args: Any, kwargs: Any) -> Any:
         if module in one.plain:
@@ -190,8 +202,7 @@ class Pass:
     def _linear(self, module: Any, x: Tensor) -> Tensor:
         """Return the layer's output for all rows, the frozen product done once."""
         each = x.numel() // x.shape[-1] // self.total
-        flat = x.dim() == 2 and (each == 1 or each in self.trials[0].lengths)  # tokens of each row, or of some rows?
-        if len(x) % self.total or (len(x) != self.total and not flat):
+        if len(x) % self.total or (len(x) != self.total and not self._is_flat(x)):
             raise Unpackable(f"{type(module).__name__} sees {list(x.shape)} for {self.total} rows of several trials")
         runs, trained = [], []
         for members in self._stacks(module):

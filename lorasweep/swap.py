@@ -113,14 +113,12 @@ def own_weights(before: Children, changed: Mapping[nn.Parameter, tuple[Tensor, T
     base's modules had it, they have its twin now, in fp32 where it trains.
     """
     twins = {}
-    for base, (exact, values) in changed.items():
+    for base, kept_values in changed.items():
         trains = base.requires_grad
         kept = base.detach().float() if trains and base.dtype in LOW else base.detach()
         twins[base] = nn.Parameter(kept.clone(), requires_grad=trains)
         base.requires_grad_(False)
-        if base.data_ptr() == exact.data_ptr():  # changed in place
-            exact.copy_(values)
-        base.data = exact
+        undone(base, *kept_values)
     out = []
     for module in before:
         for key, parameter in module._parameters.items():
@@ -129,6 +127,13 @@ def own_weights(before: Children, changed: Mapping[nn.Parameter, tuple[Tensor, T
     for weight in out:
         weight.put_on()
     return out
+
+
+def undone(base: nn.Parameter, exact: Tensor, values: Tensor) -> None:
+    """Give a parameter the tensor that it had, with the values that it had."""
+    if base.data_ptr() == exact.data_ptr():  # changed in place
+        exact.copy_(values)
+    base.data = exact
 
 
 def keep_in_fp32(module: nn.Module) -> None:

@@ -68,6 +68,33 @@ def test_saved_adapter_loads_with_plain_peft_and_the_base_is_left_as_it_was(tiny
     assert not any(p.requires_grad for p in base.model.parameters())
 
 
+@pytest.mark.parametrize("init", ["pissa", "olora", "loftq"])
+def test_trials_that_change_base_weights_share_one_copy_of_them(tiny_bert, init, monkeypatch):
+    """Also after one whose start failed."""
+    spec, _, load = prepared(tiny_bert, f"lora.init_lora_weights={init}", "lora.r=4")
+    base = load()
+    before = {n: (p.data_ptr(), p.detach().clone()) for n, p in base.model.named_parameters()}
+    made = []
+    for seed in (1, 2):
+        made.append(adapter.attach(base, spec.lora, spec.task_type, seed))
+        made[-1].take_off()
+
+    def broken(*args):
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(adapter, "get_peft_model_state_dict", broken)
+        patched.setattr(adapter.swap, "own_weights", broken)
+        with pytest.raises(MemoryError):
+            adapter.attach(base, spec.lora, spec.task_type, 3)
+    assert all(attached.originals for attached in made)
+    for name, parameter in base.model.named_parameters():
+        place, values = before[name]
+        for attached in made:
+            if name in attached.originals:
+                assert attached.originals[name].data_ptr() == place and torch.equal(parameter, values), name
+
+
 # The task varies slowest: only the data of the last four are kept, and some tasks' take seconds to read.
 @pytest.mark.parametrize("bias", ["none", "all"])
 @pytest.mark.parametrize("preset", ["all-linear", "attention", "mlp", "qv", "qkvo", "all"])

@@ -94,13 +94,18 @@ CHANGED = {
     "gemma2": ({"final_logit_softcapping": 0.25}, Change(cap=0.25)),
     "granite": ({"logits_scaling": 3.0}, Change(scale=1 / 3)),
     "cohere": ({"logit_scale": 0.0625}, Change(scale=0.0625)),
+    "recurrent_gemma": ({"logits_soft_cap": 0.25, "lru_width": 32}, Change(cap=0.25)),
+    "falcon_h1": (
+        {"lm_head_multiplier": 0.3, "mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_state": 8, "mamba_d_head": 16},
+        Change(scale=0.3),
+    ),
 }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", CHANGED)
 def test_what_a_model_does_to_its_logits_is_done_to_chunks(family, dtype, monkeypatch):
-    """Gemma 2 bends them, Granite and Cohere scale them; their own forward with labels is the measure."""
+    """The Gemmas bend them, the others scale them; their own forward with labels is the measure."""
     monkeypatch.setattr(head, "CHUNK_LOGITS", 4 * len(wordpiece()))
     more, expected = CHANGED[family]
     config = transformers.AutoConfig.for_model(family, vocab_size=len(wordpiece()), **SMALL, **more)
@@ -109,7 +114,7 @@ def test_what_a_model_does_to_its_logits_is_done_to_chunks(family, dtype, monkey
     net.get_output_embeddings().weight *= 20
     task, near = task_of(), {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
     batch = task.collate([task.encode(PROMPTS, words(), DataSpec())], 0)
-    found, norm = [], net.model.norm.weight.requires_grad_()
+    found, norm = [], [p for n, p in net.named_parameters() if "norm" in n][-1].requires_grad_()
     for loss in (
         lambda: task.row_losses(net, batch).sum() / batch.supervised,
         lambda: net(**batch.inputs, labels=batch.labels).loss,

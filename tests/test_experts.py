@@ -151,15 +151,16 @@ def test_attention_of_a_mixture_needs_no_exception(moe):
 BESIDE = ["lora.target_modules=attention", "train.seed=2", "lora.r=2", "lora.lora_dropout=0.2", "train.batch_size=5"]
 
 
-@pytest.mark.parametrize("targets", [*TARGETS, "attention"])
+@pytest.mark.parametrize("more", [[], ["train.gradient_checkpointing=true"]], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("targets", ["list", "parameters", "attention"])
 @pytest.mark.parametrize("family", ["deepseek", "qwen"])
-def test_mixtures_pack_as_each_token_finds_its_own_experts(moe, family, targets, monkeypatch):
+def test_mixtures_pack_as_each_token_finds_its_own_experts(moe, family, targets, more, monkeypatch):
     """Two trials that adapt the experts, or the attention, and one with dropout on the attention: their losses and
     tensors are those of a run alone."""
     monkeypatch.setattr(pace, "overhead", lambda *a: float("inf"))
     own = TARGETS.get(targets, BESIDE[:1])
     rows = [[*own, "train.seed=1"], BESIDE, [*own, "train.seed=3", "lora.r=3", "train.batch_size=6"]]
-    made = [trial(moe[family], "lora.init_lora_weights=false", *row) for row in rows]
+    made = [trial(moe[family], "lora.init_lora_weights=false", *row, *more) for row in rows]
     specs, (_, work, load) = [spec for spec, _, _ in made], made[0]
 
     jobs = [engine.Job(i, spec) for i, spec in enumerate(specs)]

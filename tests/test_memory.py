@@ -10,7 +10,7 @@ import transformers
 from conftest import wordpiece
 from torch import nn
 
-from lorasweep import check, cli, compose, engine, group, memory, model, pace
+from lorasweep import check, cli, compose, engine, group, memory, model, pace, packed
 from lorasweep.meter import META, Meter
 
 SMALL = ["model.sha256=null", "model.decoder=null", "data.max_train_samples=60", "data.max_eval_samples=6"]
@@ -83,6 +83,7 @@ def measured(spec, work: group.Workload, slots: int) -> int:
         ("seq_cls", ("lora.init_lora_weights=pissa", "lora.target_modules=all-linear")),
         ("causal_lm", ("lora.init_lora_weights=olora",)),
         ("seq_cls", ("lora.init_lora_weights=loftq", "lora.loftq_bits=8")),
+        ("causal_lm", ("lora.init_lora_weights=loftq", "model.quantization=nf4")),
         ("causal_lm", ("model.quantization=nf4",)),
         ("causal_lm", ("model.quantization=int8", "train.gradient_checkpointing=true")),
     ],
@@ -98,6 +99,24 @@ def test_estimate_is_what_a_trial_takes(tiny_bert, tiny_llama, tiny_t5, monkeypa
     assert found.counted
     most = max(found.phases["start"], found.phases["training"])
     assert most * 2**30 == pytest.approx(expected, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("more", "own_bytes", "each"),
+    [
+        (("lora.init_lora_weights=pissa",), 2**30, 1),
+        (("lora.init_lora_weights=pissa",), 0, 0),
+        (("lora.init_lora_weights=olora", "lora.use_dora=true"), 0, 1),
+        (("lora.init_lora_weights=loftq", "lora.loftq_bits=8"), 0, 1),
+    ],
+)
+def test_weights_that_trials_in_a_pass_keep_are_counted(tiny_bert, monkeypatch, more, own_bytes, each):
+    """Layers that peft itself computes cannot do without."""
+    monkeypatch.setattr(packed, "OWN_BYTES", own_bytes)
+    monkeypatch.setattr(memory, "_known", {})
+    (plain, work), (spec, _) = (made("seq_cls", tiny_bert, "lora.target_modules=[query]", *m) for m in ((), more))
+    weights = [estimated(s, work, slots=3).parts["weights"] * 2**30 for s in (plain, spec)]
+    assert weights[1] - weights[0] == pytest.approx(3 * each * 2 * 32 * 32 * 4)
 
 
 def test_meter_counts_what_is_alive():

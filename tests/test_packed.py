@@ -13,6 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
+from conftest import wordpiece
 
 from lorasweep import adapter, checkpoint, compose, engine, evaluate, group, model, pace, pack, packed, retry
 from lorasweep.spec import LoraSpec, TrainSpec
@@ -283,6 +285,22 @@ def test_adapted_head_of_a_language_model_packs(tiny_llama, double):
     check("causal_lm", tiny_llama, [head, PLAIN, saved, DROPPED], 4, EXACT)
 
 
+def test_head_inside_a_module_that_some_save_packs(tmp_path, double):
+    """BERT's head as a language model: a transform and the matrix of the embeddings in one module."""
+    tokenizer = wordpiece()
+    tokenizer.eos_token, tokenizer.bos_token = "[SEP]", "[CLS]"
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+    )
+    config.is_decoder = True
+    transformers.BertLMHeadModel(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    saved = ("lora.target_modules=[query]", "lora.modules_to_save=[cls.predictions.transform.dense]")
+    whole = ("lora.target_modules=[query]", "lora.modules_to_save=[predictions]", "train.seed=4")
+    check("causal_lm", tmp_path, [saved, PLAIN, whole, DROPPED], 4, EXACT)
+    check("causal_lm", tmp_path, [whole, (*whole, "train.seed=5")], 2, EXACT)
+
+
 TIED = {
     "saved_embedding": ("lora.target_modules=[q_proj]", "lora.modules_to_save=[embed_tokens]"),
     "saved_head": ("lora.target_modules=[q_proj]", "lora.modules_to_save=[lm_head]"),
@@ -450,9 +468,9 @@ def test_trial_that_must_run_alone_runs_between_the_steps_of_the_others(tiny_ber
     assert {s.state for s in found.values()} == {"COMPLETE"}
 
 
-def run_apart(made: engine.Engine, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def run_apart(made: engine.Engine, folder: Path, caplog: pytest.LogCaptureFixture, *more: str) -> None:
     """Run two trials that turn out not to share a pass; each ends as it would alone."""
-    specs, work = [spec_of("seq_cls", folder, *one) for one in ((), PLAIN)], workload("seq_cls", folder)
+    specs, work = [spec_of("seq_cls", folder, *one, *more) for one in ((), PLAIN)], workload("seq_cls", folder)
     found = run(made, [engine.Job(i, s) for i, s in enumerate(specs)], 2)
     assert made.limits.most == 1 and "at most 1 trials share a pass" in caplog.text
     for i, spec in enumerate(specs):
@@ -473,7 +491,8 @@ def test_layer_that_mixes_rows_makes_trials_run_one_after_another(tiny_bert, dou
     run_apart(made, tiny_bert, caplog)
 
 
-def test_layer_that_sees_some_of_the_tokens_makes_trials_run_one_after_another(tiny_bert, double, caplog):
+@pytest.mark.parametrize("more", [(), ("lora.lora_bias=true",), ("lora.use_dora=true",)])
+def test_layer_that_sees_some_of_the_tokens_makes_trials_run_one_after_another(tiny_bert, double, caplog, more):
     """As many tokens as would divide among the rows, but not in their order."""
     made = trainer(spec_of("seq_cls", tiny_bert), workload("seq_cls", tiny_bert))
     layer = made.base.model.bert.encoder.layer[1].intermediate
@@ -489,7 +508,7 @@ def test_layer_that_sees_some_of_the_tokens_makes_trials_run_one_after_another(t
         return out.view(*hidden.shape[:2], -1)
 
     layer.forward = routed
-    run_apart(made, tiny_bert, caplog)
+    run_apart(made, tiny_bert, caplog, *more)
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------

@@ -15,6 +15,10 @@ CHUNK_LOGITS = 2**24
 """Logits that exist at once: 64 MiB in fp32, 340 positions of a 49k vocabulary."""
 
 
+SOME = 2
+"""Rows of logits that are looked at to learn what a model does to them."""
+
+
 @dataclass(frozen=True)
 class Change:
     """What a model does to its head's output: s x, or c tanh(s x / c) where there is a cap."""
@@ -39,13 +43,17 @@ class Head:
         """None where all logits are needed, or nothing was seen yet."""
         self._config: Any = None
         """Of the model that was looked at."""
+        self._head: Any = None
+        self._around: list[nn.Module] = []
+        """Modules that hold the head, the model aside."""
 
     def losses(self, model: Any, inputs: dict[str, Any], targets_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return loss, row and hit of each supervised position, [N] each; position t is scored against target t."""
         keep_BT = targets_BT != IGNORE
         where, targets_N = keep_BT.nonzero()[:, 0], targets_BT[keep_BT]
         head, inputs = model.get_output_embeddings(), {**inputs, "use_cache": False}
-        if is_frozen(head) and (self.change is not None or self._config is not model.config):
+        read = is_frozen(head) and not self._is_replaced(model, head)
+        if read and (self.change is not None or self._config is not model.config):
             hidden_BTD, raw_B1V, logits_B1V = _one_position(model, head, inputs)
             if self._config is not model.config:
                 self._learn(model.config, raw_B1V, logits_B1V)
@@ -58,10 +66,17 @@ class Head:
         losses = nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
         return losses, where, logits_NV.argmax(-1) == targets_N
 
+    def _is_replaced(self, model: Any, head: nn.Module) -> bool:
+        """Tell whether something else computes for a module around the head, as for one that a packed trial saves."""
+        if self._head is not head:
+            holders = [m for m in model.modules() if m is not model and m is not head]
+            self._head, self._around = head, [m for m in holders if any(inner is head for inner in m.modules())]
+        return any("forward" in vars(m) for m in self._around)
+
     def _learn(self, config: Any, raw_B1V: Tensor | None, logits_B1V: Tensor) -> None:
         """Find out what this model does to its head's output; from numbers that say nothing, nothing is learned."""
         self.change = change(config, raw_B1V, logits_B1V)
-        telling = raw_B1V is None or raw_B1V.is_meta or (bool(raw_B1V.isfinite().all()) and bool(raw_B1V.any()))
+        telling = raw_B1V is None or raw_B1V.is_meta or bool(raw_B1V.isfinite().all() and raw_B1V.any())
         self._config = config if telling else None
 
 
@@ -74,16 +89,22 @@ def change(config: Any, raw: Tensor | None, logits: Tensor) -> Change | None:
         return Change()
     if raw is None or raw.shape != logits.shape:
         return None
-    if raw.is_meta:  # nothing to try it on; memory is the same
+    known = config.get_text_config().to_dict()
+    numbers = {k: float(v) for k, v in known.items() if isinstance(v, float | int) and v > 0 and v is not True}
+    caps = [v for k, v in numbers.items() if "cap" in k]
+    if raw.is_meta:  # nothing to try it on
+        named = any("logit" in k or "multiplier" in k for k in numbers)
+        return Change(cap=caps[0]) if caps else Change() if named else None
+    before, after = (x.detach()[:SOME].cpu().double() for x in (raw, logits))
+    if torch.equal(before, after):
         return Change()
-    numbers = {k: v for k, v in config.get_text_config().to_dict().items() if isinstance(v, float | int) and v > 0}
-    scales = [Change(float(s)) for v in numbers.values() for s in (v, 1 / v)]
-    caps = [Change(cap=float(v)) for k, v in numbers.items() if "softcap" in k]
-    found = logits.detach().double()
-    apart = [(float((c.of(raw.detach().double()) - found).norm()), c) for c in (Change(), *caps, *scales)]
-    least, nearest = min(apart, key=lambda pair: pair[0])
-    near = 1e-5 if logits.dtype == torch.float32 else 2e-2
-    return nearest if least <= near * float(found.norm()) else None
+    scales = sorted({s for v in numbers.values() for s in (v, 1 / v)})
+    tried = [Change(s, c) for c in (0.0, *caps) for s in ((1.0, *scales) if c else scales)]
+    apart = [float((one.of(before.clone()) - after).norm()) for one in tried]
+    nearest = tried[min(range(len(tried)), key=apart.__getitem__)]
+    eps = torch.finfo(logits.dtype).eps
+    close = torch.allclose(nearest.of(before.clone()), after, rtol=4 * eps, atol=4 * eps * float(after.abs().max()))
+    return nearest if close and nearest != Change() else None
 
 
 def is_frozen(head: Any) -> bool:
@@ -97,9 +118,10 @@ def _one_position(model: Any, head: nn.Linear, inputs: dict[str, Any]) -> tuple[
     """Return what the head reads, [B, T, D], its output and the model's logits, [B, 1, V] each.
 
     The model runs as always, so that what it does before the head is in; the head itself is shown one position only.
-    The output is None where the head is called more often than once.
+    The output is None where the head is called more often than once, or its output changed in place.
     """
     seen: list[Tensor] = []
+    versions: list[int] = []
 
     def first_position(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         seen.append(args[0])
@@ -107,6 +129,7 @@ def _one_position(model: Any, head: nn.Linear, inputs: dict[str, Any]) -> tuple[
 
     def keep(_: nn.Module, __: Any, raw_B1V: Tensor) -> None:
         seen.append(raw_B1V)
+        versions.append(0 if raw_B1V.is_inference() else raw_B1V._version)
 
     hooks = [head.register_forward_pre_hook(first_position), head.register_forward_hook(keep)]
     try:
@@ -114,7 +137,8 @@ def _one_position(model: Any, head: nn.Linear, inputs: dict[str, Any]) -> tuple[
     finally:
         for hook in hooks:
             hook.remove()
-    return seen[0], seen[1] if len(seen) == 2 else None, logits_B1V
+    whole = len(seen) == 2 and (seen[1].is_inference() or seen[1]._version == versions[0])
+    return seen[0], seen[1] if whole else None, logits_B1V
 
 
 class HeadLoss(torch.autograd.Function):
