@@ -263,7 +263,7 @@ class _Trials:
         if not self._changes_weights:
             return 0
         places = self.seats[0][0].swap.places
-        return _bytes(p.base.weight for p in places if isinstance(p.base, model.LINEAR))
+        return _bytes(p.base.weight for p in places if isinstance(p.base, model.LINEAR) and hasattr(p.own, "lora_A"))
 
     @property
     def held(self) -> int:
@@ -360,7 +360,7 @@ class _Trials:
         tokens = rows * max(lengths_of(examples["train"]))
         width = next(self.base.model.parameters()).element_size()
         through = sum(sum(m.weight.shape) for m in self.linear)
-        own = [m for place in self.seats[0][0].swap.places for m in place.own.modules()]
+        own: list[Any] = [m for place in self.seats[0][0].swap.places for m in place.own.modules()]
         experts = sum(m.get_param().nbytes for m in own if hasattr(m, "parameter_name"))
         return Counter(
             weights=self.weights + self.held,

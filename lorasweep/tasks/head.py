@@ -3,6 +3,7 @@
 Shapes: B rows, T tokens, N supervised positions, C of a chunk, D hidden, V words.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +48,7 @@ class Head:
         self._around: list[nn.Module] = []
         """Modules that hold the head, the model aside."""
 
-    def losses(self, model: Any, inputs: dict[str, Any], targets_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def losses(self, model: Any, inputs: Mapping[str, Any], targets_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return loss, row and hit of each supervised position, [N] each; position t is scored against target t."""
         keep_BT = targets_BT != IGNORE
         where, targets_N = keep_BT.nonzero()[:, 0], targets_BT[keep_BT]
