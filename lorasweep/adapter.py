@@ -209,7 +209,7 @@ def attach(base: Base, lora: LoraSpec, task: TaskSpec, seed: int, batches: Batch
     values = {n: w.clone() for n, w in exact.items()}
     try:
         peft_model = _wrapped(base, lora, task, batches)
-        changed = [n for n, w in values.items() if n.endswith("bias") or not torch.equal(w, before[n])]
+        changed = [n for n, w in values.items() if before[n].requires_grad or not _same(w, before[n])]
         state = get_peft_model_state_dict(peft_model) if lora.changes_base else {}
         own = swap.own_weights(children, {before[n]: (exact[n], values[n]) for n in changed})
     except BaseException:
@@ -228,6 +228,10 @@ def attach(base: Base, lora: LoraSpec, task: TaskSpec, seed: int, batches: Batch
         swap=swap.Swap(swap.places(children), own),
         named={n: p for n, p in peft_model.named_parameters() if p.requires_grad},
     )
+
+
+def _same(values: Tensor, parameter: Tensor) -> bool:
+    return values.is_meta or torch.equal(values, parameter)
 
 
 def _wrapped(base: Base, lora: LoraSpec, task: TaskSpec, batches: Batches) -> Any:

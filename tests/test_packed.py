@@ -52,7 +52,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "olora": ("lora.init_lora_weights=olora",),
     "dora": ("lora.use_dora=true", "lora.lora_dropout=0.2"),
     "dora_olora": ("lora.use_dora=true", "lora.init_lora_weights=olora"),
-    "loftq": ("lora.init_lora_weights=loftq", "lora.loftq_bits=8", "lora.loftq_iter=2", "lora.lora_dropout=0.2"),
+    "exact_loftq": ("lora.init_lora_weights=loftq", "lora.loftq_bits=8", "lora.loftq_iter=2", "lora.lora_dropout=0.2"),
     "parameters": ("lora.target_modules=[value]", "lora.target_parameters=[query.weight,output.dense.weight]"),
     "loraplus": ("lora.loraplus_lr_ratio=16", "train.adam_beta2=0.9"),
     "micro_batches": ("train.batch_size=8", "train.micro_batch_size=3", "lora.lora_dropout=0.2"),
@@ -443,7 +443,7 @@ def test_dropped_trial_leaves_its_slot_to_the_next(tiny_bert, double):
         ((), ""),
         (("lora.use_dora=true",), ""),
         (ALONE["base_dropout"], "base_dropout"),
-        (OPTIONS["loftq"], ""),
+        (OPTIONS["exact_loftq"], ""),
         (OPTIONS["parameters"], ""),
     ],
 )

@@ -23,6 +23,8 @@ Mix = tuple[int, list[tuple[str, ...]]]
 
 def options(task: str) -> list[str]:
     """Return the names of the options that the task's tiny model can have."""
+    if task == "seq_2_seq_lm":  # the decoder's new layers are saved, and peft saves none with adapted parameters inside
+        return [n for n in OPTIONS if n != "parameters"]
     return [n for n, own in OPTIONS.items() if task != "causal_lm" or not any(b in o for o in own for b in BERTS)]
 
 

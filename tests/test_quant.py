@@ -13,7 +13,16 @@ from lorasweep.errors import ConfigError
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra `quant`)")
 
 KINDS = ["nf4", "int8"]
-REFUSED = ("pissa", "pissa_dropout", "olora", "dora_olora", "orthogonal", "modules_to_save", "save_a_block")
+REFUSED = (
+    "pissa",
+    "pissa_dropout",
+    "olora",
+    "dora_olora",
+    "orthogonal",
+    "modules_to_save",
+    "save_a_block",
+    "exact_loftq",
+)
 SOME = ("dropout", "bias_all", "embeddings", "dora")
 WORKS = [o for o in OPTIONS if o not in REFUSED]
 
