@@ -108,7 +108,7 @@ def _key(spec: TrialSpec, slots: int, missing: tuple[str, ...] | None) -> str:
     lora = asdict(spec.lora) | {"lora_dropout": spec.lora.lora_dropout > 0}
     for name in ("lora_alpha", "alpha_ratio", "use_rslora", "loraplus_lr_ratio"):
         lora.pop(name)
-    lora["init_lora_weights"] = spec.lora.changes_base or spec.lora.init_lora_weights == "loftq"
+    lora["init_lora_weights"] = spec.lora.changes_base, spec.lora.init_lora_weights == "loftq"
     train = {k: v for k, v in asdict(spec.train).items() if k in SIZED}
     own = [asdict(spec.model), asdict(spec.task_type), asdict(spec.data), lora, train]
     return json.dumps([*own, spec.tracking.reload_check, slots, missing], sort_keys=True)
@@ -140,14 +140,11 @@ def _estimate(
     here = kept if there.type == "cpu" else 0
     parts["kept states"] = here
     beside = evaluation["activations"] + evaluation["logits"] + here
+    own = max(trials.held, trials.residuals)
     phases = {
         "start": trials.at_last_start,
         "training": parts.total(),
-        "evaluation": trials.weights
-        + max(trials.held, trials.residuals)
-        + trials.trained * 2
-        + trials.moments
-        + beside,
+        "evaluation": trials.weights + own + trials.trained * 2 + trials.moments + beside,
     }
     if spec.tracking.reload_check:
         phases["reload"] = phases["evaluation"] + trials.weights

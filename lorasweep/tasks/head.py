@@ -15,7 +15,6 @@ from lorasweep.tasks.task import IGNORE
 CHUNK_LOGITS = 2**24
 """Logits that exist at once: 64 MiB in fp32, 340 positions of a 49k vocabulary."""
 
-
 SOME = 2
 """Rows of logits that are looked at to learn what a model does to them."""
 
