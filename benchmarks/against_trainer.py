@@ -46,6 +46,23 @@ def without_eva(path: Path) -> str:
     return str(path)
 
 
+def trained(folder: Path, trials: list[list[str]]) -> tuple[list[dict], float]:
+    """Train trials with Trainer in one process; return what each gave and the process's seconds."""
+    many = folder / "trials.json"
+    many.write_text(json.dumps(trials))
+    script = str(Path(__file__).with_name("trainer_loop.py"))
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, script, "--test", "--many", str(many)],
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert done.returncode == 0, done.returncode
+    took = time.perf_counter() - began
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"accuracy"')], took
+
+
 @dataclass
 class Loop:
     """Trains a study's trials with Trainer, a part of them at a time."""
@@ -62,19 +79,7 @@ class Loop:
         some = trials[len(self.rows) : until]
         if not some:
             return
-        many = self.folder / "trials.json"
-        many.write_text(json.dumps([t.user_attrs["overrides"] for t in some]))
-        script = str(Path(__file__).with_name("trainer_loop.py"))
-        began = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, script, "--test", "--many", str(many)],
-            env=os.environ | {"HF_HUB_OFFLINE": "1"},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert done.returncode == 0, done.returncode
-        took = time.perf_counter() - began
-        rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"accuracy"')]
+        rows, took = trained(self.folder, [t.user_attrs["overrides"] for t in some])
         start = rows[0]["start_s"] if self.rows else 0.0
         self.seconds += took - sum(r["test_s"] for r in rows) - start
         self.rows += rows

@@ -38,21 +38,26 @@ WHOLE_TEST = ["data.max_eval_samples=null"]
 
 def run(folder: Path, name: str, overrides: list[str], sweep: str = "lora_search") -> tuple[Study, float]:
     """Run a sweep; return the study and its seconds, imports and all."""
-    command = [sys.executable, "-m", "lorasweep", "--sweep", sweep, *overrides]
     began = time.perf_counter()
-    done = subprocess.run([*command, f"outputs={folder}", f"study={name}"], env=os.environ | {"HF_HUB_OFFLINE": "1"})
-    assert done.returncode == 0, done.returncode
+    run_command(["--sweep", sweep, *overrides, f"outputs={folder}", f"study={name}"])
     return Study.open(folder / name), time.perf_counter() - began
 
 
-def correct(study: Study) -> np.ndarray:
-    """Return for each row of the whole test split whether the study's best trial is right."""
+def run_command(words: list[str]) -> None:
+    """Run lorasweep as a user does."""
+    done = subprocess.run([sys.executable, "-m", "lorasweep", *words], env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.returncode
+
+
+def correct(study: Study, number: int | None = None) -> np.ndarray:
+    """Return for each row of the whole test split whether a trial of the study, or its best one, is right."""
     best = study.best()
     assert best is not None
-    spec = compose.compose_trial([*best.user_attrs["overrides"], *WHOLE_TEST])
+    trial = best if number is None else study.trials()[number]
+    spec = compose.compose_trial([*trial.user_attrs["overrides"], *WHOLE_TEST])
     work = group.workload(spec)
     base = model.load(spec.model, spec.train, work.task, work.tokenizer)
-    loaded = adapter.reload(study.trial_folder(best.number) / "adapter", base, spec.lora, spec.task_type)
+    loaded = adapter.reload(study.trial_folder(trial.number) / "adapter", base, spec.lora, spec.task_type)
     found = evaluate.predict(
         loaded.base_model.model, work.task, work.examples["test"], spec.train, work.tokenizer.pad_token_id
     )

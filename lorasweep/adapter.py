@@ -25,12 +25,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lorasweep import quant, swap
-from lorasweep.errors import ConfigError
+from lorasweep.errors import ConfigError, did_you_mean
 from lorasweep.model import EXPERTS, LINEAR, Base, has_fused_experts, preset_names, renew_missing, target_problems
 from lorasweep.spec import TARGET_PRESETS, LoraSpec, TaskSpec
 
 WITH_EXPERTS = ("mlp", "all", "all-linear")
 """Presets that take in the experts of a mixture-of-experts model."""
+
+ADAPTED_DIMS = (2, 3)
+"""Dimensions of the parameters that peft adapts by name."""
 
 Batches = Callable[[], Sequence[Mapping[str, Tensor]]]
 
@@ -147,7 +150,36 @@ def problems(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
         if not any(n == name or n.endswith(f".{name}") for n in names):
             short = sorted({n.rpartition(".")[2] for n in names if n and not n.rpartition(".")[2].isdigit()})
             out.append(f"lora.modules_to_save: '{name}' is no module of the model; it has {', '.join(short)}")
-    return out + _whole_problems(lora, base)
+    return out + _whole_problems(lora, base) + _parameter_problems(lora, wanted, base)
+
+
+def _parameter_problems(lora: LoraSpec, wanted: LoraConfig, base: Base) -> list[str]:
+    """Return a problem for every target_parameters that peft would not find, or could not adapt."""
+    sizes = {n: p.dim() for n, p in base.model.named_parameters()}
+    short = sorted({".".join(n.split(".")[-2:]) for n, dims in sizes.items() if dims in ADAPTED_DIMS})
+    whole = wanted.modules_to_save or []
+    out = []
+    for name in lora.target_parameters or []:
+        found = [n for n in sizes if n == name or n.endswith(f".{name}")]
+        if not found:
+            out.append(
+                f"lora.target_parameters: '{name}' is no parameter of {type(base.model).__name__}"
+                f"{did_you_mean(name, short)}"
+            )
+        for one in found:
+            holder = one.rpartition(".")[0]
+            saved = next((m for m in whole if f".{m}." in f".{one}"), None)
+            if saved is not None:
+                problem = f"lies in '{saved}', which trains in full"
+            elif sizes[one] not in ADAPTED_DIMS:
+                problem = f"has {sizes[one]} dimensions, and peft adapts parameters of 2 or 3"
+            elif check_target_module_exists(wanted, holder):
+                problem = f"is adapted by lora.target_modules={lora.target_modules} already"
+            else:
+                continue
+            out.append(f"lora.target_parameters: '{one}', which '{name}' takes in, {problem}; leave it out")
+            break
+    return out
 
 
 def _tied_problems(lora: LoraSpec, wanted: LoraConfig, base: Base) -> list[str]:

@@ -14,21 +14,25 @@ import torch
 
 from lorasweep.schedule import epochs
 from lorasweep.spec import TrainSpec
-from lorasweep.tasks import Example, Task, lengths_of
+from lorasweep.tasks import Batch, Example, Task, lengths_of
 
 MOST = 8
 """Slots that are chosen at most."""
 
-ENOUGH = 0.1
-"""Share of a trial's tokens that its part of the overhead may come to; below twice this, nothing is shared."""
+ENOUGH = 0.05
+"""Share of a trial's tokens that its part of the overhead may come to."""
+
+LEAST = 0.2
+"""Share of a trial's tokens below which the overhead of a pass is not worth sharing."""
 
 LOOK_AT = 50
 """Batches whose size stands for all."""
 
-TRIES = 3
-LONG_S = 1.0
-"""Seconds after which a size is not timed again."""
+TRIES = 5
+"""Times that each size is timed, after one that does not count: a process's first passes are slow."""
 
+LONG_S = 2.0
+"""Seconds after which once is enough."""
 
 ROUNDS = 3
 """Steps that are timed in one way and in the other; the first of each is not counted."""
@@ -74,21 +78,28 @@ def overhead(model: Any, task: Task, examples: Sequence[Example], pad_id: int, d
     if large < 2:
         return math.inf
     middle = [examples[i] for i in order[:large]]
-    (t_1, n_1), (t_2, n_2) = (_timed(model, task, middle[:rows], pad_id, device) for rows in (1, large))
+    batches = [task.collate([some], pad_id, device) for some in (middle[:1], middle)]
+    n_1, n_2 = length, large * max(map(len, middle))
+    t_1, t_2 = _timed(batches, model, task)
     return (t_1 * n_2 - t_2 * n_1) / (t_2 - t_1) if t_2 > t_1 else math.inf
 
 
-def _timed(model: Any, task: Task, examples: Sequence[Example], pad_id: int, device: torch.device) -> tuple[float, int]:
-    """Return the seconds of the fastest of a few passes, and its tokens."""
-    batch = task.collate([examples], pad_id, device)
-    times: list[float] = []
-    while len(times) < TRIES + 1 and sum(times) < LONG_S:
-        began = time.perf_counter()
-        task.row_losses(model, batch).sum().backward()
-        if device.type != "cpu":
-            torch.get_device_module(device).synchronize()
-        times.append(time.perf_counter() - began)
-    return min(times), len(examples) * max(map(len, examples))
+def _timed(batches: Sequence[Batch], model: Any, task: Task) -> list[float]:
+    """Return for each batch the seconds of the fastest of a few passes, taken in turn."""
+    times: list[list[float]] = [[] for _ in batches]
+    while len(times[0]) < 2 or (len(times[0]) <= TRIES and sum(map(sum, times)) < LONG_S):
+        for batch, found in zip(batches, times, strict=True):
+            found.append(_seconds(batch, model, task))
+    return [min(found[1:]) for found in times]
+
+
+def _seconds(batch: Batch, model: Any, task: Task) -> float:
+    began = time.perf_counter()
+    losses_B = task.row_losses(model, batch)
+    losses_B.sum().backward()
+    if losses_B.device.type != "cpu":
+        torch.get_device_module(losses_B.device).synchronize()
+    return time.perf_counter() - began
 
 
 def width(cost: float, train: TrainSpec, examples: Sequence[Example]) -> int:
@@ -103,7 +114,7 @@ def width(cost: float, train: TrainSpec, examples: Sequence[Example]) -> int:
 
 def pays(cost: float, tokens: float) -> bool:
     """Tell whether a pass over so many tokens of a trial costs much by itself: sharing it then pays."""
-    return cost >= 2 * ENOUGH * tokens
+    return cost >= LEAST * tokens
 
 
 def passes(steps: Sequence[tuple[int, int]], cost: float, most: int) -> list[list[int]]:

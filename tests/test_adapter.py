@@ -165,3 +165,20 @@ def test_initialisation_that_would_change_a_tied_weight_is_refused(tied_llama):
 def test_unknown_module_to_save_is_refused(tiny_bert):
     spec, _, load = prepared(tiny_bert, "lora.modules_to_save=[poler]")
     assert any("'poler' is no module" in p for p in adapter.problems(spec.lora, spec.task_type, load()))
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ("lora.target_parameters=[query.wieght]", "'query.wieght' is no parameter of BertForSequenceClassification"),
+        ("lora.target_parameters=[query.wieght]", "did you mean 'query.weight'?"),
+        ("lora.target_parameters=[classifier.weight]", "lies in 'classifier', which trains in full"),
+        ("lora.target_parameters=[query.bias]", "has 1 dimensions, and peft adapts parameters of 2 or 3"),
+        ("lora.target_parameters=[value.weight]", "is adapted by lora.target_modules=['value'] already"),
+    ],
+)
+def test_parameters_that_peft_cannot_adapt_are_refused(tiny_bert, more, words):
+    spec, _, load = prepared(tiny_bert, "lora.target_modules=[value]", more)
+    assert any(words in p for p in adapter.problems(spec.lora, spec.task_type, load()))
+    spec, _, load = prepared(tiny_bert, "lora.target_modules=[value]", "lora.target_parameters=[query.weight]")
+    assert adapter.problems(spec.lora, spec.task_type, load()) == []

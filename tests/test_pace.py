@@ -1,11 +1,15 @@
 """What shared passes save, where both ways were timed; nothing is told where they were not."""
 
 import pytest
+import torch
 from test_packed import always_together, spec_of, trainer, workload
 
-from lorasweep import engine, pace
+from lorasweep import engine, model, pace
 
 __all__ = ["always_together"]
+
+OVERHEAD = pace.overhead
+"""What always_together replaces."""
 
 
 def test_saving_is_known_once_both_ways_are_timed():
@@ -59,3 +63,21 @@ def test_saving_goes_on_with_a_checkpoint(tiny_bert, tmp_path):
     for event in fresh.run(lambda: jobs.pop() if jobs else None):
         if isinstance(event, engine.TrialBegan):
             assert event.step == 1 and fresh.slots[0].packing_saved_s == 1.5
+
+
+def test_cost_of_a_pass_leaves_out_the_first_slow_ones(tiny_bert, monkeypatch):
+    """A pass of N tokens takes 50 + N ms; a process's first ones, and a busy machine's, ten seconds more."""
+    spec, work = spec_of("seq_cls", tiny_bert), workload("seq_cls", tiny_bert)
+    examples, rounds = work.examples["train"], []
+
+    def seconds(batch, *_):
+        rounds.append(len(batch.labels))
+        slow = len(rounds) <= 2 or len(rounds) % 3 == 0
+        return (50 + batch.inputs["input_ids"].numel()) / 1e3 + 10 * slow
+
+    monkeypatch.setattr(pace, "_seconds", seconds)
+    monkeypatch.setattr(pace, "LONG_S", 1e3)
+    net = model.load(spec.model, spec.train, work.task, work.tokenizer).model
+    cost = OVERHEAD(net, work.task, examples, work.tokenizer.pad_token_id, torch.device("cpu"))
+    assert cost == pytest.approx(50)
+    assert rounds[:4] == [1, rounds[1], 1, rounds[1]] and rounds[1] > 1, "small and large in turn"
