@@ -25,6 +25,9 @@ OWN_BYTES = 2**26
 """PiSSA and OLoRA trials keep the base weights that they changed up to so many bytes each; what is larger is made when
 the trial computes alone, and by their A and s B beside others."""
 
+READ = 64
+"""Rows whose product with a weight costs what taking up another weight does: so much is worth sparing it."""
+
 WASTE = 0.05
 """Ranks are padded to stack updates while that adds at most this share to a layer's products."""
 
@@ -52,7 +55,7 @@ class Layers:
     own: dict[nn.Module, Tensor] = field(default_factory=dict)
     """Base weights that the initialisation changed: LoftQ's, and W_res of PiSSA and OLoRA where it is kept."""
     start: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """A and s B that PiSSA and OLoRA took out of the weight, where it is not: W_res x = W x - s B A x."""
+    """A and s B that PiSSA and OLoRA took out of the weight: W_res x = W x - s B A x."""
 
     def train(self, on: bool) -> None:
         """Switch the adapter's dropout; the frozen base stays in evaluation mode."""
@@ -79,14 +82,12 @@ def layers(attached: Attached, stream: DropoutStream, dropouts: list[nn.Module])
         else:
             out.whole[place.base] = place.own
     in_base = {place.base: names[place.own] for place in attached.swap.places}
-    starts = dict(out.start)
-    kept = sum(m.weight.numel() * m.weight.element_size() for m in starts) <= OWN_BYTES
+    kept = sum(m.weight.numel() * m.weight.element_size() for m in out.start) <= OWN_BYTES
     for weight in attached.swap.weights:
         if weight.key == "bias" or weight.module not in out.plain:
             out.weights.setdefault(weight.module, {})[weight.key] = weight.own
-        elif kept or weight.module not in starts:
+        elif kept or weight.module not in out.start:
             out.own[weight.module] = weight.own
-            out.start.pop(weight.module, None)
         else:
             weight.make = functools.partial(adapter.residual, attached, in_base[weight.module])
     return out
@@ -216,14 +217,26 @@ class Pass:
         biases = [one.weights.get(module, {}).get("bias", module.bias) for _, one in rows]
         if all(bias is module.bias for bias in biases):
             biases = []
+        subtracts = [self._subtracts(module, at, one) for at, one in rows]
+        pairs = [*zip(rows, subtracts, strict=True)]
         plan = Plan(
             runs,
-            own=[(at, one.own[module]) for at, one in rows if module in one.own],
-            starts=[(at, *_cast(one.start[module], x)) for at, one in rows if module in one.start],
+            own=[(at, one.own[module]) for (at, one), other in pairs if module in one.own and not other],
+            starts=[(at, *_cast(one.start[module], x)) for (at, one), other in pairs if other],
             biases=[at for at, _ in rows] if biases else (),
         )
         bias = None if biases else module.bias
         return PackedForward.apply(x, quant.reader(module), bias, plan, *trained, *(b.to(x.dtype) for b in biases))
+
+    def _subtracts(self, module: Any, at: slice, one: Layers) -> bool:
+        """Tell whether rows share the frozen product and have the start taken from it, rather than a weight of their
+        own: the fewer rows, the more that weight costs.
+        """
+        if module not in one.start or module not in one.own:
+            return module in one.start
+        A_RI, B_OR = one.start[module]
+        spent = (at.stop - at.start) * (A_RI.numel() + B_OR.numel())
+        return len(self.trials) > 1 and spent <= READ * quant.size(module)
 
     def _stacks(self, module: Any) -> Iterator[list[Part]]:
         """Yield neighbours whose updates are done in one product: as many rows each, and ranks about equal."""
