@@ -1,6 +1,6 @@
 """One trial with several seeds, ours packed against the loop people write: is the adapter as good, over all seeds?
 
-    python benchmarks/same_quality.py --seeds 0 1 2 3 data=csv data.path=FOLDER data.label_column=category \
+    python benchmarks/same_quality.py --seeds 0,1,2,3 data=csv data.path=FOLDER data.label_column=category \
         data.test_split=test data.max_train_samples=2000 train.epochs=2 lora.r=87
 
 A single seed's difference is mostly that of other random numbers on the two sides. Prints each seed's accuracy on the
@@ -28,15 +28,15 @@ LOST = -0.01
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
+    parser.add_argument("--seeds", default="0,1,2,3")
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_intermixed_args()
-    seeds = [f"train.seed={seed}" for seed in given.seeds]
+    seeds = [f"train.seed={seed}" for seed in given.seeds.split(",")]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         began = time.perf_counter()
-        several = f"train.seed={','.join(map(str, given.seeds))}"
-        run_command(["-m", *given.overrides, several, "tracking.reload_check=false", f"outputs={name}", "study=ours"])
+        several = [f"train.seed={given.seeds}", "tracking.reload_check=false"]
+        run_command(["-m", *given.overrides, *several, f"outputs={name}", "study=ours"])
         ours_s = time.perf_counter() - began
         study = Study.open(folder / "ours")
         ours_SN = np.stack([correct(study, trial.number) for trial in study.trials()])
