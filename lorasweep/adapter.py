@@ -26,7 +26,16 @@ from torch import Tensor, nn
 
 from lorasweep import quant, swap
 from lorasweep.errors import ConfigError, did_you_mean
-from lorasweep.model import EXPERTS, LINEAR, Base, has_fused_experts, preset_names, renew_missing, target_problems
+from lorasweep.model import (
+    EXPERTS,
+    LINEAR,
+    Base,
+    has_fused_experts,
+    new_heads,
+    preset_names,
+    renew_missing,
+    target_problems,
+)
 from lorasweep.spec import TARGET_PRESETS, LoraSpec, TaskSpec
 
 WITH_EXPERTS = ("mlp", "all", "all-linear")
@@ -157,7 +166,7 @@ def _parameter_problems(lora: LoraSpec, wanted: LoraConfig, base: Base) -> list[
     """Return a problem for every target_parameters that peft would not find, or could not adapt."""
     sizes = {n: p.dim() for n, p in base.model.named_parameters()}
     short = sorted({".".join(n.split(".")[-2:]) for n, dims in sizes.items() if dims in ADAPTED_DIMS})
-    whole = wanted.modules_to_save or []
+    whole = {*(wanted.modules_to_save or []), *new_heads(base.model)}
     out = []
     for name in lora.target_parameters or []:
         found = [n for n in sizes if n == name or n.endswith(f".{name}")]
@@ -229,9 +238,9 @@ def attach(base: Base, lora: LoraSpec, task: TaskSpec, seed: int, batches: Batch
     """Put a fresh adapter on the base: the head drawn anew, then A and B, all from `seed`.
 
     `batches` gives the model inputs that eva looks at; no other initialisation asks for them. Raises ConfigError for
-    what a quantised base cannot do.
+    what a quantised base cannot do, and for parameters that lie in what the checkpoint lacks.
     """
-    refused = quant.problems(lora, base.quantization)
+    refused = quant.problems(lora, base.quantization) + _parameter_problems(lora, config(lora, task, base), base)
     if refused:
         raise ConfigError(refused)
     renew_missing(base, seed)

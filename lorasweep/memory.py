@@ -127,7 +127,7 @@ def _estimate(
     base = model.skeleton(spec.model, task, tokenizer)
     there = device_of(spec.train)
     base.model.to(dtype_of(spec.train, there))
-    base.missing = _heads(base.model) if missing is None else missing
+    base.missing = model.new_heads(base.model) if missing is None else missing
     trials = _Trials(spec, base, task, slots)
     counted = True
     try:
@@ -383,16 +383,6 @@ def widest(examples: Sequence[Example], rows: int) -> list[Example]:
     order = sorted(examples, key=lambda e: (len(e), e.supervised), reverse=True)
     step = max(1, len(order) // (MEGABATCH * rows))
     return order[::step][:rows]
-
-
-def _heads(base: Any) -> tuple[str, ...]:
-    """Return the modules beside the model proper that no language model's checkpoint has: a task's new head."""
-    if base.get_output_embeddings() is not None:
-        return ()
-    children = {name: module for name, module in base.named_children() if any(True for _ in module.parameters())}
-    return (
-        tuple(name for name in children if name != base.base_model_prefix) if base.base_model_prefix in children else ()
-    )
 
 
 def _words(base: Any) -> int:

@@ -363,6 +363,16 @@ EXPERTS = ("gate_proj", "up_proj", "down_proj")
 On such a model peft no longer adapts a shared expert's own linear layers of these names."""
 
 
+def new_heads(base: Any) -> tuple[str, ...]:
+    """Return the modules beside the model proper that no language model's checkpoint has: a task's new head."""
+    if base.get_output_embeddings() is not None:
+        return ()
+    children = {name: module for name, module in base.named_children() if any(True for _ in module.parameters())}
+    return (
+        tuple(name for name in children if name != base.base_model_prefix) if base.base_model_prefix in children else ()
+    )
+
+
 def target_problems(base: Base, targets: str | list[str], resolved: list[str]) -> list[str]:
     """Return a problem for every target that matches no module."""
     names = [n for n, m in base.model.named_modules() if isinstance(m, (*LINEAR, nn.Embedding))]
@@ -374,7 +384,7 @@ def target_problems(base: Base, targets: str | list[str], resolved: list[str]) -
         if len(fused & {"gate_proj", "up_proj"}) == 1:
             return ["lora.target_modules: gate_proj and up_proj of the experts are one tensor; name both or neither"]
         return [
-            f"lora.target_modules: '{t}' matches no module of {kind}{did_you_mean(t, short)}; {has}"
+            f"lora.target_modules: '{t}' matches no module of {kind}{did_you_mean(t, short)}"
             for t in targets
             if t not in fused and not any(n == t or n.endswith(f".{t}") for n in names)
         ]
