@@ -51,10 +51,23 @@ def highest(profiler) -> int:
     return peak
 
 
+TRIES = 3
+"""The profiler loses its events now and then."""
+
+
 def measured(spec, work: group.Workload, slots: int) -> int:
     """Return the bytes of the weights and the highest sum of what the engine allocates beside them in two steps."""
     full = [e for e in work.examples["train"] if len(e) == spec.data.max_tokens]
     work.examples["train"] = full
+    for _ in range(TRIES):
+        weights, beside, trained = _measured(spec, work, slots)
+        if beside >= trained:
+            return weights + beside
+    pytest.fail(f"the profiler saw {beside} bytes, less than the {trained} that train")
+
+
+def _measured(spec, work: group.Workload, slots: int) -> tuple[int, int, int]:
+    """Return bytes of the weights, of what the profiler saw beside them, and of what trains."""
     base = model.load(spec.model, spec.train, work.task, work.tokenizer)
     made = engine.Engine(base, work.task, work.prepared())
     made.width = slots
@@ -64,9 +77,10 @@ def measured(spec, work: group.Workload, slots: int) -> int:
         for event in events:
             if isinstance(event, engine.StepEvent) and event.step == 2:
                 break
+        trained = sum(p.nbytes for slot in made.slots for p in slot.attached.parameters())
         events.close()
     weights = {p.untyped_storage().data_ptr(): p.nbytes for p in [*base.model.parameters(), *base.model.buffers()]}
-    return sum(weights.values()) + highest(profiler)
+    return sum(weights.values()), highest(profiler), trained
 
 
 @pytest.mark.parametrize("slots", [1, 3])
