@@ -29,6 +29,9 @@ from pruning import DEFAULTS, correct, interval, run, steps
 
 from lorasweep.study import Study
 
+LOST = -0.01
+"""More than this much less accurate is not as good."""
+
 SEARCH = Path(__file__).parents[1] / "sweeps" / "lora_search.yaml"
 THIRD = {
     "solo": ["search.pruner=none", "train.slots=1"],
@@ -139,7 +142,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         row = compared(options.folder or Path(name), options.trials, options.workers, [*DEFAULTS, *overrides])
     print(json.dumps(row, indent=1))
-    return 0 if all(low > -0.01 for low, _ in row["test_difference_95"].values()) else 1
+    return 0 if all(low > LOST for low, _ in row["test_difference_95"].values()) else 1
 
 
 if __name__ == "__main__":

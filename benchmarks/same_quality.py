@@ -17,13 +17,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from against_trainer import trained
+from against_trainer import LOST, trained
 from pruning import correct, interval, run_command
 
 from lorasweep.study import Study
-
-LOST = -0.01
-"""More than this much less accurate is not as good."""
 
 
 def main() -> int:

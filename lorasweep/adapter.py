@@ -159,16 +159,19 @@ def problems(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
         if not any(n == name or n.endswith(f".{name}") for n in names):
             short = sorted({n.rpartition(".")[2] for n in names if n and not n.rpartition(".")[2].isdigit()})
             out.append(f"lora.modules_to_save: '{name}' is no module of the model; it has {', '.join(short)}")
-    return out + _whole_problems(lora, base) + _parameter_problems(lora, wanted, base)
+    return out + _whole_problems(lora, base) + _parameter_problems(lora, task, base)
 
 
-def _parameter_problems(lora: LoraSpec, wanted: LoraConfig, base: Base) -> list[str]:
+def _parameter_problems(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
     """Return a problem for every target_parameters that peft would not find, or could not adapt."""
+    if not lora.target_parameters:
+        return []
+    wanted = config(lora, task, base)
     sizes = {n: p.dim() for n, p in base.model.named_parameters()}
     short = sorted({".".join(n.split(".")[-2:]) for n, dims in sizes.items() if dims in ADAPTED_DIMS})
     whole = {*(wanted.modules_to_save or []), *new_heads(base.model)}
     out = []
-    for name in lora.target_parameters or []:
+    for name in lora.target_parameters:
         found = [n for n in sizes if n == name or n.endswith(f".{name}")]
         if not found:
             out.append(
@@ -240,7 +243,7 @@ def attach(base: Base, lora: LoraSpec, task: TaskSpec, seed: int, batches: Batch
     `batches` gives the model inputs that eva looks at; no other initialisation asks for them. Raises ConfigError for
     what a quantised base cannot do, and for parameters that lie in what the checkpoint lacks.
     """
-    refused = quant.problems(lora, base.quantization) + _parameter_problems(lora, config(lora, task, base), base)
+    refused = quant.problems(lora, base.quantization) + _parameter_problems(lora, task, base)
     if refused:
         raise ConfigError(refused)
     renew_missing(base, seed)
