@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorasweep import quant
 from lorasweep.spec import TrialSpec
@@ -48,8 +48,9 @@ def optimizer(named: Mapping[str, nn.Parameter], spec: TrialSpec) -> Any:
         decay = train.weight_decay if p.dim() > 1 else 0.0
         ratio = faster if ".lora_B." in name or ".lora_embedding_B." in name else 1.0
         sorted_out.setdefault((decay, ratio, p.device, p.dtype), []).append(p)
+    by_rank = {p for name, p in named.items() if name.endswith("lora_B.default.weight") and p.dim() == 2}
     groups = [
-        {"params": [_flattened(some)], "weight_decay": decay, "lr_ratio": ratio}
+        {"params": [_flattened(some, by_rank)], "weight_decay": decay, "lr_ratio": ratio}
         for (decay, ratio, *_), some in sorted_out.items()
     ]
     how: dict[str, Any] = {"lr": train.learning_rate, "betas": (train.adam_beta1, train.adam_beta2)}
@@ -59,15 +60,20 @@ def optimizer(named: Mapping[str, nn.Parameter], spec: TrialSpec) -> Any:
     return type("FlatSmallAdamW", (Flats, quant.adamw(train.optimizer)), {})(groups, **how)
 
 
-def _flattened(parameters: list[nn.Parameter]) -> nn.Parameter:
-    """Return one tensor that holds all of them; they and their gradients look into it and its gradient from now on."""
+def _flattened(parameters: list[nn.Parameter], by_rank: set[nn.Parameter]) -> nn.Parameter:
+    """Return one tensor that holds all of them; they and their gradients look into it and its gradient from now on.
+
+    The matrices of `by_rank`, O x R, lie there as R x O: products with the rank first take no copy so.
+    """
     spans = [ALIGNED * math.ceil(p.numel() / ALIGNED) for p in parameters]
     flat = nn.Parameter(parameters[0].new_zeros(sum(spans)))
     flat.grad = torch.zeros_like(flat)
-    values = flat.detach()
     for p, end, span in zip(parameters, itertools.accumulate(spans), spans, strict=True):
         part = slice(end - span, end - span + p.numel())
-        values[part].copy_(p.detach().reshape(-1))
-        p.data = values[part].view(p.shape)
-        p.grad = flat.grad[part].view(p.shape)
+        value, grad = (_part(t[part], p.shape, p in by_rank) for t in (flat.detach(), flat.grad))
+        p.data, p.grad = value.copy_(p.detach()), grad
     return flat
+
+
+def _part(values: Tensor, shape: torch.Size, by_rank: bool) -> Tensor:
+    return values.view(shape[1], shape[0]).t() if by_rank else values.view(shape)

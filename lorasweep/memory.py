@@ -229,8 +229,8 @@ class _Trials:
         plain = replace(self.spec.lora, init_lora_weights=True)
         attached = adapter.attach(self.base, plain, self.spec.task_type, 0)
         stream = _NoDraws(device_of(self.spec.train))
-        layers = packed.layers(attached, stream, pack.install(attached.peft_model, stream))
-        layers.train(True)
+        layers = packed.layers(attached, stream)
+        stream.on = True
         attached.take_off()
         return attached, layers
 
@@ -292,7 +292,7 @@ class _Trials:
             rows = min(train.eval_batch_size, len(examples["eval"]))
             batch = self._batch([widest(examples["eval"], rows)] * len(self.seats))
             for _, own in self.seats:
-                own.train(False)
+                own.stream.on = False
             with self._together(batch), torch.no_grad():
                 self.task.row_losses(self.base.model, batch)
             evaluation = Counter(meter.peak)

@@ -70,6 +70,8 @@ class DropoutStream:
     device: torch.device
     draws: dict[torch.device, Draws] = field(default_factory=dict)
     """One a device: of a base spread over several, each layer draws on its own."""
+    on: bool = False
+    """Whether the trial drops anything now; a module's own mode says nothing."""
     _begun: tuple[int, ...] = (0, 0)
     _rows: int = 0
     _lengths: Mapping[int, int] = field(default_factory=dict)
@@ -148,7 +150,7 @@ class StreamDropout(nn.Module):
         self.stream = stream
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
+        if not self.stream.on:
             return x
         return x * self.stream.keep(x, self.p) / (1 - self.p)
 
@@ -181,8 +183,9 @@ class PackedForward(torch.autograd.Function):
     """`x W^T + b` for all rows, and each trial's `s (x * keep) A^T B^T` on its own rows; b and the W that `read`
     gives are frozen.
 
-    `trained` holds the As and then the Bs of each run, then the biases. Ranks within a run are padded with zeros. The
-    rank is the first dimension of every low-rank product: as the last one it makes small ranks several times slower.
+    `trained` holds the As and then the Bs of each run, then the biases. Ranks within a run are padded with zeros; a run
+    of one trial has no dimension K. The rank is the first dimension of every low-rank product: as the last one it makes
+    small ranks several times slower. Gradients are added to those of parameters that have one already, without a copy.
 
     Until the backward pass it keeps x, which neighbouring layers share, and a byte an element for each mask; where
     fewer than half of the rows are a run's, x * keep of those.
@@ -198,14 +201,14 @@ class PackedForward(torch.autograd.Function):
         ctx.ranks, first = [f.shape[0] for f in trained], 0
         for run in plan.runs:
             K = len(run.scales)
-            x_KNI = x_NI[run.at].view(K, -1, x_NI.shape[1])
+            x_KNI = _apart(x_NI[run.at], K)
             keep = None if run.keep is None else run.keep.view(x_KNI.shape)
             kept_KNI = x_KNI if keep is None else x_KNI * keep
-            A_KRI = _stacked(trained[first : first + K], 0)
-            B_KOR = _stacked(trained[first + K : first + 2 * K], 1)
-            low_KRN = _scaled(torch.bmm(A_KRI, kept_KNI.transpose(1, 2)), run.scales)
-            y_NO[run.at].view(K, -1, y_NO.shape[1]).baddbmm_(low_KRN.transpose(1, 2), B_KOR.transpose(1, 2))
-            saved += [low_KRN, A_KRI, B_KOR, _byte(keep), None if shared else kept_KNI]
+            A_KRI = _stacked(trained[first : first + K])
+            B_KRO = _stacked([B_OR.t() for B_OR in trained[first + K : first + 2 * K]])
+            low_KRN = _scaled(_product(A_KRI, kept_KNI.mT), run.scales)
+            _add_product(_apart(y_NO[run.at], K), low_KRN.mT, B_KRO)
+            saved += [low_KRN, A_KRI, B_KRO, _byte(keep), None if shared else kept_KNI]
             first += 2 * K
         for at, A_RI, B_OR in plan.starts:
             y_NO[at].addmm_(x_NI[at] @ A_RI.t(), B_OR.t(), alpha=-1)
@@ -213,6 +216,7 @@ class PackedForward(torch.autograd.Function):
             y_NO[at] += own_O
         ctx.save_for_backward(*saved)
         ctx.read = read
+        ctx.present = [f.grad if f.is_leaf else None for f in trained]
         return y_NO.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -220,33 +224,64 @@ class PackedForward(torch.autograd.Function):
         (x_NI, *saved), plan = ctx.saved_tensors, ctx.plan
         slope_NO = slope.reshape(-1, slope.shape[-1])
         grad_NI = _frozen(slope_NO, ctx.read(slope.dtype), plan.own) if ctx.needs_input_grad[0] else None
-        grads: list[Tensor] = []
+        grads: list[Tensor | None] = []
         for i, run in enumerate(plan.runs):
-            low_KRN, A_KRI, B_KOR, byte, kept_KNI = saved[5 * i : 5 * i + 5]
+            low_KRN, A_KRI, B_KRO, byte, kept_KNI = saved[5 * i : 5 * i + 5]
             K = len(run.scales)
             keep = None if byte is None else byte.to(low_KRN.dtype)
             if kept_KNI is None:
-                x_KNI = x_NI[run.at].view(K, -1, x_NI.shape[1])
+                x_KNI = _apart(x_NI[run.at], K)
                 kept_KNI = x_KNI if keep is None else x_KNI * keep
-            ranks = ctx.ranks[len(grads) : len(grads) + K]
-            slope_KNO = slope_NO[run.at].view(K, -1, slope_NO.shape[1])
-            low_slope_KRN = _scaled(torch.bmm(B_KOR.transpose(1, 2), slope_KNO.transpose(1, 2)), run.scales)
-            grad_A_KRI = torch.bmm(low_slope_KRN, kept_KNI)
-            grad_B_KRO = torch.bmm(low_KRN, slope_KNO)
-            grads += [g[:r] for g, r in zip(grad_A_KRI.unbind(), ranks, strict=True)]
-            grads += [g[:r].t() for g, r in zip(grad_B_KRO.unbind(), ranks, strict=True)]
+            slope_KNO = _apart(slope_NO[run.at], K)
+            low_slope_KRN = _scaled(_product(B_KRO, slope_KNO.mT), run.scales)
+            present, first = ctx.present[len(grads) : len(grads) + 2 * K], len(grads)
+            ranks = ctx.ranks[first : first + K]
+            grads += _gradients(low_slope_KRN, kept_KNI, ranks, present[:K])
+            grads_B = _gradients(low_KRN, slope_KNO, ranks, [None if g is None else g.t() for g in present[K:]])
+            grads += [None if g is None else g.t() for g in grads_B]
             if grad_NI is not None:
-                grad_KNI = grad_NI[run.at].view(K, -1, grad_NI.shape[1])
+                grad_KNI = _apart(grad_NI[run.at], K)
                 if keep is None:
-                    grad_KNI.baddbmm_(low_slope_KRN.transpose(1, 2), A_KRI)
+                    _add_product(grad_KNI, low_slope_KRN.mT, A_KRI)
                 else:
-                    grad_KNI.addcmul_(torch.bmm(low_slope_KRN.transpose(1, 2), A_KRI), keep)
+                    grad_KNI.addcmul_(_product(low_slope_KRN.mT, A_KRI), keep)
         if grad_NI is not None:
             for at, A_RI, B_OR in plan.starts:
                 grad_NI[at].addmm_(slope_NO[at] @ B_OR, A_RI, alpha=-1)
         grads += [slope_NO[at].sum(0) for at in plan.biases]
         grad_x = None if grad_NI is None else grad_NI.view(*slope.shape[:-1], -1)
         return grad_x, None, None, None, *grads
+
+
+def _apart(rows_NI: Tensor, trials: int) -> Tensor:
+    """Return each trial's rows; of one trial, as they are."""
+    return rows_NI if trials == 1 else rows_NI.view(trials, -1, rows_NI.shape[1])
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    return torch.mm(left, right) if left.dim() == 2 else torch.bmm(left, right)
+
+
+def _add_product(to: Tensor, left: Tensor, right: Tensor) -> None:
+    (to.addmm_ if left.dim() == 2 else to.baddbmm_)(left, right)
+
+
+def _gradients(
+    left: Tensor, right: Tensor, ranks: Sequence[int], present: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """Return each trial's product of R x N with N x anything, without what padded the rank; None where it was added to
+    the gradient that is there.
+    """
+    if left.dim() == 2 and present[0] is not None:
+        present[0].addmm_(left, right)
+        return [None]
+    found: list[Tensor | None] = []
+    products = _product(left, right)
+    for grad, rank, there in zip(products.view(len(ranks), -1, products.shape[-1]), ranks, present, strict=True):
+        found.append(grad[:rank] if there is None else None)
+        if there is not None:
+            there += grad[:rank]
+    return found
 
 
 def _frozen(x_NI: Tensor, W_IO: Tensor, own: Sequence[tuple[slice, Tensor]], b_O: Tensor | None = None) -> Tensor:
@@ -267,41 +302,41 @@ def _byte(keep: Tensor | None) -> Tensor | None:
     return keep.to(torch.uint8) if keep is not None and keep.is_floating_point() else keep
 
 
-def _scaled(low_KRN: Tensor, scales: Sequence[float]) -> Tensor:
+def _scaled(low_KRN: Tensor, scales: tuple[float, ...]) -> Tensor:
     """Multiply each trial's part in place."""
     if min(scales) == max(scales):
         return low_KRN.mul_(scales[0])
-    return low_KRN.mul_(torch.tensor(scales, dtype=low_KRN.dtype, device=low_KRN.device)[:, None, None])
+    return low_KRN.mul_(_column(scales, low_KRN.dtype, low_KRN.device))
 
 
-def _stacked(matrices: Sequence[Tensor], rank_dim: int) -> Tensor:
-    """Return the matrices as one tensor, zeros where a rank is smaller than the largest."""
+@functools.lru_cache(maxsize=256)
+def _column(scales: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(scales, dtype=dtype, device=device)[:, None, None]
+
+
+def _stacked(matrices: Sequence[Tensor]) -> Tensor:
+    """Return the matrices as one tensor, zeros where a rank, their first dimension, is smaller than the largest; a
+    single one as it is.
+    """
     if len(matrices) == 1:
-        return matrices[0][None]
-    ranks = [m.shape[rank_dim] for m in matrices]
+        return matrices[0]
+    ranks = [len(m) for m in matrices]
     if min(ranks) == max(ranks):
         return torch.stack(list(matrices))
-    shape = list(matrices[0].shape)
-    shape[rank_dim] = max(ranks)
-    out = matrices[0].new_zeros(len(matrices), *shape)
+    out = matrices[0].new_zeros(len(matrices), max(ranks), matrices[0].shape[1])
     for place, matrix in zip(out, matrices, strict=True):
-        place.narrow(rank_dim, 0, matrix.shape[rank_dim]).copy_(matrix)
+        place[: len(matrix)].copy_(matrix)
     return out
 
 
-def install(peft_model: Any, stream: DropoutStream) -> list[nn.Module]:
-    """Give the model's plain LoRA layers the fused forward and all of its adapters' dropout the stream; return the
-    dropouts. They are off until they are switched on; the frozen base stays in evaluation mode.
-    """
-    dropouts = []
+def install(peft_model: Any, stream: DropoutStream) -> None:
+    """Give the model's plain LoRA layers the fused forward and all of its adapters' dropout the stream."""
     for layer in _lora_layers(peft_model):
         for name, dropout in layer.lora_dropout.items():
             if isinstance(dropout, nn.Dropout):
                 layer.lora_dropout[name] = StreamDropout(dropout.p, stream)
         if is_plain(layer) and not any(p.requires_grad for p in layer.base_layer.parameters()):
             layer.forward = functools.partial(_forward, layer)
-        dropouts.append(layer.lora_dropout)
-    return dropouts
 
 
 def _lora_layers(peft_model: Any) -> Iterator[Any]:
@@ -323,7 +358,7 @@ def _forward(layer: Any, x: Tensor) -> Tensor:
     A_RI, B_OR = layer.lora_A[name].weight, layer.lora_B[name].weight
     dropout, s = layer.lora_dropout[name], layer.scaling[name]
     keep = None
-    if dropout.training and isinstance(dropout, StreamDropout):
+    if isinstance(dropout, StreamDropout) and dropout.stream.on:
         keep = dropout.stream.keep(x, dropout.p)
         s = s / (1 - dropout.p)
     run = Run(slice(0, x.numel() // x.shape[-1]), (s,), keep)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorasweep import adapter, quant, swap
+from lorasweep import adapter, pack, quant, swap
 from lorasweep.adapter import Attached
 from lorasweep.errors import Unpackable
 from lorasweep.pack import DropoutStream, PackedForward, Plan, Run, StreamDropout, is_plain
@@ -44,8 +44,6 @@ class Layers:
     """What one trial has for the base's modules; made while it is on the base."""
 
     stream: DropoutStream
-    dropouts: list[nn.Module]
-    """The adapter's own."""
     plain: dict[nn.Module, Any] = field(default_factory=dict)
     """peft's layers of linear modules whose update can be added to the output."""
     whole: dict[nn.Module, nn.Module] = field(default_factory=dict)
@@ -57,19 +55,15 @@ class Layers:
     start: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """A and s B that PiSSA and OLoRA took out of the weight: W_res x = W x - s B A x."""
 
-    def train(self, on: bool) -> None:
-        """Switch the adapter's dropout; the frozen base stays in evaluation mode."""
-        for dropout in self.dropouts:
-            dropout.train(on)
-
     @property
     def modules(self) -> set[nn.Module]:
         return {*self.plain, *self.whole, *self.weights}
 
 
-def layers(attached: Attached, stream: DropoutStream, dropouts: list[nn.Module]) -> Layers:
-    """Sort out what an adapter does to each module."""
-    out = Layers(stream, dropouts)
+def layers(attached: Attached, stream: DropoutStream) -> Layers:
+    """Sort out what an adapter does to each module, and let its dropout draw from the stream."""
+    pack.install(attached.peft_model, stream)
+    out = Layers(stream)
     names = {module: name for name, module in attached.peft_model.named_modules()}
     for place in attached.swap.places:
         if is_plain(place.own):
@@ -267,7 +261,7 @@ def _dropped(
     scales, kept = [], []
     for part, layer in zip(members, own, strict=True):
         dropout, s = layer.lora_dropout["default"], layer.scaling["default"]
-        p = dropout.p if isinstance(dropout, StreamDropout) and dropout.training else 0.0
+        p = dropout.p if isinstance(dropout, StreamDropout) and dropout.stream.on else 0.0
         kept.append(part.layers.stream.keep(_of(x, part.rows, total), p) if p else None)
         scales.append(s / (1 - p))
     if all(k is None for k in kept):

@@ -113,10 +113,9 @@ class Slot:
 
     def train(self, on: bool) -> None:
         """Switch dropout: of the adapters alone, or of the base too where the trial asks for it."""
+        self.layers.stream.on = on
         if self.spec.model.base_dropout:
             self.attached.peft_model.train(on)
-        else:
-            self.layers.train(on)
 
     def spared(self, seconds: float) -> None:
         """Take in what a step saved by sharing its pass."""
@@ -215,7 +214,7 @@ def new_slot(
     if lacking:
         raise ConfigError(lacking)
     stream = pack.DropoutStream(device)
-    layers = packed.layers(attached, stream, pack.install(attached.peft_model, stream))
+    layers = packed.layers(attached, stream)
     train = job.spec.train
     per_epoch, total = step_counts(train, len(examples))
     slot = Slot(

@@ -52,9 +52,8 @@ def test_fused_dropout_equals_dropping_the_input_with_the_same_mask():
     x = torch.randn(3, 5, 12, dtype=torch.float64, requires_grad=True)
     stream = pack.DropoutStream(torch.device("cpu"))
     model = adapted(0.4)
-    dropouts = pack.install(model, stream)
-    for dropout in dropouts:
-        dropout.train()
+    pack.install(model, stream)
+    stream.on = True
     stream.at(7, 3)
     fused = gradients(model, x)
     for layer in model.modules():
@@ -63,8 +62,7 @@ def test_fused_dropout_equals_dropping_the_input_with_the_same_mask():
     slow = gradients(model, x)
     for name, slope in slow.items():
         torch.testing.assert_close(fused[name], slope, rtol=1e-10, atol=1e-12, msg=name)
-    for dropout in dropouts:
-        dropout.eval()
+    stream.on = False
     assert not torch.equal(gradients(model, x)["x"], slow["x"])
 
 
@@ -113,3 +111,29 @@ def test_mask_depends_on_seed_and_step_alone():
     assert torch.equal(mask(1, 2), first)
     assert not torch.equal(mask(1, 3), first)
     assert not torch.equal(mask(2, 2), first)
+
+
+@pytest.mark.parametrize("ranks", [[2], [2, 3], [3, 3]])
+def test_gradients_are_added_to_what_is_there_without_a_copy(ranks):
+    """As autograd would add them; a parameter keeps the tensor that it has as its gradient."""
+    torch.manual_seed(0)
+    K, rows = len(ranks), 4
+    x_NI, W_OI = torch.randn(K * rows, 10, dtype=torch.float64), torch.randn(6, 10, dtype=torch.float64)
+    shapes = [(r, 10) for r in ranks] + [(6, r) for r in ranks]
+    plan = pack.Plan([pack.Run(slice(0, K * rows), tuple(0.5 + k for k in range(K)), None)])
+
+    def found(factors: list[torch.Tensor]) -> None:
+        y_NO = pack.PackedForward.apply(x_NI, lambda _: W_OI, None, plan, *factors)
+        y_NO.square().sum().backward()
+
+    fresh = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+    kept = [f.detach().clone().requires_grad_() for f in fresh]
+    before = [torch.randn_like(f).t().clone().t() if i >= K else torch.randn_like(f) for i, f in enumerate(fresh)]
+    for f, gradient in zip(kept, before, strict=True):
+        f.grad = gradient.clone()
+    places = [f.grad.data_ptr() for f in kept]
+    found(fresh)
+    found(kept)
+    assert [f.grad.data_ptr() for f in kept] == places
+    for one, other, gradient in zip(fresh, kept, before, strict=True):
+        torch.testing.assert_close(other.grad, gradient + one.grad, rtol=1e-12, atol=1e-12)

@@ -258,7 +258,7 @@ def test_trials_with_base_weights_of_their_own_compute_in_both_ways(
 def test_few_rows_take_the_start_from_the_common_product(rows, trials, taken):
     module, stream = torch.nn.Linear(32, 32), pack.DropoutStream(torch.device("cpu"))
     start = torch.zeros(4, 32), torch.zeros(32, 4)
-    one = packed.Layers(stream, [], own={module: module.weight}, start={module: start})
+    one = packed.Layers(stream, own={module: module.weight}, start={module: start})
     made = packed.Pass([packed.Part(one, slice(i * rows, (i + 1) * rows), {}) for i in range(trials)])
     assert made._subtracts(module, slice(0, rows), one) is taken
 
@@ -599,7 +599,7 @@ def test_few_slots_where_a_trial_fills_the_machine_and_more_where_it_does_not(ti
 def part(module: torch.nn.Module, rank: int, rows: slice) -> packed.Part:
     """Return a trial that adapts a module with a rank, as far as its place in a pass goes."""
     stream, layer = pack.DropoutStream(torch.device("cpu")), SimpleNamespace(r={"default": rank})
-    return packed.Part(packed.Layers(stream, [], plain={module: layer}), rows, {})
+    return packed.Part(packed.Layers(stream, plain={module: layer}), rows, {})
 
 
 @pytest.mark.parametrize(
