@@ -23,7 +23,7 @@ import peft
 import transformers
 from datasets import Dataset
 
-from lorasweep import adapter, compose, data, model, tasks
+from lorasweep import compose, data, lora_config, model, tasks
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
@@ -60,7 +60,7 @@ class Loop:
         base = transformers.AutoModelForSequenceClassification.from_pretrained(
             model.source(spec.model), **self.task.model_kwargs(), **dict.fromkeys(DROPOUTS, 0.0)
         )
-        lora = adapter.config(spec.lora, spec.task_type, model.skeleton(spec.model, self.task, self.tokenizer))
+        lora = lora_config.config(spec.lora, spec.task_type, model.skeleton(spec.model, self.task, self.tokenizer))
         return peft.get_peft_model(base, lora)
 
     def arguments(self, train: Any) -> Any:

@@ -19,7 +19,19 @@ from typing import Any
 
 import torch
 
-from lorasweep import adapter, checkpoint, evaluate, memory, pace, packed, prefix, recompute, retry, transfer
+from lorasweep import (
+    adapter,
+    checkpoint,
+    evaluate,
+    lora_config,
+    memory,
+    pace,
+    packed,
+    prefix,
+    recompute,
+    retry,
+    transfer,
+)
 from lorasweep.energy import Energy
 from lorasweep.errors import ConfigError, Unpackable, Unstable
 from lorasweep.events import EvalEvent, Event, Job, StepEvent, TrialBegan, TrialEnded
@@ -159,7 +171,7 @@ class Engine:
         """Give the trial a slot: afresh, from another's adapter, or from where it was."""
         saved = checkpoint.read(job.checkpoint, self._identity(job)) if job.checkpoint else None
         spec = job.spec
-        wrong = adapter.misread(spec.lora, spec.task_type, self.base, self.device)
+        wrong = lora_config.misread(spec.lora, spec.task_type, self.base, self.device)
         if wrong:  # the machine that launched us may be another, and could not tell
             raise ConfigError(wrong)
         self._seat(None)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lorasweep import adapter, data, device, model, quant, recompute, tasks, tokens
+from lorasweep import data, device, lora_config, model, quant, recompute, tasks, tokens
 from lorasweep.engine import Prepared
 from lorasweep.errors import ConfigError
 from lorasweep.spec import TrialSpec
@@ -101,9 +101,9 @@ def preflight(specs: Sequence[TrialSpec], here: bool = True) -> dict[str, Worklo
             if group not in loaded:
                 loaded[group] = workload(spec)
                 bases[group] = model.skeleton(spec.model, loaded[group].task, loaded[group].tokenizer)
-            problems += adapter.problems(spec.lora, spec.task_type, bases[group])
+            problems += lora_config.problems(spec.lora, spec.task_type, bases[group])
             if here:
-                problems += adapter.misread(spec.lora, spec.task_type, bases[group], device.device_of(spec.train))
+                problems += lora_config.misread(spec.lora, spec.task_type, bases[group], device.device_of(spec.train))
             problems += recompute.problems(spec, bases[group].model)
             problems += metric_problems(spec, loaded[group].task)
         except ConfigError as error:

@@ -9,7 +9,7 @@ import transformers
 from conftest import wordpiece
 from test_packed import Seen, passes, run
 
-from lorasweep import adapter, check, compose, engine, evaluate, group, model, pace
+from lorasweep import adapter, check, compose, engine, evaluate, group, lora_config, model, pace
 
 COMMON = {
     "hidden_size": 32,
@@ -96,7 +96,7 @@ TARGETS = {
 @pytest.mark.parametrize("family", ["deepseek", "qwen"])
 def test_experts_train_and_survive_a_reload(moe, family, targets, tmp_path):
     spec, work, load = trial(moe[family], *TARGETS[targets])
-    assert adapter.problems(spec.lora, spec.task_type, load()) == []
+    assert lora_config.problems(spec.lora, spec.task_type, load()) == []
     base = load()
     start = {n: w.clone() for n, w in base.model.state_dict().items()}
     todo = [engine.Job(0, spec)]
@@ -135,7 +135,7 @@ def test_experts_train_and_survive_a_reload(moe, family, targets, tmp_path):
 def test_what_experts_cannot_do_is_refused(moe, more, words):
     given = [] if "target_modules" in more else ["lora.target_modules=all"]
     spec, _, load = trial(moe["qwen"], more, *given)
-    assert any(words in p for p in adapter.problems(spec.lora, spec.task_type, load()))
+    assert any(words in p for p in lora_config.problems(spec.lora, spec.task_type, load()))
 
 
 def test_expert_parameters_by_name_are_checked_with_the_spec():
@@ -145,7 +145,7 @@ def test_expert_parameters_by_name_are_checked_with_the_spec():
 
 def test_attention_of_a_mixture_needs_no_exception(moe):
     spec, _, load = trial(moe["qwen"], "lora.target_modules=attention", "lora.lora_dropout=0.1")
-    assert adapter.problems(spec.lora, spec.task_type, load()) == []
+    assert lora_config.problems(spec.lora, spec.task_type, load()) == []
 
 
 BESIDE = ["lora.target_modules=attention", "train.seed=2", "lora.r=2", "lora.lora_dropout=0.2", "train.batch_size=5"]

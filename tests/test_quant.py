@@ -7,7 +7,7 @@ import torch
 from test_packed import DROPPED, EXACT, OPTIONS, PLAIN, alone, close, run, spec_of, trainer, workload
 from torch import nn
 
-from lorasweep import adapter, engine, group, memory, model, outcome, pace, quant, retry
+from lorasweep import adapter, engine, group, lora_config, memory, model, outcome, pace, quant, retry
 from lorasweep.errors import ConfigError
 
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra `quant`)")
@@ -198,9 +198,9 @@ def test_dora_on_rows_that_a_cpu_reads_wrongly_is_refused_before_anything_trains
         group.preflight([spec_of("seq_cls", tiny_bert, *keys, other)])
     spec, work = spec_of("seq_cls", tiny_bert, *keys), workload("seq_cls", tiny_bert)
     base = model.skeleton(spec.model, work.task, work.tokenizer)
-    assert adapter.misread(spec.lora, spec.task_type, base, torch.device("cuda")) == []
+    assert lora_config.misread(spec.lora, spec.task_type, base, torch.device("cuda")) == []
     monkeypatch.setattr(quant, "misreads", lambda width: False)
-    assert adapter.misread(spec.lora, spec.task_type, base, torch.device("cpu")) == []
+    assert lora_config.misread(spec.lora, spec.task_type, base, torch.device("cpu")) == []
 
 
 def test_wrong_reading_is_found_by_trying_it(monkeypatch):
@@ -269,12 +269,12 @@ def test_two_loftq_trials_share_a_quantised_base_and_a_pass(tiny_bert):
 def test_what_a_quantised_base_cannot_do_is_refused_before_it_trains(tiny_bert, more, words):
     spec, work = spec_of("seq_cls", tiny_bert, "model.quantization=nf4", *more), workload("seq_cls", tiny_bert)
     for base in (model.skeleton(spec.model, work.task, work.tokenizer), base_of(tiny_bert, "nf4")):
-        assert any(words in p for p in adapter.problems(spec.lora, spec.task_type, base)), base.small
+        assert any(words in p for p in lora_config.problems(spec.lora, spec.task_type, base)), base.small
     if "modules_to_save" not in more[0]:
         with pytest.raises(ConfigError, match=words.split(":")[0]):
             adapter.attach(base, spec.lora, spec.task_type, 0)
     free = spec_of("seq_cls", tiny_bert, *more)
-    assert adapter.problems(free.lora, free.task_type, model.skeleton(free.model, work.task, work.tokenizer)) == []
+    assert lora_config.problems(free.lora, free.task_type, model.skeleton(free.model, work.task, work.tokenizer)) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,7 +9,7 @@ import torch
 import transformers
 from conftest import wordpiece
 
-from lorasweep import adapter, compose, engine, evaluate, group, model
+from lorasweep import adapter, compose, engine, evaluate, group, lora_config, model
 
 TASKS = ["seq_cls", "causal_lm", "seq_2_seq_lm", "token_cls", "question_ans", "feature_extraction"]
 
@@ -120,7 +120,7 @@ def gap(found: torch.Tensor, expected: torch.Tensor) -> float:
 def check_round_trip(task: str, folder: Path, target: Path, *more: str) -> None:
     more = tuple(m.replace("LAST", LAST.get(task, "layer.1.output.dense")) for m in more)
     spec, work = trial(task, folder, more)
-    assert adapter.problems(spec.lora, spec.task_type, model.skeleton(spec.model, work.task, work.tokenizer)) == []
+    assert lora_config.problems(spec.lora, spec.task_type, model.skeleton(spec.model, work.task, work.tokenizer)) == []
 
     def load() -> model.Base:
         return model.load(spec.model, spec.train, work.task, work.tokenizer)
