@@ -16,8 +16,8 @@ from torch import Tensor
 from lorasweep.errors import ConfigError
 from lorasweep.spec import TrialSpec
 
-VERSION = 1
-"""Of the file's layout; a file of another version is not read."""
+VERSION = 2
+"""Of the file's layout; a file of another version is not read. In 1, the moments of B lay the other way round."""
 
 SECTIONS = ("model", "task_type", "lora", "data", "train")
 """Parts of a spec that a checkpoint depends on."""

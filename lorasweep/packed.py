@@ -211,26 +211,28 @@ class Pass:
         biases = [one.weights.get(module, {}).get("bias", module.bias) for _, one in rows]
         if all(bias is module.bias for bias in biases):
             biases = []
-        subtracts = [self._subtracts(module, at, one) for at, one in rows]
-        pairs = [*zip(rows, subtracts, strict=True)]
         plan = Plan(
             runs,
-            own=[(at, one.own[module]) for (at, one), other in pairs if module in one.own and not other],
-            starts=[(at, *_cast(one.start[module], x)) for (at, one), other in pairs if other],
+            own=[(at, one.own[module]) for at, one in rows if self._has_own(module, at, one)],
+            starts=[
+                (at, *_cast(one.start[module], x))
+                for at, one in rows
+                if module in one.start and not self._has_own(module, at, one)
+            ],
             biases=[at for at, _ in rows] if biases else (),
         )
         bias = None if biases else module.bias
         return PackedForward.apply(x, quant.reader(module), bias, plan, *trained, *(b.to(x.dtype) for b in biases))
 
-    def _subtracts(self, module: Any, at: slice, one: Layers) -> bool:
-        """Tell whether rows share the frozen product and have the start taken from it, rather than a weight of their
-        own: the fewer rows, the more that weight costs.
+    def _has_own(self, module: Any, at: slice, one: Layers) -> bool:
+        """Tell whether rows take a product with a weight of their own. Where that is W less the start, they may share
+        the frozen product and have the start taken from it: the fewer rows, the more a weight costs.
         """
-        if module not in one.start or module not in one.own:
-            return module in one.start
+        if module not in one.own or module not in one.start:
+            return module in one.own
         A_RI, B_OR = one.start[module]
         spent = (at.stop - at.start) * (A_RI.numel() + B_OR.numel())
-        return len(self.trials) > 1 and spent <= READ * quant.size(module)
+        return len(self.trials) == 1 or spent > READ * quant.size(module)
 
     def _stacks(self, module: Any) -> Iterator[list[Part]]:
         """Yield neighbours whose updates are done in one product: as many rows each, and ranks about equal."""

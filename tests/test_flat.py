@@ -9,7 +9,12 @@ from lorasweep import compose, flat
 
 def twins() -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
     torch.manual_seed(0)
-    shapes = {"a.lora_A.w": (3, 7), "a.lora_B.w": (5, 3), "head.weight": (2, 5), "head.bias": (2,)}
+    shapes = {
+        "a.lora_A.default.weight": (3, 7),
+        "a.lora_B.default.weight": (5, 3),
+        "head.weight": (2, 5),
+        "head.bias": (2,),
+    }
     one = {n: nn.Parameter(torch.randn(s, dtype=torch.float64)) for n, s in shapes.items()}
     return one, {n: nn.Parameter(p.detach().clone()) for n, p in one.items()}
 
@@ -44,6 +49,16 @@ def test_parameter_without_a_gradient_counts_as_zero():
     ours, _ = twins()
     made = flat.optimizer(ours, spec)
     before = ours["head.weight"].detach().clone()
-    ours["a.lora_A.w"].sum().backward()
+    ours["a.lora_A.default.weight"].sum().backward()
     made.step()
     assert torch.equal(ours["head.weight"], before)
+
+
+def test_B_and_its_gradient_lie_with_the_rank_first():
+    ours, theirs = twins()
+    flat.optimizer(ours, compose.compose_trial([]))
+    for name, p in ours.items():
+        assert p.grad is not None
+        assert p.shape == p.grad.shape == theirs[name].shape
+        assert p.stride() == p.grad.stride() == ((1, len(p)) if "lora_B" in name else theirs[name].stride())
+        assert torch.equal(p, theirs[name])

@@ -232,35 +232,35 @@ def test_packed_trial_equals_the_solo_one(tiny_bert, double, option):
     check("seq_cls", tiny_bert, [own, PLAIN, (*own, "train.seed=3"), DROPPED], 4, EXACT)
 
 
-@pytest.mark.parametrize(("setting", "taken"), [("OWN_BYTES", True), ("READ", False)])
+@pytest.mark.parametrize(("setting", "own"), [("OWN_BYTES", False), ("READ", True)])
 @pytest.mark.parametrize("option", ["pissa", "pissa_dropout", "olora", "dora_olora"])
 def test_trials_with_base_weights_of_their_own_compute_in_both_ways(
-    tiny_bert, double, monkeypatch, option, setting, taken
+    tiny_bert, double, monkeypatch, option, setting, own
 ):
     """With weights of their own, or with the start, A and s B, taken from the frozen product: always where the weights
     are too large to keep, and where a trial has few rows.
     """
     monkeypatch.setattr(packed, setting, 0)
-    subtracts, ways = packed.Pass._subtracts, set()
+    has_own, ways = packed.Pass._has_own, set()
 
     def seen(self, module, at, one):
-        found = subtracts(self, module, at, one)
+        found = has_own(self, module, at, one)
         if module in one.start:
             ways.add(found)
         return found
 
-    monkeypatch.setattr(packed.Pass, "_subtracts", seen)
+    monkeypatch.setattr(packed.Pass, "_has_own", seen)
     test_packed_trial_equals_the_solo_one(tiny_bert, None, option)
-    assert ways == (set() if option == "dora_olora" else {taken})
+    assert ways == (set() if option == "dora_olora" else {own})
 
 
-@pytest.mark.parametrize(("rows", "trials", "taken"), [(4, 2, True), (1000, 2, False), (4, 1, False)])
-def test_few_rows_take_the_start_from_the_common_product(rows, trials, taken):
+@pytest.mark.parametrize(("rows", "trials", "own"), [(4, 2, False), (1000, 2, True), (4, 1, True)])
+def test_few_rows_take_the_start_from_the_common_product(rows, trials, own):
     module, stream = torch.nn.Linear(32, 32), pack.DropoutStream(torch.device("cpu"))
     start = torch.zeros(4, 32), torch.zeros(32, 4)
     one = packed.Layers(stream, own={module: module.weight}, start={module: start})
     made = packed.Pass([packed.Part(one, slice(i * rows, (i + 1) * rows), {}) for i in range(trials)])
-    assert made._subtracts(module, slice(0, rows), one) is taken
+    assert made._has_own(module, slice(0, rows), one) is own
 
 
 def test_every_option_of_a_trial_is_named_with_its_slots():
