@@ -23,6 +23,7 @@ from lorasweep import (
     adapter,
     checkpoint,
     evaluate,
+    flat,
     lora_config,
     memory,
     pace,
@@ -293,11 +294,12 @@ class Engine:
         together = compared is None or compared.together(tuple(s.number for s in slots))
         for group in self._passes(todo) if together else [[step] for step in todo]:
             self._gradients(group)
-            for step in group:
-                if step.slot not in self.slots or step.slot.failed:
+            there = [s for s in group if not s.slot.failed]
+            for step, norm in zip(there, self._norms(there), strict=True):
+                if step.slot not in self.slots:
                     continue
                 try:
-                    event = self._take(step)
+                    event = self._take(step, norm)
                 except Unstable as error:
                     step.slot.pruned = str(error)
                     continue
@@ -398,13 +400,21 @@ class Engine:
                 inside.enter_context(recompute.on(self.base.model, streams, shared, own))
             yield
 
-    def _take(self, step: Step) -> StepEvent:
-        """Take the step whose gradient is there. Raises Unstable where that is not finite."""
+    def _norms(self, steps: list[Step]) -> list[float]:
+        """Return the norms of the trials' gradients; each pays an equal part of the wait."""
+        began = time.perf_counter()
+        found = flat.norms([s.slot.optimizer for s in steps])
+        for step in steps:
+            step.slot.train_s += (time.perf_counter() - began) / len(steps)
+        return found
+
+    def _take(self, step: Step, norm: float) -> StepEvent:
+        """Take the step whose gradient is there, of this norm. Raises Unstable where that is not finite."""
         began, slot = time.perf_counter(), step.slot
         train = slot.spec.train
         loss = step.loss
         rate = learning_rate(train, slot.step, slot.total_steps)
-        norm = self._update(slot, rate)
+        self._update(slot, rate, norm)
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise Unstable(f"the loss is {loss} and the gradient's norm {norm} at step {slot.step}")
         slot.step += 1
@@ -413,8 +423,8 @@ class Engine:
         slot.energy_j += step.joules
         return StepEvent(slot.number, slot.step, slot.total_steps, loss, rate, norm, step.tokens, slot.train_s)
 
-    def _update(self, slot: Slot, rate: float) -> float:
-        return slot.update(rate)
+    def _update(self, slot: Slot, rate: float, norm: float) -> None:
+        slot.update(rate, norm)
 
     def _evaluations(self, due: list[Slot]) -> list[list[Slot]]:
         """Return which trials are evaluated in the same passes: where a pass's own cost is much, as in training."""

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,9 @@ from lorasweep.spec import TrialSpec
 
 ALIGNED = 16
 """Elements: each tensor begins at a multiple of it, as matrix products like it."""
+
+CLIP_EPSILON = 1e-6
+"""What torch adds to a norm that it divides by."""
 
 
 class Flats:
@@ -28,13 +31,27 @@ class Flats:
     def flats(self) -> list[nn.Parameter]:
         return [p for group in self.param_groups for p in group["params"]]
 
-    def clip(self, limit: float) -> float:
-        """Scale the gradient to a norm of at most `limit`; return the norm that it had."""
-        return float(torch.nn.utils.clip_grad_norm_(self.flats(), limit))
+    def norm(self) -> Tensor:
+        """Return the gradient's norm, one number that is still on its device."""
+        return torch.nn.utils.get_total_norm([p.grad for p in self.flats() if p.grad is not None])
+
+    def clip(self, norm: float, limit: float) -> None:
+        """Scale a gradient of this norm to one of at most `limit`, as torch.nn.utils.clip_grad_norm_ does."""
+        factor = limit / (norm + CLIP_EPSILON)
+        if factor < 1:
+            for p in self.flats():
+                assert p.grad is not None
+                p.grad.mul_(factor)
 
 
 class FlatAdamW(Flats, torch.optim.AdamW):
     """torch's, with fp32 moments."""
+
+
+def norms(optimizers: Sequence[Flats]) -> list[float]:
+    """Return the norm of each one's gradient, having waited for the device once."""
+    found = [one.norm() for one in optimizers]
+    return torch.stack([norm.to(found[0]) for norm in found]).tolist() if found else []
 
 
 def optimizer(named: Mapping[str, nn.Parameter], spec: TrialSpec) -> Any:

@@ -24,6 +24,9 @@ from lorasweep.tasks import maximize
 SHOWN_EXAMPLES = 8
 """Rows of the eval split that a trial leaves with the model's answers, for a person to read."""
 
+RELOADED_ROWS = 128
+"""Rows of the eval split that a saved adapter is tried on, about: all of a large one would be paid for twice."""
+
 RELOAD_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 """Largest relative difference of the eval loss between the trial and its adapter loaded again, by the base's number
 format: plain peft multiplies A and B in fp32, we in the base's format."""
@@ -74,16 +77,22 @@ def write_examples(path: Path, last: EvalEvent, work: group.Workload) -> None:
 def reload(
     folder: Path, spec: TrialSpec, last: EvalEvent, work: group.Workload, trainer: Engine, primary: str
 ) -> dict[str, Any]:
-    """Evaluate the adapter saved in `folder` with plain peft on a base loaded afresh, and compare."""
-    began = time.perf_counter()
+    """Evaluate the adapter saved in `folder` with plain peft on a base loaded afresh, and compare: on all rows of a
+    small eval split, on some of a large one.
+    """
+    began, whole = time.perf_counter(), trainer.prepared.eval
+    rows = evaluate.some_rows(whole, spec.train.eval_batch_size, RELOADED_ROWS)
+    some = [e for e in whole if e.row in rows]
     fresh = model.load(spec.model, spec.train, trainer.task, work.tokenizer)
     reloaded = adapter.reload(folder, fresh, spec.lora, spec.task_type).base_model.model
-    predictions = evaluate.predict(reloaded, trainer.task, trainer.prepared.eval, spec.train, trainer.prepared.pad_id)
+    predictions = evaluate.predict(reloaded, trainer.task, some, spec.train, trainer.prepared.pad_id)
     metrics = trainer.task.metrics(predictions)
-    gap = abs(metrics["loss"] - last.metrics["loss"]) / max(1e-12, abs(last.metrics["loss"]))
+    before = trainer.task.metrics([p for p in last.predictions if p["row"] in rows])
+    gap = abs(metrics["loss"] - before["loss"]) / max(1e-12, abs(before["loss"]))
     return {
+        "rows": len(rows),
         "metric": metrics[primary],
-        "difference": metrics[primary] - last.metrics[primary],
+        "difference": metrics[primary] - before[primary],
         "loss_relative_difference": gap,
         "same": gap <= RELOAD_TOLERANCE[trainer.base.model.dtype],
         "seconds": time.perf_counter() - began,

@@ -24,6 +24,9 @@ from lorasweep.quant import Reader
 LEVELS = 2**16
 """Dropout probabilities are rounded to this many levels."""
 
+SMALL = 2**16
+"""Elements of a mask that is kept as it is until the backward pass."""
+
 
 def mixed(*numbers: int) -> int:
     """Return a 32-bit seed made of all numbers; torch's CPU generator ignores the higher bits of its seed."""
@@ -187,8 +190,8 @@ class PackedForward(torch.autograd.Function):
     of one trial has no dimension K. The rank is the first dimension of every low-rank product: as the last one it makes
     small ranks several times slower. Gradients are added to those of parameters that have one already, without a copy.
 
-    Until the backward pass it keeps x, which neighbouring layers share, and a byte an element for each mask; where
-    fewer than half of the rows are a run's, x * keep of those.
+    Until the backward pass it keeps x, which neighbouring layers share, and a byte an element for each large mask;
+    where fewer than half of the rows are a run's, x * keep of those.
     """
 
     @staticmethod
@@ -298,8 +301,10 @@ def _frozen(x_NI: Tensor, W_IO: Tensor, own: Sequence[tuple[slice, Tensor]], b_O
 
 
 def _byte(keep: Tensor | None) -> Tensor | None:
-    """Return a mask as it waits for the backward pass."""
-    return keep.to(torch.uint8) if keep is not None and keep.is_floating_point() else keep
+    """Return a mask as it waits for the backward pass: bytes, where that is worth their making."""
+    if keep is None or not keep.is_floating_point() or keep.numel() <= SMALL:
+        return keep
+    return keep.to(torch.uint8)
 
 
 def _scaled(low_KRN: Tensor, scales: tuple[float, ...]) -> Tensor:

@@ -125,15 +125,13 @@ class Slot:
         """Take the loss scale out of the gradients; return False where they overflowed: do the step again."""
         return self.scale is None or self.scale.unscale(self.attached.parameters())
 
-    def update(self, rate: float) -> float:
-        """Clip, step and clear; return the gradient's norm before clipping."""
-        limit = self.spec.train.max_grad_norm or math.inf
-        norm = self.optimizer.clip(limit)
+    def update(self, rate: float, norm: float) -> None:
+        """Clip a gradient of this norm, step and clear."""
+        self.optimizer.clip(norm, self.spec.train.max_grad_norm or math.inf)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_ratio"]
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return norm
 
     def state(self, device: torch.device) -> dict[str, Any]:
         """Return all that the trial needs to go on."""

@@ -67,8 +67,9 @@ def test_fused_dropout_equals_dropping_the_input_with_the_same_mask():
 
 
 @pytest.mark.parametrize("adapted_rows", [4, 1])
-def test_what_waits_for_the_backward_pass_is_small(adapted_rows):
+def test_what_waits_for_the_backward_pass_is_small(monkeypatch, adapted_rows):
     """The input once, and masks as bytes; where few rows are adapted, those alone."""
+    monkeypatch.setattr(pack, "SMALL", 0)
     x_NI, A_RI, B_OR = torch.randn(4, 10), torch.randn(2, 10, requires_grad=True), torch.randn(6, 2, requires_grad=True)
     keep = (torch.rand(adapted_rows, 10) > 0.5).to(x_NI.dtype)
     plan = pack.Plan([pack.Run(slice(0, adapted_rows), (0.5,), keep)])

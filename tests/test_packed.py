@@ -159,11 +159,11 @@ def run(
     todo, seen = list(jobs), {job.number: Seen() for job in jobs}
     update = made._update
 
-    def watched(slot, rate):
+    def watched(slot, rate, norm):
         seen[slot.number].gradients.append(
             {n: p.grad.clone() for n, p in slot.attached.trained().items() if p.grad is not None}
         )
-        return update(slot, rate)
+        update(slot, rate, norm)
 
     made._update = watched
     for event in made.run(lambda: todo.pop(0) if todo else None):
@@ -357,9 +357,9 @@ def test_share_of_a_pass_goes_by_arithmetic(tiny_bert, monkeypatch):
     made, shares = trainer(specs[0], workload("seq_cls", tiny_bert)), {}
     take = engine.Engine._take
 
-    def watched(self, step):
+    def watched(self, step, norm):
         shares[step.slot.number] = step.seconds, step.slot.flops_a_token
-        return take(self, step)
+        return take(self, step, norm)
 
     monkeypatch.setattr(engine.Engine, "_take", watched)
     run(made, [engine.Job(i, spec) for i, spec in enumerate(specs)], 2)
