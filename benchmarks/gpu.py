@@ -53,7 +53,7 @@ from card import (
 from checks import check, estimated, freed, highest
 from compiled import COMPILED, compiled
 
-from lorasweep import adapter, compose, device, engine, pace, peak, retry
+from lorasweep import compose, device, engine, lora_config, pace, peak, retry
 from lorasweep.tasks import Example
 
 SIZES = {
@@ -118,7 +118,7 @@ def trainer_rate(bench: Bench, made: engine.Engine, batch: int, spec: Any, data:
             times.append(time.perf_counter())
             control.should_training_stop = len(times) > 4 and times[-1] - times[2] > bench.row_s
 
-    net = peft.get_peft_model(made.base.model, adapter.config(spec.lora, spec.task_type, made.base))
+    net = peft.get_peft_model(made.base.model, lora_config.config(spec.lora, spec.task_type, made.base))
     arguments = transformers.TrainingArguments(
         output_dir=str(bench.folder / "trainer"),
         per_device_train_batch_size=batch,

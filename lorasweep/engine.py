@@ -200,6 +200,7 @@ class Engine:
             slot.attached.put_on()
 
     def _remove(self, slot: Slot) -> None:
+        self._seat(None)  # what the base holds would stop training
         self.slots.remove(slot)
         adapter.detach(slot.attached)
         self._free = True
@@ -294,9 +295,9 @@ class Engine:
         together = compared is None or compared.together(tuple(s.number for s in slots))
         for group in self._passes(todo) if together else [[step] for step in todo]:
             self._gradients(group)
-            there = [s for s in group if not s.slot.failed]
+            there = [s for s in group if s.slot in self.slots and not s.slot.failed]
             for step, norm in zip(there, self._norms(there), strict=True):
-                if step.slot not in self.slots:
+                if step.slot not in self.slots:  # dropped since
                     continue
                 try:
                     event = self._take(step, norm)

@@ -1,7 +1,6 @@
 """A split's predictions: of one trial, or of several in the same passes."""
 
 import contextlib
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -27,19 +26,6 @@ def predict(
     return predict_for(1, model, task, examples, train, pad_id, within)[0]
 
 
-def batches(examples: Sequence[Example], size: int) -> list[list[Example]]:
-    """Return the examples in batches of similar length."""
-    order = sorted(examples, key=len, reverse=True)
-    return [order[i : i + size] for i in range(0, len(order), size)]
-
-
-def some_rows(examples: Sequence[Example], size: int, most: int) -> set[int]:
-    """Return the rows of about `most` examples: of batches of all lengths, which are the same without the others."""
-    whole = batches(examples, size)
-    step = math.ceil(len(whole) / max(1, most // size))
-    return {e.row for batch in whole[::step] for e in batch}
-
-
 @torch.inference_mode()
 def predict_for(
     trials: int,
@@ -52,9 +38,10 @@ def predict_for(
 ) -> list[list[Prediction]]:
     """Return each trial's predictions, as `predict` does: a pass holds the same examples once for each of them."""
     device = next(model.parameters()).device
+    order = sorted(examples, key=len, reverse=True)
     out: list[list[Prediction]] = [[] for _ in range(trials)]
-    for together in batches(examples, train.eval_batch_size):
-        batch = task.collate([together] * trials, pad_id, device)
+    for start in range(0, len(order), train.eval_batch_size):
+        batch = task.collate([order[start : start + train.eval_batch_size]] * trials, pad_id, device)
         with within(batch):
             found = task.predict(model, batch)
         for own, rows in zip(out, batch.groups, strict=True):

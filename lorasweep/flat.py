@@ -24,24 +24,25 @@ class Flats:
     param_groups: list[dict[str, Any]]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        for flat in self.flats():
-            assert flat.grad is not None
-            flat.grad.zero_()
+        for grad in self._grads():
+            grad.zero_()
 
     def flats(self) -> list[nn.Parameter]:
         return [p for group in self.param_groups for p in group["params"]]
 
+    def _grads(self) -> list[Tensor]:
+        return [p.grad for p in self.flats() if p.grad is not None]
+
     def norm(self) -> Tensor:
         """Return the gradient's norm, one number that is still on its device."""
-        return torch.nn.utils.get_total_norm([p.grad for p in self.flats() if p.grad is not None])
+        return torch.nn.utils.get_total_norm(self._grads())
 
     def clip(self, norm: float, limit: float) -> None:
         """Scale a gradient of this norm to one of at most `limit`, as torch.nn.utils.clip_grad_norm_ does."""
         factor = limit / (norm + CLIP_EPSILON)
         if factor < 1:
-            for p in self.flats():
-                assert p.grad is not None
-                p.grad.mul_(factor)
+            for grad in self._grads():
+                grad.mul_(factor)
 
 
 class FlatAdamW(Flats, torch.optim.AdamW):

@@ -98,7 +98,7 @@ def parameter_problems(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
     wanted = config(lora, task, base)
     sizes = {n: p.dim() for n, p in base.model.named_parameters()}
     short = sorted({".".join(n.split(".")[-2:]) for n, dims in sizes.items() if dims in ADAPTED_DIMS})
-    whole = {*(wanted.modules_to_save or []), *new_heads(base.model)}
+    in_full = {*(wanted.modules_to_save or []), *new_heads(base.model)}
     out = []
     for name in lora.target_parameters:
         found = [n for n in sizes if n == name or n.endswith(f".{name}")]
@@ -109,7 +109,7 @@ def parameter_problems(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
             )
         for one in found:
             holder = one.rpartition(".")[0]
-            saved = next((m for m in whole if f".{m}." in f".{one}"), None)
+            saved = next((m for m in in_full if f".{m}." in f".{one}"), None)
             if saved is not None:
                 problem = f"lies in '{saved}', which trains in full"
             elif sizes[one] not in ADAPTED_DIMS:

@@ -6,7 +6,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,17 @@ from lorasweep.errors import ConfigError
 from lorasweep.ledger import redact
 from lorasweep.spec import TrialSpec
 from lorasweep.study import Study
-from lorasweep.tasks import maximize
+from lorasweep.tasks import Prediction, maximize
 
 SHOWN_EXAMPLES = 8
 """Rows of the eval split that a trial leaves with the model's answers, for a person to read."""
 
 RELOADED_ROWS = 128
-"""Rows of the eval split that a saved adapter is tried on, about: all of a large one would be paid for twice."""
+"""Rows of the eval split that a saved adapter is tried on, beside those with generated answers; all of a large one
+would be paid for twice."""
+
+LEAST_LOSS = 0.01
+"""What a loss counts for at least there: near zero, rounding is a large part of it."""
 
 RELOAD_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 """Largest relative difference of the eval loss between the trial and its adapter loaded again, by the base's number
@@ -78,25 +82,32 @@ def reload(
     folder: Path, spec: TrialSpec, last: EvalEvent, work: group.Workload, trainer: Engine, primary: str
 ) -> dict[str, Any]:
     """Evaluate the adapter saved in `folder` with plain peft on a base loaded afresh, and compare: on all rows of a
-    small eval split, on some of a large one.
+    small eval split, on some of a large one. A metric that such rows have not is None.
     """
-    began, whole = time.perf_counter(), trainer.prepared.eval
-    rows = evaluate.some_rows(whole, spec.train.eval_batch_size, RELOADED_ROWS)
-    some = [e for e in whole if e.row in rows]
+    began = time.perf_counter()
+    rows = some_rows(last.predictions, RELOADED_ROWS)
+    some = [e for e in trainer.prepared.eval if e.row in rows]
     fresh = model.load(spec.model, spec.train, trainer.task, work.tokenizer)
     reloaded = adapter.reload(folder, fresh, spec.lora, spec.task_type).base_model.model
     predictions = evaluate.predict(reloaded, trainer.task, some, spec.train, trainer.prepared.pad_id)
     metrics = trainer.task.metrics(predictions)
     before = trainer.task.metrics([p for p in last.predictions if p["row"] in rows])
-    gap = abs(metrics["loss"] - before["loss"]) / max(1e-12, abs(before["loss"]))
+    gap = abs(metrics["loss"] - before["loss"]) / max(LEAST_LOSS, abs(before["loss"]))
+    known = math.isfinite(metrics[primary]) and math.isfinite(before[primary])
     return {
         "rows": len(rows),
-        "metric": metrics[primary],
-        "difference": metrics[primary] - before[primary],
+        "metric": metrics[primary] if known else None,
+        "difference": metrics[primary] - before[primary] if known else None,
         "loss_relative_difference": gap,
         "same": gap <= RELOAD_TOLERANCE[trainer.base.model.dtype],
         "seconds": time.perf_counter() - began,
     }
+
+
+def some_rows(predictions: Sequence[Prediction], most: int) -> set[int]:
+    """Return rows spread evenly over a split, `most` at most, and those whose answers were generated."""
+    rows = sorted({p["row"] for p in predictions})
+    return {*rows[:: math.ceil(len(rows) / most)], *(p["row"] for p in predictions if "text" in p)}
 
 
 def write(folder: Path, result: Mapping[str, Any]) -> None:

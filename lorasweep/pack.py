@@ -74,7 +74,7 @@ class DropoutStream:
     draws: dict[torch.device, Draws] = field(default_factory=dict)
     """One a device: of a base spread over several, each layer draws on its own."""
     on: bool = False
-    """Whether the trial drops anything now; a module's own mode says nothing."""
+    """Whether the trial drops anything now, whatever mode its modules are in."""
     _begun: tuple[int, ...] = (0, 0)
     _rows: int = 0
     _lengths: Mapping[int, int] = field(default_factory=dict)

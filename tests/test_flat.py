@@ -56,6 +56,14 @@ def test_parameter_without_a_gradient_counts_as_zero():
     assert torch.equal(ours["head.weight"], before)
 
 
+def test_norms_are_each_ones_own():
+    made = [flat.optimizer(twins()[0], compose.compose_trial([])) for _ in range(3)]
+    for value, one in zip((1.0, 2.0, float("inf")), made, strict=True):
+        one.flats()[0].grad[0] = value
+    assert flat.norms(made) == [1.0, 2.0, float("inf")]
+    assert flat.norms([]) == []
+
+
 def test_B_and_its_gradient_lie_with_the_rank_first():
     ours, theirs = twins()
     flat.optimizer(ours, compose.compose_trial([]))

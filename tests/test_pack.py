@@ -47,8 +47,12 @@ def test_fused_forward_and_every_gradient_equal_pefts(config):
         torch.testing.assert_close(found[name], slope, rtol=1e-10, atol=1e-12, msg=name)
 
 
-def test_fused_dropout_equals_dropping_the_input_with_the_same_mask():
-    """The slow way: peft's forward with StreamDropout as a module, against the fused one."""
+@pytest.mark.parametrize("small", [0, pack.SMALL])
+def test_fused_dropout_equals_dropping_the_input_with_the_same_mask(monkeypatch, small):
+    """The slow way: peft's forward with StreamDropout as a module, against the fused one; masks kept as bytes and as
+    they are.
+    """
+    monkeypatch.setattr(pack, "SMALL", small)
     x = torch.randn(3, 5, 12, dtype=torch.float64, requires_grad=True)
     stream = pack.DropoutStream(torch.device("cpu"))
     model = adapted(0.4)
@@ -129,7 +133,8 @@ def test_gradients_are_added_to_what_is_there_without_a_copy(ranks):
 
     fresh = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
     kept = [f.detach().clone().requires_grad_() for f in fresh]
-    before = [torch.randn_like(f).t().clone().t() if i >= K else torch.randn_like(f) for i, f in enumerate(fresh)]
+    before = [torch.randn(s, dtype=torch.float64) for s in shapes[:K]]
+    before += [torch.randn(s[::-1], dtype=torch.float64).t() for s in shapes[K:]]  # as flat.py lays them
     for f, gradient in zip(kept, before, strict=True):
         f.grad = gradient.clone()
     places = [f.grad.data_ptr() for f in kept]

@@ -370,6 +370,21 @@ def test_share_of_a_pass_goes_by_arithmetic(tiny_bert, monkeypatch):
 # --- neighbours ------------------------------------------------------------------------------------------------------
 
 
+def test_trial_on_the_base_goes_on_training_when_another_is_dropped(tiny_bert, double):
+    """Each computes by itself, so that the first is still on the base."""
+    specs, work = [spec_of("seq_cls", tiny_bert, *more) for more in (PLAIN, DROPPED)], workload("seq_cls", tiny_bert)
+    made = trainer(specs[0], work)
+    made.limits.most = 1
+
+    def drop(event: engine.Event) -> None:
+        if isinstance(event, engine.StepEvent) and (event.number, event.step) == (0, 2):
+            made.drop(1)
+
+    found = run(made, [engine.Job(i, spec) for i, spec in enumerate(specs)], 2, drop)
+    assert len(found[1].losses) < len(found[0].losses)
+    assert found[0].losses == pytest.approx(alone(specs[0], work).losses, rel=EXACT)
+
+
 def test_neighbours_that_come_and_go_change_nothing(tiny_bert, double):
     """Three finish early, one is pruned in the middle; all slots are filled again and again."""
     long = ("train.max_steps=12", "lora.lora_dropout=0.2")
