@@ -1,5 +1,6 @@
 """A running trial as a file to go on from: written whole or not at all, read back as plain data and tensors only."""
 
+import io
 import json
 import logging
 import os
@@ -16,8 +17,9 @@ from torch import Tensor
 from lorasweep.errors import ConfigError
 from lorasweep.spec import TrialSpec
 
-VERSION = 2
-"""Of the file's layout; a file of another version is not read. In 1, the moments of B lay the other way round."""
+VERSION = 3
+"""Of the file's layout; a file of another version is not read. In 1, moments of B lay the other way round; in 2, the
+last evaluation was not sealed."""
 
 SECTIONS = ("model", "task_type", "lora", "data", "train")
 """Parts of a spec that a checkpoint depends on."""
@@ -103,6 +105,18 @@ def plain(value: Any) -> Any:
     if value is None:
         return None
     raise TypeError(f"a checkpoint holds numbers, strings, lists, dicts and tensors, got {type(value).__name__}")
+
+
+def sealed(value: Any) -> Tensor:
+    """Return plain data as one tensor of bytes: many numbers that stay the same are then taken apart only once."""
+    buffer = io.BytesIO()
+    torch.save(plain(value), buffer)
+    return torch.frombuffer(bytearray(buffer.getbuffer()), dtype=torch.uint8)
+
+
+def opened(sealed: Tensor) -> Any:
+    """Return what `sealed` was given."""
+    return torch.load(io.BytesIO(sealed.numpy().tobytes()), map_location="cpu", weights_only=True)
 
 
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -372,10 +372,9 @@ class _NoDraws(pack.DropoutStream):
     """The masks of a trial's device, without values: the meta device has no random numbers."""
 
     def _drawn(self, like: Tensor, p: float) -> Tensor:
-        count = like.numel()
-        bits = torch.empty((count + 3) // 4, dtype=torch.int64, device=META)
-        mask = torch.empty(count, dtype=self.mask_dtype(like), device=META)
-        return torch.ge(bits.view(torch.int16)[:count], 0, out=mask).view(like.shape)
+        numbers = torch.empty(like.shape, dtype=torch.int16, device=META)
+        mask = torch.empty(like.shape, dtype=self.mask_dtype(like), device=META)
+        return torch.ge(numbers, 0, out=mask)
 
 
 def widest(examples: Sequence[Example], rows: int) -> list[Example]:

@@ -9,7 +9,7 @@ import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,12 +48,16 @@ class Draws:
         else:
             self._source.manual_seed(seed)
 
-    def words(self, count: int) -> Tensor:
-        """Return so many int64, all values equally likely."""
+    def numbers(self, count: int) -> Tensor:
+        """Return so many int16, all values equally likely.
+
+        Four come from one number of 64 bits: a third of the time of one draw each.
+        """
+        words = (count + 3) // 4
         if self._device.type == "cpu":
-            return torch.from_numpy(self._source.random_raw(count).view(np.int64))
-        bits = torch.empty(count, dtype=torch.int64, device=self._device)
-        return bits.random_(-(2**63), None, generator=self._source)
+            return torch.from_numpy(self._source.random_raw(words).view(np.int16)[:count])
+        bits = torch.empty(words, dtype=torch.int64, device=self._device)
+        return bits.random_(-(2**63), None, generator=self._source).view(torch.int16)[:count]
 
     def state(self) -> Any:
         """Return where in the numbers it is, for `go_to`."""
@@ -78,6 +82,7 @@ class DropoutStream:
     _begun: tuple[int, ...] = (0, 0)
     _rows: int = 0
     _lengths: Mapping[int, int] = field(default_factory=dict)
+    """Of the trial's texts by themselves, where one of them is shorter than in the batch."""
 
     def at(self, seed: int, step: int) -> None:
         """Begin the stream of one optimiser step."""
@@ -107,7 +112,8 @@ class DropoutStream:
     @contextmanager
     def padded(self, rows: int, lengths: Mapping[int, int]) -> Iterator[None]:
         """Draw as without padding; `lengths` maps a padded length to that of the trial's rows by themselves."""
-        self._rows, self._lengths = rows, lengths
+        if any(own < padded for padded, own in lengths.items()):
+            self._rows, self._lengths = rows, lengths
         try:
             yield
         finally:
@@ -115,9 +121,7 @@ class DropoutStream:
 
     def keep(self, like: Tensor, p: float) -> Tensor:
         """Return a mask of `like`'s shape that is one with probability 1 - p, and one on padding."""
-        if not any(own < padded for padded, own in self._lengths.items()) or (
-            len(like) == self._rows and like.dim() < 3
-        ):
+        if not self._lengths or (len(like) == self._rows and like.dim() < 3):
             return self._drawn(like, p)
         each = like.shape[1] if like.dim() > 2 else len(like) // self._rows
         if each not in self._lengths or self._lengths[each] == each:
@@ -134,14 +138,9 @@ class DropoutStream:
         return like.dtype if self.device.type == "cpu" else torch.bool
 
     def _drawn(self, like: Tensor, p: float) -> Tensor:
-        """Draw a mask.
-
-        Four 16-bit draws come from one 64-bit number: a third of the time of one draw an element.
-        """
-        count = like.numel()
-        bits = self._of(like.device).words((count + 3) // 4)
-        mask = torch.empty(count, dtype=self.mask_dtype(like), device=like.device)
-        return torch.ge(bits.view(torch.int16)[:count], round(p * LEVELS) - LEVELS // 2, out=mask).view(like.shape)
+        numbers = self._of(like.device).numbers(like.numel()).view(like.shape)
+        mask = torch.empty(like.shape, dtype=self.mask_dtype(like), device=like.device)
+        return torch.ge(numbers, round(p * LEVELS) - LEVELS // 2, out=mask)
 
 
 class StreamDropout(nn.Module):
@@ -165,8 +164,6 @@ class Run:
     at: slice
     """Their rows times tokens; as many for each."""
     scales: tuple[float, ...]
-    keep: Tensor | None
-    """Which inputs stay, one or zero: of the shape of their part of x."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +183,7 @@ class PackedForward(torch.autograd.Function):
     """`x W^T + b` for all rows, and each trial's `s (x * keep) A^T B^T` on its own rows; b and the W that `read`
     gives are frozen.
 
+    `masks` tells for each run which inputs stay, one or zero, in the shape of their part of x; None where all do.
     `trained` holds the As and then the Bs of each run, then the biases. Ranks within a run are padded with zeros; a run
     of one trial has no dimension K. The rank is the first dimension of every low-rank product: as the last one it makes
     small ranks several times slower. Gradients are added to those of parameters that have one already, without a copy.
@@ -195,17 +193,24 @@ class PackedForward(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, read: Reader, b_O: Tensor | None, plan: Plan, *trained: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        read: Reader,
+        b_O: Tensor | None,
+        plan: Plan,
+        masks: Sequence[Tensor | None],
+        *trained: Tensor,
+    ) -> Tensor:
         x_NI = x.reshape(-1, x.shape[-1])
         y_NO = _frozen(x_NI, read(x.dtype).t(), [(at, own.t()) for at, own in plan.own], b_O)
         shared = 2 * sum(run.at.stop - run.at.start for run in plan.runs) >= len(x_NI)
         saved: list[Tensor | None] = [x_NI if shared else None]
-        ctx.plan = replace(plan, runs=[replace(run, keep=None) for run in plan.runs])  # masks are saved as tensors
-        ctx.ranks, first = [f.shape[0] for f in trained], 0
-        for run in plan.runs:
+        ctx.plan, ctx.ranks, first = plan, [f.shape[0] for f in trained], 0
+        for run, mask in zip(plan.runs, masks, strict=True):
             K = len(run.scales)
             x_KNI = _apart(x_NI[run.at], K)
-            keep = None if run.keep is None else run.keep.view(x_KNI.shape)
+            keep = None if mask is None else mask.view(x_KNI.shape)
             kept_KNI = x_KNI if keep is None else x_KNI * keep
             A_KRI = _stacked(trained[first : first + K])
             B_KRO = _stacked([B_OR.t() for B_OR in trained[first + K : first + 2 * K]])
@@ -253,7 +258,7 @@ class PackedForward(torch.autograd.Function):
                 grad_NI[at].addmm_(slope_NO[at] @ B_OR, A_RI, alpha=-1)
         grads += [slope_NO[at].sum(0) for at in plan.biases]
         grad_x = None if grad_NI is None else grad_NI.view(*slope.shape[:-1], -1)
-        return grad_x, None, None, None, *grads
+        return grad_x, None, None, None, None, *grads
 
 
 def _apart(rows_NI: Tensor, trials: int) -> Tensor:
@@ -366,5 +371,5 @@ def _forward(layer: Any, x: Tensor) -> Tensor:
     if isinstance(dropout, StreamDropout) and dropout.stream.on:
         keep = dropout.stream.keep(x, dropout.p)
         s = s / (1 - dropout.p)
-    run = Run(slice(0, x.numel() // x.shape[-1]), (s,), keep)
-    return PackedForward.apply(x, quant.reader(base), base.bias, Plan([run]), A_RI.to(x.dtype), B_OR.to(x.dtype))
+    plan = Plan([Run(slice(0, x.numel() // x.shape[-1]), (s,))])
+    return PackedForward.apply(x, quant.reader(base), base.bias, plan, [keep], A_RI.to(x.dtype), B_OR.to(x.dtype))

@@ -39,13 +39,24 @@ def alone_reason(spec: TrialSpec) -> str:
     return ""
 
 
+@dataclass(frozen=True, eq=False)
+class Update:
+    """What an adapter adds to a linear layer's output: s B A x, some of x dropped while it trains."""
+
+    A_RI: Tensor
+    B_OR: Tensor
+    s: float
+    p: float
+    """Of dropout."""
+
+
 @dataclass
 class Layers:
     """What one trial has for the base's modules; made while it is on the base."""
 
     stream: DropoutStream
-    plain: dict[nn.Module, Any] = field(default_factory=dict)
-    """peft's layers of linear modules whose update can be added to the output."""
+    plain: dict[nn.Module, Update] = field(default_factory=dict)
+    """Of linear modules whose update can be added to the output."""
     whole: dict[nn.Module, nn.Module] = field(default_factory=dict)
     """What computes in a module's place."""
     weights: dict[nn.Module, dict[str, Tensor]] = field(default_factory=dict)
@@ -68,7 +79,7 @@ def layers(attached: Attached, stream: DropoutStream) -> Layers:
     for place in attached.swap.places:
         if is_plain(place.own):
             own: Any = place.own
-            out.plain[place.base] = own
+            out.plain[place.base] = _update(own)
             name = names[own]
             if f"{name}.lora_A.weight" in attached.initial:
                 A_RI, B_OR = (attached.initial[f"{name}.lora_{part}.weight"] for part in "AB")
@@ -85,6 +96,13 @@ def layers(attached: Attached, stream: DropoutStream) -> Layers:
         else:
             weight.make = functools.partial(adapter.residual, attached, in_base[weight.module])
     return out
+
+
+def _update(layer: Any) -> Update:
+    """Return what one of peft's plain layers adds."""
+    dropout = layer.lora_dropout["default"]
+    p = dropout.p if isinstance(dropout, StreamDropout) else 0.0
+    return Update(layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.scaling["default"], p)
 
 
 @dataclass(frozen=True)
@@ -139,12 +157,19 @@ class Pass:
         self.inside = set(inside)
 
     def _forward(self, module: nn.Module, own: Callable[..., Any]) -> Callable[..., Any]:
+        is_linear = quant.is_linear(module)
+
+        def is_simple() -> bool:
+            return is_linear and not any(
+                module in p.layers.whole or p.layers.weights.get(module, {}).keys() - {"bias"} for p in self.trials
+            )
+
+        always = is_simple()
+
         def forward(*args: Any, **kwargs: Any) -> Any:
             if module in self.inside:
                 return own(*args, **kwargs)
-            changed = [set(p.layers.weights.get(module, ())) for p in self.trials]
-            simple = quant.is_linear(module) and set().union(*changed) <= {"bias"}
-            if simple and not any(module in p.layers.whole for p in self.trials):
+            if always or is_simple():
                 return self._linear(module, args[0] if args else kwargs["input"])
             return self._one_by_one(module, own, args, kwargs)
 
@@ -199,30 +224,27 @@ class Pass:
         each = x.numel() // x.shape[-1] // self.total
         if len(x) % self.total or (len(x) != self.total and not self._is_flat(x)):
             raise Unpackable(f"{type(module).__name__} sees {list(x.shape)} for {self.total} rows of several trials")
-        runs, trained = [], []
+        runs, masks, trained = [], [], []
         for members in self._stacks(module):
-            own = [p.layers.plain[module] for p in members]
-            factors = [(w.lora_A["default"].weight, w.lora_B["default"].weight) for w in own]
-            scales, keep = _dropped(members, own, x, self.total)
-            at = slice(members[0].rows.start * each, members[-1].rows.stop * each)
-            runs.append(Run(at, scales, keep))
-            trained += [a.to(x.dtype) for a, _ in factors] + [b.to(x.dtype) for _, b in factors]
-        rows = [(slice(p.rows.start * each, p.rows.stop * each), p.layers) for p in self.trials]
-        biases = [one.weights.get(module, {}).get("bias", module.bias) for _, one in rows]
-        if all(bias is module.bias for bias in biases):
+            updates = [p.layers.plain[module] for p in members]
+            scales, mask = _dropped(members, updates, x, self.total)
+            runs.append(Run(slice(members[0].rows.start * each, members[-1].rows.stop * each), scales))
+            masks.append(mask)
+            trained += [u.A_RI.to(x.dtype) for u in updates] + [u.B_OR.to(x.dtype) for u in updates]
+        own, starts, biases = [], [], []
+        for part in self.trials:
+            at, one = slice(part.rows.start * each, part.rows.stop * each), part.layers
+            if self._has_own(module, at, one):
+                own.append((at, one.own[module]))
+            elif module in one.start:
+                A_RI, B_OR = one.start[module]
+                starts.append((at, A_RI.to(x.dtype), B_OR.to(x.dtype)))
+            biases.append((at, one.weights[module]["bias"] if module in one.weights else module.bias))
+        if all(bias is module.bias for _, bias in biases):
             biases = []
-        plan = Plan(
-            runs,
-            own=[(at, one.own[module]) for at, one in rows if self._has_own(module, at, one)],
-            starts=[
-                (at, *_cast(one.start[module], x))
-                for at, one in rows
-                if module in one.start and not self._has_own(module, at, one)
-            ],
-            biases=[at for at, _ in rows] if biases else (),
-        )
-        bias = None if biases else module.bias
-        return PackedForward.apply(x, quant.reader(module), bias, plan, *trained, *(b.to(x.dtype) for b in biases))
+        plan = Plan(runs, own, starts, [at for at, _ in biases])
+        trained += [bias.to(x.dtype) for _, bias in biases]
+        return PackedForward.apply(x, quant.reader(module), None if biases else module.bias, plan, masks, *trained)
 
     def _has_own(self, module: Any, at: slice, one: Layers) -> bool:
         """Tell whether rows take a product with a weight of their own. Where that is W less the start, they may share
@@ -245,7 +267,7 @@ class Pass:
                     yield stack
                 stack, ranks = [], []
                 continue
-            rank = part.layers.plain[module].r["default"]
+            rank = len(part.layers.plain[module].A_RI)
             grown = [*ranks, rank]
             padding = max(grown) * len(grown) - sum(grown)
             if stack and (stack[0].count != part.count or padding > WASTE * (size * len(grown) + sum(grown))):
@@ -257,26 +279,18 @@ class Pass:
 
 
 def _dropped(
-    members: Sequence[Part], own: Sequence[Any], x: Tensor, total: int
+    members: Sequence[Part], updates: Sequence[Update], x: Tensor, total: int
 ) -> tuple[tuple[float, ...], Tensor | None]:
     """Return what each update is multiplied by, and which of its inputs stay: those of all members, or None for all."""
-    scales, kept = [], []
-    for part, layer in zip(members, own, strict=True):
-        dropout, s = layer.lora_dropout["default"], layer.scaling["default"]
-        p = dropout.p if isinstance(dropout, StreamDropout) and dropout.stream.on else 0.0
-        kept.append(part.layers.stream.keep(_of(x, part.rows, total), p) if p else None)
-        scales.append(s / (1 - p))
-    if all(k is None for k in kept):
-        return tuple(scales), None
-    filled = [
-        k if k is not None else torch.ones_like(_of(x, p.rows, total), dtype=p.layers.stream.mask_dtype(x))
-        for k, p in zip(kept, members, strict=True)
-    ]
-    return tuple(scales), filled[0] if len(filled) == 1 else torch.cat(filled)
-
-
-def _cast(factors: tuple[Tensor, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    return factors[0].to(x.dtype), factors[1].to(x.dtype)
+    shares = [u.p if m.layers.stream.on else 0.0 for m, u in zip(members, updates, strict=True)]
+    scales = tuple(u.s / (1 - p) for u, p in zip(updates, shares, strict=True))
+    if not any(shares):
+        return scales, None
+    masks = []
+    for part, p in zip(members, shares, strict=True):
+        stream, own = part.layers.stream, _of(x, part.rows, total)
+        masks.append(stream.keep(own, p) if p else torch.ones_like(own, dtype=stream.mask_dtype(x)))
+    return scales, masks[0] if len(masks) == 1 else torch.cat(masks)
 
 
 def _of(x: Tensor, rows: slice, total: int) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lorasweep import adapter, checkpoint, flat, pack, packed, peak, quant
 from lorasweep.device import dtype_of
@@ -84,6 +85,8 @@ class Slot:
     """Why it cannot go on, if so."""
     scale: LossScale | None = None
     """In fp16."""
+    _sealed: tuple[EvalEvent, Tensor] | None = None
+    """An evaluation, and what checkpoints hold of it."""
 
     @property
     def verdict(self) -> tuple[str, str]:
@@ -145,13 +148,21 @@ class Slot:
             "pruned": self.pruned,
             "limit": asdict(self.limit),
             "scale": asdict(self.scale) if self.scale else None,
-            "last": checkpoint.plain(vars(self.last)) if self.last else None,
+            "last": self._sealed_last(),
             "tensors": checkpoint.copied(self.attached.trained()),
             "initial": checkpoint.copied(self.attached.initial),
             "base_bits": self.base_bits,
             "optimizer": self.optimizer.state_dict(),
             "random": checkpoint.random_state(device) if self.spec.model.base_dropout else {},
         }
+
+    def _sealed_last(self) -> Tensor | None:
+        """Return the last evaluation for a checkpoint: sealed once, as its predictions are many."""
+        if self.last is None:
+            return None
+        if self._sealed is None or self._sealed[0] is not self.last:
+            self._sealed = self.last, checkpoint.sealed(vars(self.last))
+        return self._sealed[1]
 
     def restore(self, saved: Mapping[str, Any], device: torch.device) -> None:
         """Go on from what `state` gave, with the A and B that the adapter began with already in it."""
@@ -166,7 +177,7 @@ class Slot:
         self.energy_j = saved.get("energy_j", 0.0)
         self.limit = LossLimit(**saved["limit"])
         self.scale = LossScale(**saved["scale"]) if saved.get("scale") else None
-        self.last = EvalEvent(**saved["last"]) if saved["last"] else None
+        self.last = EvalEvent(**checkpoint.opened(saved["last"])) if saved["last"] is not None else None
         checkpoint.set_random_state(saved["random"], device)
 
 

@@ -76,7 +76,7 @@ def test_what_waits_for_the_backward_pass_is_small(monkeypatch, adapted_rows):
     monkeypatch.setattr(pack, "SMALL", 0)
     x_NI, A_RI, B_OR = torch.randn(4, 10), torch.randn(2, 10, requires_grad=True), torch.randn(6, 2, requires_grad=True)
     keep = (torch.rand(adapted_rows, 10) > 0.5).to(x_NI.dtype)
-    plan = pack.Plan([pack.Run(slice(0, adapted_rows), (0.5,), keep)])
+    plan = pack.Plan([pack.Run(slice(0, adapted_rows), (0.5,))])
     kept: list[torch.Tensor] = []
 
     def hold(tensor: torch.Tensor) -> torch.Tensor:
@@ -85,7 +85,7 @@ def test_what_waits_for_the_backward_pass_is_small(monkeypatch, adapted_rows):
 
     W_OI = torch.randn(6, 10)
     with torch.autograd.graph.saved_tensors_hooks(hold, lambda t: t):
-        y_NO = pack.PackedForward.apply(x_NI, lambda _: W_OI, None, plan, A_RI, B_OR)
+        y_NO = pack.PackedForward.apply(x_NI, lambda _: W_OI, None, plan, [keep], A_RI, B_OR)
     y_NO.sum().backward()
     assert B_OR.grad is not None
     torch.testing.assert_close(B_OR.grad, 0.5 * ((x_NI[:adapted_rows] * keep) @ A_RI.t()).sum(0).expand(6, 2))
@@ -125,10 +125,10 @@ def test_gradients_are_added_to_what_is_there_without_a_copy(ranks):
     K, rows = len(ranks), 4
     x_NI, W_OI = torch.randn(K * rows, 10, dtype=torch.float64), torch.randn(6, 10, dtype=torch.float64)
     shapes = [(r, 10) for r in ranks] + [(6, r) for r in ranks]
-    plan = pack.Plan([pack.Run(slice(0, K * rows), tuple(0.5 + k for k in range(K)), None)])
+    plan = pack.Plan([pack.Run(slice(0, K * rows), tuple(0.5 + k for k in range(K)))])
 
     def found(factors: list[torch.Tensor]) -> None:
-        y_NO = pack.PackedForward.apply(x_NI, lambda _: W_OI, None, plan, *factors)
+        y_NO = pack.PackedForward.apply(x_NI, lambda _: W_OI, None, plan, [None], *factors)
         y_NO.square().sum().backward()
 
     fresh = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]

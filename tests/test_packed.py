@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -618,10 +617,10 @@ def test_few_slots_where_a_trial_fills_the_machine_and_more_where_it_does_not(ti
     assert pace.width(0.5 * tokens, train, examples) == pace.width(float("inf"), train, examples) == pace.MOST
 
 
-def part(module: torch.nn.Module, rank: int, rows: slice) -> packed.Part:
+def part(module: torch.nn.Linear, rank: int, rows: slice) -> packed.Part:
     """Return a trial that adapts a module with a rank, as far as its place in a pass goes."""
-    stream, layer = pack.DropoutStream(torch.device("cpu")), SimpleNamespace(r={"default": rank})
-    return packed.Part(packed.Layers(stream, plain={module: layer}), rows, {})
+    update = packed.Update(torch.empty(rank, module.in_features), torch.empty(module.out_features, rank), s=1.0, p=0.0)
+    return packed.Part(packed.Layers(pack.DropoutStream(torch.device("cpu")), plain={module: update}), rows, {})
 
 
 @pytest.mark.parametrize(
@@ -636,7 +635,7 @@ def test_updates_are_stacked_where_rows_are_equal_and_padding_costs_little(ranks
     module, ends = torch.nn.Linear(384, 384), [0, *itertools.accumulate(rows)]
     parts = [part(module, r, slice(*ends[i : i + 2])) for i, r in enumerate(ranks)]
     stacks = packed.Pass(parts)._stacks(module)
-    assert [[p.layers.plain[module].r["default"] for p in stack] for stack in stacks] == expected
+    assert [[len(p.layers.plain[module].A_RI) for p in stack] for stack in stacks] == expected
 
 
 def test_module_that_no_trial_adapts_computes_as_before():
