@@ -91,15 +91,22 @@ def set_up(train: TrainSpec, device: torch.device) -> None:
         torch.backends.cudnn.benchmark = False
 
 
+def threads_are_given() -> bool:
+    """Tell whether the user has said how many threads a process may take; to be asked before joblib starts workers, as
+    it says so to them.
+    """
+    return "OMP_NUM_THREADS" in os.environ
+
+
 @contextmanager
-def own(workers: int, every: bool = False) -> Iterator[None]:
-    """Take a GPU that no other worker of this machine has, or all for `every`, or this worker's part of the CPU's
-    threads. Raises ConfigError where several workers want all GPUs.
+def own(workers: int, every: bool = False, *, divide: bool = True) -> Iterator[bool]:
+    """Take a GPU that no other worker of this machine has, or all for `every`, or with `divide` this worker's part of
+    the CPU's threads; yield whether it was that. Raises ConfigError where several workers want all GPUs.
     """
     if every and workers > 1:
         raise ConfigError([f"search.workers: must be 1 with model.device_map, got {workers}; one trains on all GPUs"])
     if every:
-        yield
+        yield False
         return
     if torch.cuda.is_available() and torch.cuda.device_count() > 1:
         with ExitStack() as held:
@@ -109,10 +116,28 @@ def own(workers: int, every: bool = False) -> Iterator[None]:
                 with suppress(BlockingIOError):
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     torch.cuda.set_device(device)
-                    yield
+                    yield False
                     return
-            yield
+            yield False
             return
-    if workers > 1 and "SLURM_JOB_ID" not in os.environ and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
-    yield
+    divide = divide and workers > 1 and "SLURM_JOB_ID" not in os.environ
+    if divide:  # joblib says our part, too; Ray what it likes
+        divide = os.environ.get("OMP_NUM_THREADS") in (None, str(_part(workers)))
+    if divide:
+        divide_threads(workers)
+    yield divide
+
+
+def divide_threads(workers: int) -> bool:
+    """Let the thread that calls this compute with one worker's part of the CPU's threads; return whether it had
+    another number of them.
+    """
+    threads = _part(workers)
+    if threads == torch.get_num_threads():
+        return False
+    torch.set_num_threads(threads)
+    return True
+
+
+def _part(workers: int) -> int:
+    return max(1, len(os.sched_getaffinity(0)) // workers)

@@ -22,9 +22,15 @@ LONG_S = 0.3
 TRIES = 5
 
 
-@functools.cache
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the FLOP/s of a square matrix product, the fastest of a few; measured once a process."""
+    """Return the FLOP/s of a square matrix product, the fastest of a few; measured once a process, on a CPU once for
+    each number of threads.
+    """
+    return _measured(device, dtype, torch.get_num_threads() if device.type == "cpu" else 0)
+
+
+@functools.cache
+def _measured(device: torch.device, dtype: torch.dtype, threads: int) -> float:
     size = SIZE if device.type == "cpu" else 4 * SIZE
     half = device.type == "cpu" and dtype != torch.float32
     if half and _product_s(device, dtype, SMALL, 1) * (SIZE / SMALL) ** 3 > LONG_S:

@@ -54,6 +54,10 @@ class Running:
     """A token's."""
     train_s: float | None = None
     """At its last step here."""
+    offered: float = 0.0
+    """FLOPs that the device's matmul could have done in its seconds of training here."""
+    offered_s: float = 0.0
+    """Those seconds."""
     step: int = 0
     total_steps: int = 0
     loss: float = math.nan

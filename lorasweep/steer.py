@@ -7,7 +7,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lorasweep import compose, display, group, interrupt, outcome, race, registry, space, sweeper, tracking, worker
+from lorasweep import (
+    compose,
+    device,
+    display,
+    group,
+    interrupt,
+    outcome,
+    race,
+    registry,
+    space,
+    sweeper,
+    tracking,
+    worker,
+)
 from lorasweep.errors import ConfigError, StudyMismatch
 from lorasweep.meta import Entry
 from lorasweep.space import Space
@@ -283,7 +296,7 @@ def work(study: Study) -> int:
         while not interrupts.count and "all" not in study.stops():
             worker.settle(study)
             if study.waiting() and not study.spent():
-                worker.run_worker(str(study.folder))
+                worker.run_worker(str(study.folder), not device.threads_are_given())
             elif study.running():
                 time.sleep(2)  # its owner may die
             else:

@@ -460,9 +460,22 @@ class Study:
     @storage.patient
     def alive(self) -> int:
         """Return how many workers hold a trial and live."""
+        return len({owner.get("name") for owner in self._living()})
+
+    def _living(self) -> list[dict[str, Any]]:
+        """Return the owner of each running trial, where it lives."""
         ids = [i for i in self._store.ids(self._id, TrialState.RUNNING) if not self._orphaned(i)]
-        owners = [self._store.optuna.get_trial(i).user_attrs.get("owner") or {} for i in ids]
-        return len({owner.get("name") for owner in owners})
+        return [self._store.optuna.get_trial(i).user_attrs.get("owner") or {} for i in ids]
+
+    @storage.patient
+    def sharing(self) -> int:
+        """Return how many workers share this machine: all while trials wait, then those that live and hold one, and
+        this one.
+        """
+        if self._store.ids(self._id, TrialState.WAITING):
+            return self.search.workers
+        here = {owner["name"] for owner in self._living() if owner.get("host") == self.owner.host}
+        return len(here | {self.owner.name})
 
     @storage.patient
     def running(self) -> int:

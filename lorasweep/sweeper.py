@@ -337,10 +337,10 @@ def _stopped(study: Any, interrupts: Any) -> bool:
 
 def _run_workers(study: Any, launch: Launch, interrupts: Any) -> None:
     """Launch workers until nothing is left: a launcher whose process was killed may take the other workers with it."""
-    from lorasweep import tracking, worker
+    from lorasweep import device, tracking, worker
 
     idle = 0
-    work = functools.partial(_work, str(study.folder))
+    work = functools.partial(_work, str(study.folder), not device.threads_are_given())
     while not _stopped(study, interrupts):
         worker.settle(study)
         if not study.waiting() or study.spent():
@@ -368,11 +368,11 @@ def _state(study: Any) -> list[tuple]:
     return [(t.number, t.state, *(t.user_attrs.get(k) for k in keys)) for t in study.trials()]
 
 
-def _work(folder: str, config: Any) -> None:
+def _work(folder: str, divide: bool, config: Any) -> None:
     """What a launcher runs in each worker's process."""
     from lorasweep import worker
 
-    worker.run_worker(folder)
+    worker.run_worker(folder, divide)
 
 
 def _settle_adapters(study: Any, spec: Any) -> None:

@@ -57,8 +57,14 @@ LITTLE = 2**20
 class Worker:
     """Runs a study's trials until the queue is empty. A group's base is loaded once and kept while it is in use."""
 
-    def __init__(self, study: Study, loaded: Mapping[str, group.Workload] | None = None) -> None:
+    def __init__(
+        self, study: Study, loaded: Mapping[str, group.Workload] | None = None, *, divides: bool = False
+    ) -> None:
+        """`divides` says that workers of this machine have a part of its threads each: the last ones get all."""
         self.study = study
+        self._divides = divides
+        self._sharing = study.search.workers
+        """Workers that the threads are divided among now."""
         self.display = Display(alone=study.search.workers == 1)
         self._loaded = dict(loaded or {})
         self._running: dict[int, Running] = {}
@@ -119,6 +125,7 @@ class Worker:
             self._stops = self.study.stops()
             if time.monotonic() - self._said > self.study.search.lease_s / 6 or not self._said:
                 self._said = time.monotonic()
+                self._sharing = self.study.sharing() if self._divides else self._sharing
                 running = list(self._running.values())
                 shown = {r.number: {"step": r.step, "of": r.total_steps, "loss": r.loss} for r in running}
                 self.study.beat(shown, busy_s=time.perf_counter() - self._began - self._idle_s, idle_s=self._idle_s)
@@ -224,6 +231,8 @@ class Worker:
                     self._handle(running, event, trainer)
                 if not trainer.is_looking:
                     self._judge(trainer)
+                if self._divides and not running.spec.train.deterministic and device.divide_threads(self._sharing):
+                    self._throughput.peak = peak.peak_of(trainer.base.model)
                 if self._stopping():
                     for running in list(self._running.values()):
                         with self._contained(running):
@@ -353,7 +362,10 @@ class Worker:
             }
             running.track().metrics(event.step, values)
         if running.train_s is not None:
-            self._throughput.took(event.tokens, event.tokens * running.flops, event.train_s - running.train_s)
+            seconds = event.train_s - running.train_s
+            self._throughput.took(event.tokens, event.tokens * running.flops, seconds)
+            running.offered += seconds * self._throughput.peak
+            running.offered_s += seconds
         running.train_s = event.train_s
         self.display.step(event.number, event.step, event.total_steps, event.loss, self._throughput)
         if time.monotonic() - running.saved > self.study.search.checkpoint_s:
@@ -427,7 +439,8 @@ class Worker:
         result["params"] = outcome.sizes(running.counts)
         result["tokens_per_s"] = running.tokens / event.train_s if event.train_s else 0.0
         reached = peak.rate(running.flops, running.tokens, event.train_s + event.prefix_saved_s["train"])
-        result["flops_per_s"], result["matmul_share"] = reached, peak.share(trainer.base.model, reached)
+        offered = running.offered / running.offered_s if running.offered else peak.peak_of(trainer.base.model)
+        result["flops_per_s"], result["matmul_share"] = reached, reached / offered
         result["energy_j"] = event.energy_j
         result["peak_gib"] = self._need(running, work, trainer.base.missing)
         result["worker_peak_gib"] = outcome.worker_gib(trainer.device)
@@ -536,11 +549,12 @@ def prepare(study: Study, loaded: Mapping[str, group.Workload]) -> None:
     _prepared[str(study.folder)] = {key: work.keep() for key, work in loaded.items()}
 
 
-def run_worker(folder: str) -> None:
-    """Run the study's trials in this process; the entry point that launchers call by name."""
+def run_worker(folder: str, divide: bool) -> None:
+    """Run the study's trials in this process, with its part of the threads if they are to be divided."""
     study = Study.open(Path(folder))
-    with device.own(study.search.workers, study.spec(study.space.fixed).model.device_map is not None):
-        Worker(study, _prepared.get(folder)).run()
+    every = study.spec(study.space.fixed).model.device_map is not None
+    with device.own(study.search.workers, every, divide=divide) as divides:
+        Worker(study, _prepared.get(folder), divides=divides).run()
     tracking.flush()
 
 

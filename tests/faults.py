@@ -49,7 +49,7 @@ def live(folder: str, seed: int, fragile_too: bool) -> None:
     dice = random.Random(seed)
     for owner, name in MOMENTS:
         fragile(owner, name, dice, fragile_too)
-    worker.run_worker(folder)
+    worker.run_worker(folder, divide=False)
 
 
 def main(folder: str, seed: int, kills: int, workers: int) -> int:

@@ -105,6 +105,27 @@ def test_each_worker_takes_a_gpu_of_its_own_and_leaves_it_at_the_end(two_cards):
         assert two_cards == [0, 1, 1, 0]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_workers_of_a_cpu_divide_its_threads_unless_the_user_has(monkeypatch):
+    threads = [8]
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setattr(device.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    with device.own(3) as divides:
+        assert divides and threads == [8, 2]
+    assert not device.divide_threads(3) and threads == [8, 2]
+    assert device.divide_threads(1) and threads == [8, 2, 8]
+    with device.own(1) as divides:
+        assert not divides
+    with device.own(3, divide=False) as divides:
+        assert not divides and threads == [8, 2, 8]
+    assert not device.threads_are_given()
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert device.threads_are_given()
+
+
 def test_worker_of_a_spread_base_takes_no_gpu_to_itself_and_is_the_only_one(two_cards):
     with device.own(1, every=True):
         assert two_cards == []
@@ -224,7 +245,7 @@ def test_dropout_of_each_device_is_a_stream_of_its_own():
     stream.at(1, 2)
     assert torch.equal(stream.keep(like, 0.5), first)
     stream.at(1, 2)
-    assert not torch.equal(stream.draws[other].words(9), stream.draws[torch.device("cpu")].words(9))
+    assert not torch.equal(stream.draws[other].numbers(9), stream.draws[torch.device("cpu")].numbers(9))
 
 
 # --- optimisers ------------------------------------------------------------------------------------------------------

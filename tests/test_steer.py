@@ -12,7 +12,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from lorasweep import cli, display, model, worker
+from lorasweep import cli, device, display, model, peak, worker
 from lorasweep.study import Study
 
 SMALL = [
@@ -87,6 +87,19 @@ def test_worker_tells_all_trials_tokens_a_second_and_share_of_the_peak(run, caps
     assert run("lora.r=1,2", "train.slots=2") == 0
     said = capsys.readouterr().out
     assert re.search(r"trial=1 lora.r=2 step=3/4 loss=\S+; all trials: [\d,]+ tokens/s, \d+% of the matmul peak", said)
+
+
+def test_worker_that_is_left_alone_takes_all_threads_and_its_share_counts_their_peak(run, monkeypatch):
+    assert run("lora.r=1") == 0
+    assert cli.main(["add", "s", "lora.r=2"]) == 0
+    asked, peaks = [], iter([1e12, 4e12])
+    monkeypatch.setattr(Study, "sharing", lambda _: 1)
+    monkeypatch.setattr(device, "divide_threads", lambda workers: asked.append(workers) or len(asked) == 1)
+    monkeypatch.setattr(peak, "peak_of", lambda _: next(peaks))
+    worker.Worker(study(), divides=True).run()
+    assert set(asked) == {1} and len(asked) >= 4, "at each event"
+    result = json.loads((study().trial_folder(1) / "result.json").read_text())
+    assert result["matmul_share"] == pytest.approx(result["flops_per_s"] / 4e12)
 
 
 def test_base_is_loaded_once_for_each_group_of_trials(run, monkeypatch):

@@ -78,6 +78,20 @@ def test_each_trial_is_claimed_once_and_drawn_in_the_space(make):
     assert len({t.params["train.learning_rate"] for t in study.trials()}) == 4
 
 
+def test_threads_are_divided_among_all_while_trials_wait_then_among_those_that_hold_one(make):
+    first = make(3, workers=3)
+    second = other(first)
+    claim(first)
+    claim(second)
+    assert first.sharing() == 3
+    claim(second)
+    assert first.sharing() == second.sharing() == 2
+    for number in (1, 2):
+        second.tell(number, "COMPLETE", [0.5], {})
+    assert first.sharing() == 1
+    assert second.sharing() == 2, "it and the other one"
+
+
 def _claim_all(folder: Path, answer) -> None:
     study, mine = Study.open(folder), []
     while (claimed := claim(study)) is not None:
