@@ -114,9 +114,9 @@ def sealed(value: Any) -> Tensor:
     return torch.frombuffer(bytearray(buffer.getbuffer()), dtype=torch.uint8)
 
 
-def opened(sealed: Tensor) -> Any:
+def opened(written: Tensor) -> Any:
     """Return what `sealed` was given."""
-    return torch.load(io.BytesIO(sealed.numpy().tobytes()), map_location="cpu", weights_only=True)
+    return torch.load(io.BytesIO(written.numpy().tobytes()), map_location="cpu", weights_only=True)
 
 
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -125,7 +125,8 @@ class Worker:
             self._stops = self.study.stops()
             if time.monotonic() - self._said > self.study.search.lease_s / 6 or not self._said:
                 self._said = time.monotonic()
-                self._sharing = self.study.sharing() if self._divides else self._sharing
+                if self._divides:
+                    self._sharing = self.study.sharing()
                 running = list(self._running.values())
                 shown = {r.number: {"step": r.step, "of": r.total_steps, "loss": r.loss} for r in running}
                 self.study.beat(shown, busy_s=time.perf_counter() - self._began - self._idle_s, idle_s=self._idle_s)
