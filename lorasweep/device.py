@@ -54,15 +54,16 @@ def dtype_of(train: TrainSpec, device: torch.device) -> torch.dtype:
     return FORMATS[train.precision]
 
 
-def attention(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> str:
-    """Return transformers' name of the attention kernel; auto is flash attention where it is installed and can run.
+def attention(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return transformers' name of the attention kernel; auto is flash attention where it is installed and can run,
+    else None: transformers chooses, sdpa where the model has it (DeBERTa does not).
 
     Raises ConfigError where flash attention is asked for and cannot run.
     """
     half = device.type == "cuda" and dtype != torch.float32
     installed = importlib.util.find_spec("flash_attn") is not None
     if spec.attn_implementation == "auto":
-        return "flash_attention_2" if half and installed else "sdpa"
+        return "flash_attention_2" if half and installed else None
     if spec.attn_implementation == "flash_attention_2" and not (half and installed):
         kind = str(dtype).removeprefix("torch.")
         lack = f"here is {kind} on the {device.type}" if not half else "flash_attn is not installed"

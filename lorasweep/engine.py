@@ -23,6 +23,7 @@ from lorasweep import (
     adapter,
     checkpoint,
     evaluate,
+    first_token,
     flat,
     lora_config,
     memory,
@@ -82,6 +83,7 @@ class Engine:
         self.prepared = prepared
         self.device = next(base.model.parameters()).device
         self.prefix = prefix.Prefix(base.model, scratch)
+        self.first_token = self._first_token()
         self.energy = Energy(sorted({p.device for p in base.model.parameters()}, key=str))
         self.slots: list[Slot] = []
         self.width: int | None = None
@@ -120,6 +122,14 @@ class Engine:
         except BaseException:
             self.clear()
             raise
+
+    def _first_token(self) -> first_token.Place | None:
+        """Return from where on the model reads the first token alone, if so."""
+        texts = [e for e in itertools.islice(self.prepared.train, LOOK_AT) if len(e) > 1]
+        if not self.task.one_answer or not texts:
+            return None
+        inputs = self.task.collate([texts[:1]], self.prepared.pad_id, self.device).inputs
+        return first_token.find(self.base.model, inputs)
 
     @property
     def is_looking(self) -> bool:
@@ -181,7 +191,7 @@ class Engine:
         try:
             saved = saved if saved is not None and fits(saved, attached) else None
             notes = (transfer.take_over(attached, job.start_from),) if job.start_from and saved is None else ()
-            slot = new_slot(job, attached, self.prepared.train, saved, self.device)
+            slot = new_slot(job, attached, self.prepared.train, saved, self.device, self.first_token)
         except BaseException:
             adapter.detach(attached)
             raise
@@ -247,7 +257,8 @@ class Engine:
         base, some = self.base.model, self.prepared
 
         def timed() -> None:
-            self.overhead = pace.overhead(base, self.task, some.train, some.pad_id, self.device)
+            with slot.first_token.used() if slot.first_token else contextlib.nullcontext():
+                self.overhead = pace.overhead(base, self.task, some.train, some.pad_id, self.device)
 
         if retry.attempt(timed):
             self.overhead = 0.0
@@ -313,9 +324,16 @@ class Engine:
                     step.slot.spared(spared * step.tokens)
 
     def _passes(self, todo: list[Step]) -> list[list[Step]]:
-        """Return which steps share a pass."""
-        groups = pace.passes([(len(s.examples), s.length) for s in todo], self.overhead, self.limits.most)
-        return [sorted((todo[i] for i in group), key=_place) for group in groups]
+        """Return which steps share a pass. Those that compute the first token alone draw dropout for it alone, whoever
+        is beside them.
+        """
+        shared: list[list[Step]] = []
+        for whole in (False, True):
+            some = [s for s in todo if (s.slot.first_token is None) == whole]
+            sizes = [(len(s.examples), s.length) for s in some]
+            groups = pace.passes(sizes, self.overhead, self.limits.most)
+            shared += [sorted((some[i] for i in group), key=_place) for group in groups]
+        return shared
 
     def _gradients(self, group: list[Step]) -> None:
         """Leave each trial's gradient with its parameters. Where memory runs out, fewer trials share a pass, then each
@@ -394,6 +412,8 @@ class Engine:
         shared = packed.Pass(packed.parts([s.layers for s in slots], batch)) if together else None
         with contextlib.ExitStack() as inside:
             inside.enter_context(self.prefix.reused(slots, batch))
+            if self.first_token and all(s.first_token for s in slots):
+                inside.enter_context(self.first_token.used())
             if shared is not None:
                 inside.enter_context(shared.on())
             if back and any(s.spec.train.gradient_checkpointing for s in slots):

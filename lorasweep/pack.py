@@ -225,7 +225,7 @@ class PackedForward(torch.autograd.Function):
         ctx.save_for_backward(*saved)
         ctx.read = read
         ctx.present = [f.grad if f.is_leaf else None for f in trained]
-        return y_NO.view(*x.shape[:-1], -1)
+        return y_NO.view(*x.shape[:-1], y_NO.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Any:
@@ -257,7 +257,7 @@ class PackedForward(torch.autograd.Function):
             for at, A_RI, B_OR in plan.starts:
                 grad_NI[at].addmm_(slope_NO[at] @ B_OR, A_RI, alpha=-1)
         grads += [slope_NO[at].sum(0) for at in plan.biases]
-        grad_x = None if grad_NI is None else grad_NI.view(*slope.shape[:-1], -1)
+        grad_x = None if grad_NI is None else grad_NI.view(*slope.shape[:-1], grad_NI.shape[-1])
         return grad_x, None, None, None, None, *grads
 
 

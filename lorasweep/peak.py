@@ -3,6 +3,7 @@
 import functools
 import time
 from collections import deque
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -95,16 +96,17 @@ class Throughput:
         return f"{tokens / seconds:,.0f} tokens/s{share}"
 
 
-def flops_a_token(model: Any) -> int:
+def flops_a_token(model: Any, once: Collection[nn.Module] = ()) -> int:
     """Return the FLOPs that a token costs in a step of the trial whose adapter is on the model: 2 a weight of a linear
     layer (forward), 2 more from the first module on that trains (the gradient towards its input), and 2 more where it
-    trains itself. Modules count in their own order. The output head and attention's products are left out.
+    trains itself. Modules count in their own order. The output head, attention's products and what is computed `once`
+    a text are left out.
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     total, behind, seen = 0, False, set()
     for module in model.modules():
         trains = any(p.requires_grad for p in module.parameters(recurse=False))
-        if isinstance(module, nn.Linear) and module is not head and module.weight not in seen:
+        if isinstance(module, nn.Linear) and module is not head and module.weight not in seen and module not in once:
             seen.add(module.weight)
             total += quant.size(module) * (6 if trains else 4 if behind else 2)
         behind = behind or trains

@@ -20,24 +20,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorasweep import stack
 from lorasweep.kept import Key, Store
 from lorasweep.slots import Slot
 from lorasweep.spec import TrialSpec
+from lorasweep.stack import Inputs
 from lorasweep.swap import give_back
 from lorasweep.tasks import Batch
 
 LOOK_AT = 20
 """Batches read after which reading has to have been faster than computing."""
 
-NEAR = {torch.bfloat16: 5e-2, torch.float16: 5e-2}
-"""Largest relative difference of the model's output with and without kept states; 1e-3 in single precision."""
-
 log = logging.getLogger(__name__)
-
-Inputs = Mapping[str, Any]
-
-
-# --- the model's layers ----------------------------------------------------------------------------------------------
 
 
 class _Enough(Exception):
@@ -45,67 +39,6 @@ class _Enough(Exception):
 
     def __init__(self, output: Any) -> None:
         self.output = output
-
-
-@dataclass(frozen=True)
-class Stack:
-    """The layers of a model that run one after the other."""
-
-    layers: list[nn.Module]
-    place: dict[nn.Module, int]
-    """Module -> the layers that do not depend on it; a module that is not here may be needed by all."""
-    holders: list[nn.Module]
-    """Modules that the layers lie in: they are given the token ids."""
-    more: bool
-    """Whether a layer returns a tuple, of which the hidden states are the first."""
-    token_bytes: int
-    """Of a token's hidden states."""
-
-    def unchanged(self, changed: Collection[nn.Module]) -> int:
-        """Return how many of the first layers depend on none of these modules."""
-        return min((self.place.get(m, 0) for m in changed), default=len(self.layers))
-
-
-def outermost(model: Any) -> list[nn.Module]:
-    """Return what looks like the layers of the model, or of its encoder: the longest list in no other list."""
-    holder = model.get_encoder() if model.config.is_encoder_decoder else model
-    lists: list[Any] = [m for m in holder.modules() if isinstance(m, nn.ModuleList)]
-    inner = {m for one in lists for m in one.modules() if m is not one}
-    found: list[list[nn.Module]] = [[*m] for m in lists if m not in inner]
-    return max(found, key=len, default=[])
-
-
-@torch.no_grad()
-def stack(model: Any, inputs: Inputs) -> Stack | None:
-    """Return the model's layers, or None where they do not run once each and in order, from hidden states to hidden
-    states. `inputs` are two equal rows; no trial may be on the model.
-    """
-    layers = outermost(model)
-    calls: list[nn.Module] = []
-    outputs: list[Any] = []
-    with ExitStack() as undo:
-        for module in model.modules():
-            undo.callback(module.register_forward_pre_hook(lambda m, _: calls.append(m)).remove)
-        for layer in layers:
-            undo.callback(layer.register_forward_hook(lambda _, __, out: outputs.append(out)).remove)
-        model(**inputs)
-    if not layers or [m for m in calls if m in set(layers)] != layers:
-        return None
-    more = isinstance(outputs[0], tuple)
-    shape = _hidden(outputs[0]).shape
-    good = shape[:2] == inputs["input_ids"].shape and all(isinstance(o, tuple) == more for o in outputs)
-    if not good or any(_hidden(o).shape != shape for o in outputs):
-        return None
-    if more and any(isinstance(t, Tensor) and len(t) != 1 for o in outputs for t in o[1:]):
-        return None  # what a layer hands on beside its hidden states is another for each row
-    place: dict[nn.Module, int] = dict.fromkeys(calls[: calls.index(layers[0])], 0)
-    for i, layer in enumerate(layers):
-        for module in layer.modules():
-            place.setdefault(module, i)
-    for module in calls[calls.index(layers[-1]) :]:
-        place.setdefault(module, len(layers))
-    last = _hidden(outputs[-1])
-    return Stack(layers, place, holders(model, layers), more, last.shape[-1] * last.element_size())
 
 
 def wanted(spec: TrialSpec) -> bool:
@@ -118,25 +51,15 @@ def bytes_a_token(model: Any, changed: Collection[nn.Module], inputs: Inputs) ->
     """Return what is kept of a token where trials change these modules, 0 where nothing is; the model may be on the
     meta device.
     """
-    layers = outermost(model)
-    if not layers or set(changed) & set(layers[0].modules()) or _is_special(model.config, layers):
+    layers = stack.outermost(model)
+    if not layers or set(changed) & set(layers[0].modules()) or stack.is_special(model.config, layers):
         return 0
-    found = stack(model, {**_row(inputs, 2), **_without_cache(model)})
+    found = stack.read(model, {**_row(inputs, 2), **_without_cache(model)})
     return found.token_bytes if found is not None and found.unchanged(changed) else 0
 
 
 def _without_cache(model: Any) -> dict[str, bool]:
     return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-
-
-def holders(model: Any, layers: Sequence[nn.Module]) -> list[nn.Module]:
-    """Return the modules that the layers lie in."""
-    inside = set(layers)
-    return [m for m in model.modules() if not isinstance(m, nn.ModuleList) and inside < set(m.modules())]
-
-
-def _hidden(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
 
 
 # --- keeping and reading ---------------------------------------------------------------------------------------------
@@ -182,14 +105,14 @@ class Prefix:
     costs: dict[int, Cost] = field(default_factory=dict)
     """By number of layers."""
     _usable: dict[int, bool] = field(default_factory=dict)
-    _stack: Stack | None = None
+    _stack: stack.Stack | None = None
     _first: set[nn.Module] = field(default_factory=set)
     """Modules of what seems to be the first layer: where a trial changes one, nothing else has to be known."""
 
     def __post_init__(self) -> None:
         self.store = Store(self.folder)
-        self._layers = outermost(self.model)
-        self._around = [*holders(self.model, self._layers), *self._layers]
+        self._layers = stack.outermost(self.model)
+        self._around = [*stack.holders(self.model, self._layers), *self._layers]
         self._first = set(self._layers[0].modules()) if self._layers else set(self.model.modules())
         self._more = _without_cache(self.model)
 
@@ -242,14 +165,14 @@ class Prefix:
     def depth(self, slots: Sequence[Slot], batch: Batch) -> int:
         """Return how many of the first layers give the same for all these trials as for the base alone."""
         self.store.budget = int(min(s.spec.train.prefix_cache_gib for s in slots) * 2**30)
-        if not all(wanted(s.spec) for s in slots) or _is_special(self.model.config, self._around):
+        if not all(wanted(s.spec) for s in slots) or stack.is_special(self.model.config, self._around):
             return 0
         changed = set().union(*(s.layers.modules for s in slots))
         if changed & self._first:
             return 0
         if self._stack is None:
             with _bare(slots):
-                self._stack = stack(self.model, {**_row(batch.inputs, 2), **self._more})
+                self._stack = stack.read(self.model, {**_row(batch.inputs, 2), **self._more})
             if self._stack is None:
                 log.info("%s: no layers are known to run in order; nothing is kept", type(self.model).__name__)
                 self._first = set(self.model.modules())
@@ -263,16 +186,16 @@ class Prefix:
     @torch.no_grad()
     def _agrees(self, depth: int, inputs: Inputs) -> bool:
         """Tell whether the model answers the same when its first layers are left out and their states put in."""
-        expected = _answers(self.model(**inputs))
+        expected = stack.answers(self.model(**inputs))
         try:
             states_BTD = self._until(depth, inputs)
             self._until(depth, {**inputs, "input_ids": inputs["input_ids"].flip(1)})  # leave nothing of them behind
             with self._standing_in(depth, {id(inputs["input_ids"]): lambda: list(states_BTD)}):
-                found = _answers(self.model(**inputs))
+                found = stack.answers(self.model(**inputs))
         except (LookupError, TypeError, AttributeError, ValueError) as error:  # later layers miss what these leave them
             log.info("%s needs its first %d layers: %s", type(self.model).__name__, depth, error)
             return False
-        same = all(_near(a, b) for a, b in zip(expected, found, strict=True))
+        same = all(stack.near(a, b) for a, b in zip(expected, found, strict=True))
         if not same:
             log.info("%s answers otherwise without its first %d layers", type(self.model).__name__, depth)
         return bool(expected) and same
@@ -320,7 +243,7 @@ class Prefix:
         try:
             self.model(**inputs)
         except _Enough as enough:
-            return _hidden(enough.output)
+            return stack.hidden(enough.output)
         finally:
             hook.remove()
         raise AssertionError("the layer did not run")
@@ -407,14 +330,6 @@ def _bare(slots: Sequence[Slot]) -> Iterator[None]:
             slot.attached.put_on()
 
 
-def _is_special(config: Any, modules: Sequence[nn.Module]) -> bool:
-    """Tell whether the model is compiled, checkpoints its gradients or gives more than its last states."""
-    asked = ("output_hidden_states", "output_attentions", "output_router_logits", "expert_capacity")
-    if any(m._compiled_call_impl is not None or getattr(m, "gradient_checkpointing", False) for m in modules):
-        return True
-    return any(getattr(config, key, None) for key in asked)
-
-
 def _is_decoders(name: str) -> bool:
     return name.startswith("decoder_")
 
@@ -424,12 +339,3 @@ def _row(inputs: Inputs, times: int) -> dict[str, Tensor]:
     mask_BT = inputs.get("attention_mask")
     length = int(mask_BT[0].sum()) if mask_BT is not None else inputs["input_ids"].shape[1]
     return {k: (v[:1] if _is_decoders(k) else v[:1, :length]).repeat(times, 1) for k, v in inputs.items()}
-
-
-def _answers(output: Any) -> list[Tensor]:
-    values = output.to_tuple() if hasattr(output, "to_tuple") else output
-    return [v for v in values if isinstance(v, Tensor) and v.is_floating_point()]
-
-
-def _near(a: Tensor, b: Tensor) -> bool:
-    return bool((a - b).norm() <= NEAR.get(a.dtype, 1e-3) * a.norm())

@@ -14,6 +14,7 @@ from lorasweep import adapter, checkpoint, flat, pack, packed, peak, quant
 from lorasweep.device import dtype_of
 from lorasweep.errors import ConfigError
 from lorasweep.events import EvalEvent, Job
+from lorasweep.first_token import Place
 from lorasweep.loss_scale import LossScale
 from lorasweep.schedule import epochs, step_counts
 from lorasweep.spec import TrialSpec
@@ -66,6 +67,8 @@ class Slot:
     """Why no other trial may share its forward passes, if so."""
     base_bits: int
     """Of a base that LoftQ quantised."""
+    first_token: Place | None
+    """From where on it computes the first token alone."""
     flops_a_token: int
     """Of a step's linear layers: what a trial's share of a common pass goes by."""
     step: int = 0
@@ -215,8 +218,12 @@ def new_slot(
     examples: Sequence[Example],
     saved: Mapping[str, Any] | None,
     device: torch.device,
+    place: Place | None = None,
 ) -> Slot:
-    """Return the slot of a trial whose adapter was just made, to begin or to go on from what `Slot.state` gave."""
+    """Return the slot of a trial whose adapter was just made, to begin or to go on from what `Slot.state` gave.
+
+    `place` is where the base's other tokens may be left out.
+    """
     if saved:
         adapter.begin_from(attached, saved["initial"])
     lacking = quant.lacking(job.spec, device)
@@ -224,6 +231,7 @@ def new_slot(
         raise ConfigError(lacking)
     stream = pack.DropoutStream(device)
     layers = packed.layers(attached, stream)
+    first = place if place and not job.spec.model.base_dropout and not place.inside(layers.whole) else None
     train = job.spec.train
     per_epoch, total = step_counts(train, len(examples))
     slot = Slot(
@@ -236,7 +244,8 @@ def new_slot(
         total_steps=total,
         alone=packed.alone_reason(job.spec),
         base_bits=adapter.quantised_bits(attached),
-        flops_a_token=peak.flops_a_token(attached.base.model),
+        first_token=first,
+        flops_a_token=peak.flops_a_token(attached.base.model, first.once(attached.swap.places) if first else ()),
         scale=LossScale() if dtype_of(train, device) == torch.float16 else None,
     )
     slot.train(False)

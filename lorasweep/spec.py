@@ -42,7 +42,7 @@ class ModelSpec:
     sentence-transformers models were trained. With mean, other code that loads the adapter has to pool so too."""
     attn_implementation: str = one_of("auto", "auto", "sdpa", "eager", "flash_attention_2")
     """Attention kernel, transformers' name; auto: flash_attention_2 on a GPU in bf16 or fp16 where it is installed,
-    else sdpa."""
+    else sdpa where the model has it, else eager."""
     quantization: str = one_of("none", "none", "int8", "nf4")
     """Keep the base's linear layers in 8 or 4 bits (bitsandbytes, extra `quant`): a half or a quarter of the memory.
     They are multiplied in train.precision; embeddings, output head and new heads stay as they are."""

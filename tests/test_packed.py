@@ -540,7 +540,7 @@ def test_layer_that_mixes_rows_makes_trials_run_one_after_another(tiny_bert, dou
 def test_layer_that_sees_some_of_the_tokens_makes_trials_run_one_after_another(tiny_bert, double, caplog, more):
     """As many tokens as would divide among the rows, but not in their order."""
     made = trainer(spec_of("seq_cls", tiny_bert), workload("seq_cls", tiny_bert))
-    layer = made.base.model.bert.encoder.layer[1].intermediate
+    layer = made.base.model.bert.encoder.layer[0].intermediate
     dense = layer.forward
 
     def routed(hidden):

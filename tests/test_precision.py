@@ -194,11 +194,11 @@ def test_auto_is_bf16_on_a_gpu_that_has_it_and_fp32_elsewhere(monkeypatch):
 def test_auto_attention_is_flash_only_where_it_is_installed_and_runs(monkeypatch):
     card, cpu = torch.device("cuda"), torch.device("cpu")
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
-    assert device.attention(ModelSpec(), card, torch.bfloat16) == "sdpa"
+    assert device.attention(ModelSpec(), card, torch.bfloat16) is None
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: name == "flash_attn")
     assert device.attention(ModelSpec(), card, torch.bfloat16) == "flash_attention_2"
-    assert device.attention(ModelSpec(), card, torch.float32) == "sdpa"
-    assert device.attention(ModelSpec(), cpu, torch.bfloat16) == "sdpa"
+    assert device.attention(ModelSpec(), card, torch.float32) is None
+    assert device.attention(ModelSpec(), cpu, torch.bfloat16) is None
     assert device.attention(ModelSpec(attn_implementation="eager"), card, torch.bfloat16) == "eager"
 
 

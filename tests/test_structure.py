@@ -45,6 +45,8 @@ ORDER = [
     "schedule",
     "checkpoint",
     "events",
+    "stack",
+    "first_token",
     "peak",
     "flat",
     "slots",

@@ -35,6 +35,7 @@ SEPARATOR = "|"
 class SeqCls(Task):
     name = "SEQ_CLS"
     auto_class = "AutoModelForSequenceClassification"
+    one_answer = True
     metric_names = METRICS["single_label"]
 
     def __init__(self, spec: TaskSpec) -> None:

@@ -73,6 +73,8 @@ class Task(ABC):
     name: ClassVar[str]
     auto_class: ClassVar[str]
     """Name of the transformers auto class that brings the head."""
+    one_answer: ClassVar[bool] = False
+    """Whether the model answers once a text, not once a token."""
     metric_names: tuple[str, ...]
     """What `metrics` returns, the primary one first. Final after `columns` and `fit`: it may depend on the data."""
 
