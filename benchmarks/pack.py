@@ -71,7 +71,7 @@ def setting(batch: int, length: int, slots: int, given: argparse.Namespace) -> s
     pairs: list[tuple[float, float]] = []
     while len(pairs) < given.rounds and (len(pairs) < LEAST or sum(map(sum, pairs)) < given.seconds):
         pairs.append((seconds(together, count), seconds(one, count)))
-    cost = pace.overhead(solo.base.model, task, data, tokenizer.pad_token_id, solo.device)
+    cost = solo.pass_cost(solo.first_token)
     ratios = [b / a for a, b in pairs]
     fast, slow = (count / median(p[i] for p in pairs) for i in (0, 1))
     width = pace.width(cost, spec.train, data)

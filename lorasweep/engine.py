@@ -254,11 +254,9 @@ class Engine:
         if wanted == 1:
             return
         self._seat(slot)
-        base, some = self.base.model, self.prepared
 
         def timed() -> None:
-            with slot.first_token.used() if slot.first_token else contextlib.nullcontext():
-                self.overhead = pace.overhead(base, self.task, some.train, some.pad_id, self.device)
+            self.overhead = self.pass_cost(slot.first_token)
 
         if retry.attempt(timed):
             self.overhead = 0.0
@@ -267,6 +265,12 @@ class Engine:
             width = pace.width(self.overhead, slot.spec.train, self.prepared.train)
             self.width = self._that_fit(slot.spec, width) if width > 1 else 1
             self._comparison = pace.Comparison()
+
+    def pass_cost(self, place: first_token.Place | None) -> float:
+        """Return what a pass of the trial on the base costs by itself, in tokens. Leaves gradients behind."""
+        some = self.prepared
+        with place.used() if place else contextlib.nullcontext():
+            return pace.overhead(self.base.model, self.task, some.train, some.pad_id, self.device)
 
     def _that_fit(self, spec: TrialSpec, most: int) -> int:
         base = self.base
