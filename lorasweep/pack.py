@@ -157,6 +157,17 @@ class StreamDropout(nn.Module):
         return x * self.stream.keep(x, self.p) / (1 - self.p)
 
 
+@dataclass(frozen=True, eq=False)
+class Update:
+    """What an adapter adds to a linear layer's output: s B A x, some of x dropped while it trains."""
+
+    A_RI: Tensor
+    B_OR: Tensor
+    s: float
+    p: float
+    """Of dropout."""
+
+
 @dataclass(frozen=True)
 class Run:
     """Neighbours in a batch whose updates are done in one stacked product."""
@@ -346,7 +357,7 @@ def install(peft_model: Any, stream: DropoutStream) -> None:
             if isinstance(dropout, nn.Dropout):
                 layer.lora_dropout[name] = StreamDropout(dropout.p, stream)
         if is_plain(layer) and not any(p.requires_grad for p in layer.base_layer.parameters()):
-            layer.forward = functools.partial(_forward, layer)
+            layer.forward = functools.partial(_forward, layer, update(layer), stream)
 
 
 def _lora_layers(peft_model: Any) -> Iterator[Any]:
@@ -360,16 +371,20 @@ def is_plain(layer: Any) -> bool:
     return one and not layer.lora_variant and not any(layer.lora_bias.values())
 
 
-def _forward(layer: Any, x: Tensor) -> Tensor:
+def update(layer: Any) -> Update:
+    """Return what a plain layer adds."""
+    (name,) = layer.lora_A.keys()
+    dropout = layer.lora_dropout[name]
+    p = dropout.p if isinstance(dropout, StreamDropout) else 0.0
+    return Update(layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], p)
+
+
+def _forward(layer: Any, added: Update, stream: DropoutStream, x: Tensor) -> Tensor:
     base = layer.base_layer
     if layer.disable_adapters or layer.merged:
         return base(x)
-    (name,) = layer.lora_A.keys()
-    A_RI, B_OR = layer.lora_A[name].weight, layer.lora_B[name].weight
-    dropout, s = layer.lora_dropout[name], layer.scaling[name]
-    keep = None
-    if isinstance(dropout, StreamDropout) and dropout.stream.on:
-        keep = dropout.stream.keep(x, dropout.p)
-        s = s / (1 - dropout.p)
-    plan = Plan([Run(slice(0, x.numel() // x.shape[-1]), (s,))])
-    return PackedForward.apply(x, quant.reader(base), base.bias, plan, [keep], A_RI.to(x.dtype), B_OR.to(x.dtype))
+    p = added.p if stream.on else 0.0
+    keep = stream.keep(x, p) if p else None
+    plan = Plan([Run(slice(0, x.numel() // x.shape[-1]), (added.s / (1 - p),))])
+    trained = added.A_RI.to(x.dtype), added.B_OR.to(x.dtype)
+    return PackedForward.apply(x, quant.reader(base), base.bias, plan, [keep], *trained)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lorasweep import adapter, pack, quant, swap
 from lorasweep.adapter import Attached
 from lorasweep.errors import Unpackable
-from lorasweep.pack import DropoutStream, PackedForward, Plan, Run, StreamDropout, is_plain
+from lorasweep.pack import DropoutStream, PackedForward, Plan, Run, Update, is_plain, update
 from lorasweep.spec import TrialSpec
 from lorasweep.tasks import Batch
 
@@ -37,17 +37,6 @@ def alone_reason(spec: TrialSpec) -> str:
     if spec.model.base_dropout:
         return "model.base_dropout draws from random numbers that all rows share"
     return ""
-
-
-@dataclass(frozen=True, eq=False)
-class Update:
-    """What an adapter adds to a linear layer's output: s B A x, some of x dropped while it trains."""
-
-    A_RI: Tensor
-    B_OR: Tensor
-    s: float
-    p: float
-    """Of dropout."""
 
 
 @dataclass
@@ -79,7 +68,7 @@ def layers(attached: Attached, stream: DropoutStream) -> Layers:
     for place in attached.swap.places:
         if is_plain(place.own):
             own: Any = place.own
-            out.plain[place.base] = _update(own)
+            out.plain[place.base] = update(own)
             name = names[own]
             if f"{name}.lora_A.weight" in attached.initial:
                 A_RI, B_OR = (attached.initial[f"{name}.lora_{part}.weight"] for part in "AB")
@@ -96,13 +85,6 @@ def layers(attached: Attached, stream: DropoutStream) -> Layers:
         else:
             weight.make = functools.partial(adapter.residual, attached, in_base[weight.module])
     return out
-
-
-def _update(layer: Any) -> Update:
-    """Return what one of peft's plain layers adds."""
-    dropout = layer.lora_dropout["default"]
-    p = dropout.p if isinstance(dropout, StreamDropout) else 0.0
-    return Update(layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.scaling["default"], p)
 
 
 @dataclass(frozen=True)

@@ -619,7 +619,7 @@ def test_few_slots_where_a_trial_fills_the_machine_and_more_where_it_does_not(ti
 
 def part(module: torch.nn.Linear, rank: int, rows: slice) -> packed.Part:
     """Return a trial that adapts a module with a rank, as far as its place in a pass goes."""
-    update = packed.Update(torch.empty(rank, module.in_features), torch.empty(module.out_features, rank), s=1.0, p=0.0)
+    update = pack.Update(torch.empty(rank, module.in_features), torch.empty(module.out_features, rank), s=1.0, p=0.0)
     return packed.Part(packed.Layers(pack.DropoutStream(torch.device("cpu")), plain={module: update}), rows, {})
 
 
