@@ -31,23 +31,27 @@ def wordpiece() -> transformers.PreTrainedTokenizerBase:
     return transformers.AutoTokenizer.from_pretrained(Path(found.submodule_search_locations[0]) / "model")
 
 
-@pytest.fixture(scope="session")
-def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a BERT encoder without a classification head: 2 layers of width 32."""
-    folder = tmp_path_factory.mktemp("tiny_bert")
+def bert(folder: Path, width: int = 32) -> Path:
+    """Save a BERT encoder without a classification head, 2 layers, and its tokenizer."""
     tokenizer = wordpiece()
     config = transformers.BertConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
+        hidden_size=width,
         num_hidden_layers=2,
         num_attention_heads=4,
-        intermediate_size=64,
+        intermediate_size=2 * width,
         max_position_embeddings=128,
     )
     torch.manual_seed(0)
     transformers.BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of an encoder of width 32."""
+    return bert(tmp_path_factory.mktemp("tiny_bert"))
 
 
 def llama(folder: Path, **more: object) -> Path:
