@@ -51,19 +51,22 @@ def highest(profiler) -> int:
     return peak
 
 
-TRIES = 3
-"""The profiler loses its events now and then."""
+TRIES = 6
+"""The profiler loses its events now and then: what it saw counts where two tries agree."""
 
 
 def measured(spec, work: group.Workload, slots: int) -> int:
     """Return the bytes of the weights and the highest sum of what the engine allocates beside them in two steps."""
     full = [e for e in work.examples["train"] if len(e) == spec.data.max_tokens]
     work.examples["train"] = full
+    seen: list[int] = []
     for _ in range(TRIES):
         weights, beside, trained = _measured(spec, work, slots)
-        if beside >= trained:
-            return weights + beside
-    pytest.fail(f"the profiler saw {beside} bytes, less than the {trained} that train")
+        found = weights + beside
+        if beside >= trained and any(found == pytest.approx(other, rel=0.05) for other in seen):
+            return found
+        seen.append(found)
+    pytest.fail(f"no two tries of the profiler agree: {seen} bytes")
 
 
 def _measured(spec, work: group.Workload, slots: int) -> tuple[int, int, int]:
