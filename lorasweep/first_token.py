@@ -4,13 +4,14 @@ is computed for the first token alone: other tokens change no answer, and their 
 No model is known by its name: a place is taken where trying shows it. Shapes: B rows, T tokens, D hidden.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lorasweep import swap
 from lorasweep.stack import Inputs, answers, hidden, is_special, near, outermost
@@ -33,11 +34,9 @@ class Place:
         """Return what is computed once a text, an adapter's own modules among it."""
         return {*self.behind, *(m for one in changed if one.base in self.behind for m in one.own.modules())}
 
-    @contextmanager
-    def used(self) -> Iterator[None]:
-        """Show the module the first token alone."""
-        with _given(self.module, _first):
-            yield
+    def used(self) -> RemovableHandle:
+        """Show the module the first token alone, while the handle's context lasts."""
+        return _given(self.module, _first)
 
 
 @torch.no_grad()
@@ -53,8 +52,7 @@ def find(model: Any, inputs: Inputs) -> Place | None:
         for module in model.modules():
             undo.callback(module.register_forward_pre_hook(lambda m, _: calls.append(m)).remove)
         expected = answers(model(**inputs))
-    with ExitStack() as undo:
-        undo.callback(last.register_forward_hook(lambda _, __, output: _others(output)).remove)
+    with last.register_forward_hook(lambda _, __, output: _others(output)):
         if not _same(answers(model(**inputs)), expected):
             return None
     inside = set(last.modules())
@@ -64,8 +62,7 @@ def find(model: Any, inputs: Inputs) -> Place | None:
         with _given(module, _others):
             if not _same(answers(model(**inputs)), expected):
                 continue
-        with _given(module, _first), ExitStack() as undo:
-            undo.callback(last.register_forward_hook(lambda _, __, output: seen.append(hidden(output))).remove)
+        with _given(module, _first), last.register_forward_hook(lambda _, __, output: seen.append(hidden(output))):
             try:
                 found = answers(model(**inputs))
             except (RuntimeError, ValueError, TypeError, IndexError):  # it counts the tokens elsewhere
@@ -76,18 +73,9 @@ def find(model: Any, inputs: Inputs) -> Place | None:
     return None
 
 
-@contextmanager
-def _given(module: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
-    """Let a module see its inputs changed."""
-
-    def changed(_: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        return change(args), change(kwargs)
-
-    hook = module.register_forward_pre_hook(changed, with_kwargs=True)
-    try:
-        yield
-    finally:
-        hook.remove()
+def _given(module: nn.Module, change: Callable[[Any], Any]) -> RemovableHandle:
+    """Let a module see its inputs changed, while the handle's context lasts."""
+    return module.register_forward_pre_hook(lambda _, args, kwargs: (change(args), change(kwargs)), with_kwargs=True)
 
 
 def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

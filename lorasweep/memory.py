@@ -38,7 +38,8 @@ Examples = Mapping[str, Sequence[Example]]
 @dataclass(frozen=True)
 class Estimate:
     """GiB of tensors at the worst moment; Python and its libraries come on top. All tokens count, those too that a
-    classifier of the first one leaves out of its last layer."""
+    classifier of the first one leaves out of its last layer.
+    """
 
     parts: Mapping[str, float]
     """What is alive at the peak of training, by PARTS. Kept states are there where the device has no memory of its

@@ -31,7 +31,8 @@ WORKS = [o for o in OPTIONS if o not in REFUSED]
 @pytest.fixture(scope="module")
 def wide_bert(tmp_path_factory):
     """Return the folder of an encoder of width 64: narrower NF4 weights bitsandbytes reads wrongly on some CPUs, and
-    peft's DoRA has it read them."""
+    peft's DoRA has it read them.
+    """
     return bert(tmp_path_factory.mktemp("wide_bert"), 64)
 
 
