@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from pruning import DEFAULTS, correct, interval, run, steps
 
-from lorasweep.study import Study
+from lorasweep.study.study import Study
 
 LOST = -0.01
 """More than this much less accurate is not as good."""

@@ -12,8 +12,14 @@ from typing import Any
 import torch
 import transformers
 
-from lorasweep import compose, corpus, device, engine, model, retry, tasks
-from lorasweep.tasks import Example
+from lorasweep import tasks
+from lorasweep.config import compose
+from lorasweep.data import builtin
+from lorasweep.hardware import device
+from lorasweep.memory import out_of_memory
+from lorasweep.models import base_model
+from lorasweep.tasks.task import Example
+from lorasweep.training import engine, workload
 
 WORDS = {
     **{"tokens_per_s": "{:,.0f}", "over_solo": "{:.2f}", "over_trainer": "{:.2f}", "of_peak": "{:.1%}"},
@@ -76,7 +82,7 @@ TOKENIZER: Any = SimpleNamespace(pad_token_id=0)
 
 def examples(bench: Bench) -> list[Example]:
     """Return texts of equal length: the corpus's words, each by the same number everywhere."""
-    words = (w for d in corpus.docstrings() for w in d.text.split())
+    words = (w for d in builtin.docstrings() for w in d.text.split())
     ids = [1 + zlib.crc32(w.encode()) % (bench.words - 1) for w in words]
     count = min(512, len(ids) // bench.length)
     rows = [ids[i * bench.length : (i + 1) * bench.length] for i in range(count)]
@@ -111,8 +117,8 @@ def spec_of(folder: Path, bench: Bench, batch: int, *more: str) -> Any:
 
 def started(spec: Any, data: list[Example]) -> engine.Engine:
     task = tasks.make(spec.task_type)
-    base = model.load(spec.model, spec.train, task, TOKENIZER)
-    return engine.Engine(base, task, engine.Prepared(data, data[:2], 0))
+    base = base_model.load(spec.model, spec.train, task, TOKENIZER)
+    return engine.Engine(base, task, workload.Prepared(data, data[:2], 0))
 
 
 def seeds(spec: Any, count: int) -> list[Any]:
@@ -137,7 +143,7 @@ def rounds(made: engine.Engine, events: Iterator[float], slots: int) -> Iterator
     """Yield the losses of one step of each trial. Raises NoRoom where they do not share their passes any more."""
     while True:
         found = list(itertools.islice(events, slots))
-        if len(found) < slots or len(made.slots) < slots or made.limits.most < retry.MOST_SLOTS:
+        if len(found) < slots or len(made.slots) < slots or made.limits.most < out_of_memory.MOST_SLOTS:
             raise NoRoom("memory was short, or a trial ended: fewer went on")
         yield found
 
@@ -156,8 +162,8 @@ def timed(bench: Bench, each: Iterator[list[float]]) -> tuple[int, float]:
 def afresh(made: engine.Engine) -> None:
     """Forget trials, and what has turned out to fit."""
     made.clear()
-    made.limits = retry.Limits()
-    retry.free()
+    made.limits = out_of_memory.Limits()
+    out_of_memory.free()
 
 
 def gap(found: Sequence[float], expected: Sequence[float]) -> float:

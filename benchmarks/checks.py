@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from card import TOKENIZER, Bench, NoRoom, examples, gap, reason, saved, seeds, spec_of, started, steps
 
-from lorasweep import engine, memory, retry, tasks
+from lorasweep import tasks
 from lorasweep.errors import ConfigError
-from lorasweep.tasks import Example
+from lorasweep.memory import estimate, out_of_memory
+from lorasweep.tasks.task import Example
+from lorasweep.training import engine
 
 KINDS = {
     "deterministic": ("train.deterministic=true", "train.slots=4"),
@@ -79,7 +81,7 @@ def _noted(bench: Bench, kind: str, work: Callable[[], dict[str, Any]]) -> None:
         bench.skipped.append(f"check of {kind}: {reason(error)}")
     except Exception as error:
         bench.failed.append(f"check of {kind}: {reason(error)}")
-    freed(retry.free)
+    freed(out_of_memory.free)
 
 
 def freed(free: Callable[[], None]) -> None:
@@ -106,7 +108,7 @@ def _short(bench: Bench, folder: Path, data: list[Example]) -> dict[str, Any]:
     expected, _ = losses(made, spec)
     need = torch.cuda.max_memory_allocated() - held if bench.device.type == "cuda" else 0
     made.clear()
-    retry.free()
+    out_of_memory.free()
     with _smaller(bench, made, held + LESS * need):
         found, _ = losses(made, spec)
     return {"rows": made.limits.rows, "of": WHOLE, "from_plain": gap(found, expected)}
@@ -136,7 +138,7 @@ def _smaller(bench: Bench, made: engine.Engine, size: float) -> Iterator[None]:
 
 
 def _restart(bench: Bench) -> None:
-    freed(retry.free)
+    freed(out_of_memory.free)
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
@@ -151,8 +153,8 @@ def estimated(bench: Bench, spec: Any, data: list[Example], slots: int) -> float
     cannot be told."""
     examples = {"train": data, "eval": data[:2]}
     try:
-        found = memory.estimate(spec, tasks.make(spec.task_type), TOKENIZER, examples, slots=slots, missing=())
-    except memory.UNCOUNTED as error:
+        found = estimate.estimate(spec, tasks.make(spec.task_type), TOKENIZER, examples, slots=slots, missing=())
+    except estimate.UNCOUNTED as error:
         bench.skipped.append(f"estimate of {slots} slots: {reason(error)}")
         return None
     return max(found.phases["start"], found.phases["training"])

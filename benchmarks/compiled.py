@@ -11,7 +11,7 @@ import torch._dynamo
 import torch._inductor.config
 from card import Bench, afresh, examples, gap, line, reason, rounds, saved, seeds, spec_of, started, steps, timed, wait
 
-from lorasweep import engine
+from lorasweep.training import engine
 
 COMPILE_S = 90.0
 """A row of torch.compile is given up after so many seconds."""

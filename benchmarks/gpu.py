@@ -53,8 +53,13 @@ from card import (
 from checks import check, estimated, freed, highest
 from compiled import COMPILED, compiled
 
-from lorasweep import compose, device, engine, lora_config, pace, peak, retry
-from lorasweep.tasks import Example
+from lorasweep.config import compose
+from lorasweep.hardware import device, matmul_peak
+from lorasweep.lora import peft_config
+from lorasweep.memory import out_of_memory
+from lorasweep.packing import pass_cost
+from lorasweep.tasks.task import Example
+from lorasweep.training import engine
 
 SIZES = {
     "0.1B": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12},
@@ -99,7 +104,7 @@ def row(bench: Bench, made: engine.Engine, name: str, batch: int, slots: int, sp
         "slots": slots,
         "round_s": seconds / done,
         "tokens_per_s": tokens / seconds,
-        "of_peak": peak.share(made.base.model, peak.rate(flops, tokens, seconds)),
+        "of_peak": matmul_peak.share(made.base.model, matmul_peak.rate(flops, tokens, seconds)),
         "j_per_1k": 1000 * joules / tokens if made.energy.is_known else None,
         "peak_gib": highest(bench),
         "estimate_gib": None,
@@ -118,7 +123,7 @@ def trainer_rate(bench: Bench, made: engine.Engine, batch: int, spec: Any, data:
             times.append(time.perf_counter())
             control.should_training_stop = len(times) > 4 and times[-1] - times[2] > bench.row_s
 
-    net = peft.get_peft_model(made.base.model, lora_config.config(spec.lora, spec.task_type, made.base))
+    net = peft.get_peft_model(made.base.model, peft_config.config(spec.lora, spec.task_type, made.base))
     arguments = transformers.TrainingArguments(
         output_dir=str(bench.folder / "trainer"),
         per_device_train_batch_size=batch,
@@ -165,7 +170,7 @@ def measure(bench: Bench, name: str, shape: dict[str, int], until: float) -> Non
             try:
                 found = row(bench, made, name, batch, slots, spec)
             except Exception as error:  # the other rows may go; the note and the exit code say that this one did not
-                full = isinstance(error, NoRoom) or retry.is_out_of_memory(error)
+                full = isinstance(error, NoRoom) or out_of_memory.is_out_of_memory(error)
                 notes = bench.skipped if full else bench.failed
                 notes.append(f"{name}, batch {batch}, from {slots} slots on: {reason(error)}")
                 freed(lambda: afresh(made))
@@ -193,7 +198,7 @@ def beside(bench: Bench, made: engine.Engine, batch: int, spec: Any, data: list[
     try:
         return trainer_rate(bench, made, batch, spec, data)
     except Exception as error:  # whatever Trainer meets: our own rows do not hang on it
-        freed(retry.free)
+        freed(out_of_memory.free)
         bench.skipped.append(f"{name}, batch {batch}, HF Trainer: {reason(error)}")
         return None
 
@@ -222,7 +227,7 @@ def failing(bench: Bench, what: str) -> Iterator[None]:
         yield
     except Exception as error:
         bench.failed.append(f"{what}: {reason(error)}")
-    freed(retry.free)
+    freed(out_of_memory.free)
 
 
 def main() -> int:
@@ -234,14 +239,14 @@ def main() -> int:
     given = parser.parse_args()
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)  # transformers' own, about its Trainer
-    pace.overhead = lambda *_: math.inf  # all slots share every pass: that is what is measured
+    pass_cost.overhead = lambda *_: math.inf  # all slots share every pass: that is what is measured
     train = compose.compose_trial([f"train.device={given.device}"]).train
     where = device.device_of(train)
     card = torch.cuda.get_device_name() if where.type == "cuda" else platform.processor() or platform.machine()
     dtype = device.dtype_of(train, where)
     began = time.monotonic()
     device.set_up(train, where)
-    top = peak.matmul_peak(torch.empty(0, device=where).device, dtype)
+    top = matmul_peak.matmul_peak(torch.empty(0, device=where).device, dtype)
     print(f"{card}, torch {torch.__version__}, {dtype}, matmul peak {top / 1e12:.2f} TFLOP/s")
     about = {"card": card, "torch": torch.__version__, "dtype": str(dtype), "matmul_peak": top, "tiny": given.tiny}
     with tempfile.TemporaryDirectory() as folder:

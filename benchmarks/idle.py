@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lorasweep.study import Study
+from lorasweep.study.study import Study
 
 LIMIT = 0.05
 

@@ -22,7 +22,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import psutil
 
 import lorasweep
-from lorasweep import tracking
+from lorasweep.tracking import runs
 
 WAITS = ("metrics", "covered", "params", "dataset", "tag", "artifact")
 THREADS = {"lorasweep-mlflow": "sends to MLflow", "lorasweep-system": "looks at the machine"}
@@ -55,7 +55,7 @@ def cpu_of_threads() -> dict[str, float]:
 def main() -> None:
     clock = Clock()
     for name in WAITS:
-        setattr(tracking.TrialRun, name, clock.timed(getattr(tracking.TrialRun, name)))
+        setattr(runs.TrialRun, name, clock.timed(getattr(runs.TrialRun, name)))
     with tempfile.TemporaryDirectory() as folder:
         lorasweep.run([f"outputs={folder}", "study=first", *sys.argv[1:], "train.max_steps=2"])
         before, clock.seconds = cpu_of_threads(), 0.0

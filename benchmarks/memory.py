@@ -116,14 +116,17 @@ def one(overrides: list[str], slots: int) -> dict[str, float]:
     """Measure and estimate one case."""
     import torch
 
-    from lorasweep import compose, engine, group, memory, model
+    from lorasweep.config import compose
+    from lorasweep.memory import estimate
+    from lorasweep.models import base_model
+    from lorasweep.training import engine, workload
 
     spec = compose.compose_trial([*SAME, "train.max_steps=1000", f"train.slots={slots}", *overrides])
-    work = group.workload(spec)
+    work = workload.workload(spec)
     of_one_length(work, spec.data.max_tokens)
     _warm_up(torch)
     before = resident("VmRSS")
-    base = model.load(spec.model, spec.train, work.task, work.tokenizer)
+    base = base_model.load(spec.model, spec.train, work.task, work.tokenizer)
     weights = held(base.model)
     Path("/proc/self/clear_refs").write_text("5")
     made = engine.Engine(base, work.task, work.prepared())
@@ -142,7 +145,7 @@ def one(overrides: list[str], slots: int) -> dict[str, float]:
         return {"resident": (resident("VmHWM") - before) / GIB}
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         train()
-    found = memory.estimate(spec, work.task, work.tokenizer, work.examples, slots=slots, missing=base.missing)
+    found = estimate.estimate(spec, work.task, work.tokenizer, work.examples, slots=slots, missing=base.missing)
     return {"allocated": (weights + highest(profiler)) / GIB, "estimate": found.phases["training"], **found.parts}
 
 

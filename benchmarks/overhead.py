@@ -21,8 +21,9 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from lorasweep import sweeper, tracking, worker
-from lorasweep.study import Study
+from lorasweep.runner import plan, worker
+from lorasweep.study.study import Study
+from lorasweep.tracking import runs
 
 
 class Idle(worker.Worker):
@@ -49,9 +50,9 @@ def make(folder: str, name: str, trials: int, more: list[str]) -> None:
     """Make a study of so many random trials."""
     space = ["lora.r=interval(4,128)", "train.learning_rate=tag(log,interval(1e-5,3e-3))"]
     own = ["search.sampler=random", f"search.trials={trials}", f"outputs={folder}", f"study={name}", *more]
-    planned = sweeper.plan([*space, *own])
+    planned = plan.plan([*space, *own])
     study = Study.create(planned.folder, planned.meta, planned.queue)
-    study.set_parent(tracking.open_study(planned.first, planned.meta.name, "queue"))
+    study.set_parent(runs.open_study(planned.first, planned.meta.name, "queue"))
 
 
 def live(folder: str, answer: Any) -> None:
@@ -59,7 +60,7 @@ def live(folder: str, answer: Any) -> None:
     idle.display.begin = idle.display.end = lambda *_: None  # type: ignore[method-assign]
     idle.took, idle.since = [], time.perf_counter()
     idle.run()
-    tracking.flush()
+    runs.flush()
     answer.put((idle.took, time.perf_counter()))
 
 

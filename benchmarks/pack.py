@@ -21,14 +21,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 
-from lorasweep import compose, engine, model, pace, peak, tasks
-from lorasweep.tasks import Example
+from lorasweep import tasks
+from lorasweep.config import compose
+from lorasweep.hardware import matmul_peak
+from lorasweep.models import base_model
+from lorasweep.packing import pass_cost
+from lorasweep.tasks.task import Example, Task
+from lorasweep.training import engine, workload
 
 LEAST = 3
 """Rounds of a setting."""
 
 
-def examples(task: tasks.Task, length: int, count: int) -> list[Example]:
+def examples(task: Task, length: int, count: int) -> list[Example]:
     random = torch.Generator().manual_seed(0)
     rows = torch.randint(1000, 30_000, (count, length), generator=random).tolist()
     if task.name == "CAUSAL_LM":
@@ -58,11 +63,11 @@ def setting(batch: int, length: int, slots: int, given: argparse.Namespace) -> s
     task = tasks.make(spec.task_type)
     if task.name == "SEQ_CLS":
         task.classes = ["a", "b"]
-    tokenizer = model.load_tokenizer(spec.model)
+    tokenizer = base_model.load_tokenizer(spec.model)
     data = examples(task, length, 256)
-    prepared = engine.Prepared(data, data[:2], tokenizer.pad_token_id)
+    prepared = workload.Prepared(data, data[:2], tokenizer.pad_token_id)
     packed, solo = (
-        engine.Engine(model.load(spec.model, spec.train, task, tokenizer), task, prepared) for _ in range(2)
+        engine.Engine(base_model.load(spec.model, spec.train, task, tokenizer), task, prepared) for _ in range(2)
     )
     together, one = steps(packed, spec, slots, slots), steps(solo, spec, 1, 1)
     for events in (together, one):
@@ -74,9 +79,9 @@ def setting(batch: int, length: int, slots: int, given: argparse.Namespace) -> s
     cost = solo.pass_cost(solo.first_token)
     ratios = [b / a for a, b in pairs]
     fast, slow = (count / median(p[i] for p in pairs) for i in (0, 1))
-    width = pace.width(cost, spec.train, data)
+    width = pass_cost.width(cost, spec.train, data)
     flops = packed.slots[0].flops_a_token
-    share = peak.share(packed.base.model, peak.rate(flops, round(fast * batch * length), 1.0))
+    share = matmul_peak.share(packed.base.model, matmul_peak.rate(flops, round(fast * batch * length), 1.0))
     return (
         f"| {batch} | {length} | {slots} | {fast:.1f} | {slow:.1f} | {median(ratios):.2f} "
         f"({min(ratios):.2f} to {max(ratios):.2f}, {len(pairs)}) | {share:.0%} | {cost:.0f} | {width} |"

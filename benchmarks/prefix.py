@@ -17,7 +17,9 @@ from statistics import median
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from lorasweep import compose, engine, group, model
+from lorasweep.config import compose
+from lorasweep.models import base_model
+from lorasweep.training import engine, workload
 
 DEFAULTS = ["train.batch_size=8", "train.slots=1", "train.device=cpu", "data.max_train_samples=400"]
 DEFAULTS += ["data.max_eval_samples=200", "data.max_tokens=64", "train.max_loss_ratio=null"]
@@ -26,8 +28,8 @@ DEFAULTS += ["data.max_eval_samples=200", "data.max_tokens=64", "train.max_loss_
 def epochs(overrides: list[str]) -> Iterator[tuple[float, float]]:
     """Yield steps a second and seconds of evaluation, an epoch."""
     spec = compose.compose_trial(overrides)
-    work = group.workload(spec)
-    base = model.load(spec.model, spec.train, work.task, work.tokenizer)
+    work = workload.workload(spec)
+    base = base_model.load(spec.model, spec.train, work.task, work.tokenizer)
     made = engine.Engine(base, work.task, work.prepared())
     made.width, jobs, before = 1, [engine.Job(0, spec)], (0, 0.0)
     for event in made.run(lambda: jobs.pop() if jobs else None):

@@ -19,8 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lorasweep import adapter, compose, evaluate, group, model
-from lorasweep.study import Study
+from lorasweep.config import compose
+from lorasweep.lora import adapter
+from lorasweep.models import base_model
+from lorasweep.study.study import Study
+from lorasweep.training import evaluation, workload
 
 DEFAULTS = [
     "data.max_train_samples=2000",
@@ -55,10 +58,10 @@ def correct(study: Study, number: int | None = None) -> np.ndarray:
     assert best is not None
     trial = best if number is None else study.trials()[number]
     spec = compose.compose_trial([*trial.user_attrs["overrides"], *WHOLE_TEST])
-    work = group.workload(spec)
-    base = model.load(spec.model, spec.train, work.task, work.tokenizer)
+    work = workload.workload(spec)
+    base = base_model.load(spec.model, spec.train, work.task, work.tokenizer)
     loaded = adapter.reload(study.trial_folder(trial.number) / "adapter", base, spec.lora, spec.task_type)
-    found = evaluate.predict(
+    found = evaluation.predict(
         loaded.base_model.model, work.task, work.examples["test"], spec.train, work.tokenizer.pad_token_id
     )
     return np.array([p["prediction"] == p["label"] for p in found], dtype=float)

@@ -20,7 +20,10 @@ from pathlib import Path
 
 import torch
 
-from lorasweep import adapter, compose, evaluate, group, model
+from lorasweep.config import compose
+from lorasweep.lora import adapter
+from lorasweep.models import base_model
+from lorasweep.training import evaluation, workload
 
 SOURCE_MATTERS = 0.1
 
@@ -151,17 +154,17 @@ ROWS = {
 }
 
 
-def untrained(overrides: list[str]) -> tuple[dict[str, float], group.Workload, model.Base]:
+def untrained(overrides: list[str]) -> tuple[dict[str, float], workload.Workload, base_model.Base]:
     """Return the base model's own scores on the test split, a new head as it was drawn."""
     spec = compose.compose_trial(overrides)
-    work = group.workload(spec)
-    base = model.load(spec.model, spec.train, work.task, work.tokenizer)
-    model.renew_missing(base, spec.train.seed)
-    found = evaluate.predict(base.model, work.task, work.examples["test"], spec.train, work.tokenizer.pad_token_id)
+    work = workload.workload(spec)
+    base = base_model.load(spec.model, spec.train, work.task, work.tokenizer)
+    base_model.renew_missing(base, spec.train.seed)
+    found = evaluation.predict(base.model, work.task, work.examples["test"], spec.train, work.tokenizer.pad_token_id)
     return work.task.metrics(found), work, base
 
 
-def probe_accuracy(work: group.Workload, base: model.Base) -> float:
+def probe_accuracy(work: workload.Workload, base: base_model.Base) -> float:
     """Return the test accuracy of a logistic regression on mean-pooled frozen embeddings of the same training rows."""
     from sklearn.linear_model import LogisticRegression
 
@@ -190,15 +193,15 @@ def trained(overrides: list[str], folder: str) -> dict:
     return json.loads((Path(folder) / "one" / "0" / "result.json").read_text())
 
 
-def loss_of_shuffled_sources(overrides: list[str], folder: str, work: group.Workload) -> float:
+def loss_of_shuffled_sources(overrides: list[str], folder: str, work: workload.Workload) -> float:
     """Return the test loss when each target comes with another row's source, half the split away."""
     spec = compose.compose_trial(overrides)
-    base = model.load(spec.model, spec.train, work.task, work.tokenizer)
+    base = base_model.load(spec.model, spec.train, work.task, work.tokenizer)
     saved = Path(folder) / "one" / "0" / "adapter"
     net = adapter.reload(saved, base, spec.lora, spec.task_type).base_model.model
     examples = work.examples["test"]
     other = [replace(e, inputs=examples[i - len(examples) // 2].inputs) for i, e in enumerate(examples)]
-    return work.task.metrics(evaluate.predict(net, work.task, other, spec.train, work.tokenizer.pad_token_id))["loss"]
+    return work.task.metrics(evaluation.predict(net, work.task, other, spec.train, work.tokenizer.pad_token_id))["loss"]
 
 
 def main() -> int:

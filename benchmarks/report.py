@@ -20,9 +20,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import optuna
 from browser import tab
 
-from lorasweep import page, search, space
-from lorasweep.meta import StudyMeta
-from lorasweep.study import Study
+from lorasweep.report import html_page
+from lorasweep.search import samplers, space
+from lorasweep.study.meta import StudyMeta
+from lorasweep.study.study import Study
 
 OVERRIDES = [
     "lora.r=4,8,16,32,64",
@@ -49,7 +50,7 @@ def made_up(folder: Path, trials: int, points: int) -> Study:
     )
     study = Study.create(folder, meta, [])
     draw = random.Random(0)
-    frozen = [_trial(search.distributions(found), draw, points) for _ in range(trials)]
+    frozen = [_trial(samplers.distributions(found), draw, points) for _ in range(trials)]
     for number, trial in zip(study.take_in(frozen, None), frozen, strict=True):
         _write(study.trial_folder(number), number, trial)
     return study
@@ -109,7 +110,7 @@ def main() -> None:
     trials, points = int(given.get("trials", 500)), int(given.get("points", 200))
     study = Study.open(folder) if folder.exists() else made_up(folder, trials, points)
     began = time.perf_counter()
-    path, _ = page.write(study)
+    path, _ = html_page.write(study)
     took = time.perf_counter() - began
     print(f"{trials} trials of {points} points: made in {took:.1f} s, {path.stat().st_size / 1e6:.2f} MB")
     print(f"opened in chromium, all figures drawn: {opened_s(path):.1f} s")

@@ -20,7 +20,7 @@ import numpy as np
 from against_trainer import LOST, trained
 from pruning import correct, interval, run_command
 
-from lorasweep.study import Study
+from lorasweep.study.study import Study
 
 
 def main() -> int:

@@ -27,12 +27,15 @@ def resident_mib() -> float:
 
 def one(overrides: list[str]) -> None:
     """Get the data ready, and print what it took."""
-    from lorasweep import compose, group, model, tokens
+    from lorasweep.config import compose
+    from lorasweep.models import base_model
+    from lorasweep.tasks import token_cache
+    from lorasweep.training import workload
 
     spec = compose.compose_trial(overrides)
-    model.load_tokenizer(spec.model)
+    base_model.load_tokenizer(spec.model)
     spent = 0.0
-    own = {name: getattr(tokens, name) for name in ("read", "encoded", "place", "write")}
+    own = {name: getattr(token_cache, name) for name in ("read", "encoded", "place", "write")}
 
     def timed(name):
         def run(*args):
@@ -45,9 +48,9 @@ def one(overrides: list[str]) -> None:
         return run
 
     for name in own:
-        setattr(tokens, name, timed(name))
+        setattr(token_cache, name, timed(name))
     before, began = resident_mib(), time.perf_counter()
-    work = group.workload(spec).keep()
+    work = workload.workload(spec).keep()
     took = time.perf_counter() - began
     held = resident_mib() - before
     count = sum(len(e) for e in work.examples.values())

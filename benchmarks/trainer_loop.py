@@ -23,7 +23,11 @@ import peft
 import transformers
 from datasets import Dataset
 
-from lorasweep import compose, data, lora_config, model, tasks
+from lorasweep import tasks
+from lorasweep.config import compose
+from lorasweep.data import dataset
+from lorasweep.lora import peft_config
+from lorasweep.models import base_model
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
@@ -34,9 +38,9 @@ class Loop:
     def __init__(self, overrides: list[str]) -> None:
         spec = compose.compose_trial(overrides)
         self.task = tasks.make(spec.task_type)
-        loaded = data.load(spec.data, self.task.columns(spec.data), self.task.name)
+        loaded = dataset.load(spec.data, self.task.columns(spec.data), self.task.name)
         self.task.fit(loaded)
-        self.tokenizer = model.load_tokenizer(spec.model)
+        self.tokenizer = base_model.load_tokenizer(spec.model)
         self.whole_test: Dataset | None = None
         self.splits = {name: self._tokens(spec.data, records) for name, records in loaded.splits.items()}
         self.folder = Path(tempfile.mkdtemp())
@@ -58,9 +62,9 @@ class Loop:
         """Return a fresh base with the trial's adapter."""
         transformers.set_seed(spec.train.seed)
         base = transformers.AutoModelForSequenceClassification.from_pretrained(
-            model.source(spec.model), **self.task.model_kwargs(), **dict.fromkeys(DROPOUTS, 0.0)
+            base_model.source(spec.model), **self.task.model_kwargs(), **dict.fromkeys(DROPOUTS, 0.0)
         )
-        lora = lora_config.config(spec.lora, spec.task_type, model.skeleton(spec.model, self.task, self.tokenizer))
+        lora = peft_config.config(spec.lora, spec.task_type, base_model.skeleton(spec.model, self.task, self.tokenizer))
         return peft.get_peft_model(base, lora)
 
     def arguments(self, train: Any) -> Any:
@@ -125,7 +129,7 @@ class Loop:
 
             whole = compose.compose_trial([*overrides, *WHOLE_TEST]).data
             self.whole_test = self._tokens(
-                whole, data.load(whole, self.task.columns(whole), self.task.name).splits["test"]
+                whole, dataset.load(whole, self.task.columns(whole), self.task.name).splits["test"]
             )
         trainer.callback_handler.callbacks = []
         trainer.args.train_sampling_strategy = "random"  # by length, it shuffles what is evaluated too

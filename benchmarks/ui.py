@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from browser import ROWS, close_panel, expand, open_runs, served, tab
 
-from lorasweep import ledger, tracking
+from lorasweep.tracking import outbox, runs
 
 KEYS = ("train_loss", "learning_rate", "grad_norm", "tokens_per_s")
 
@@ -29,25 +29,25 @@ def make(folder: Path, trials: int, points: int) -> str:
     """Fill a study's folder and its store; return the store's URI."""
     dice = random.Random(0)
     folder.mkdir(parents=True)
-    study = ledger.Ledger(experiment="lorasweep", name="many", kind="study", tags={"kind": "study", "study": "many"})
-    study.end("FINISHED", ledger.now_ms())
+    study = outbox.Ledger(experiment="lorasweep", name="many", kind="study", tags={"kind": "study", "study": "many"})
+    study.end("FINISHED", outbox.now_ms())
     study.save(folder)
     for number in range(trials):
         trial = folder / str(number)
         trial.mkdir()
         r, rate = dice.choice([2, 4, 8, 16, 32, 64]), 10 ** dice.uniform(-5, -2)
         tags = {"kind": "trial", "study": "many", "trial": str(number), "state": "COMPLETE"}
-        note = ledger.Ledger(experiment="lorasweep", name=f"{number} lora.r={r}", tags=tags)
+        note = outbox.Ledger(experiment="lorasweep", name=f"{number} lora.r={r}", tags=tags)
         note.params = {"lora.r": str(r), "train.learning_rate": str(rate), "lora.lora_alpha": str(2 * r)}
-        note.summary = {ledger.OBJECTIVE: dice.random()}
-        note.end("FINISHED", ledger.now_ms())
+        note.summary = {outbox.OBJECTIVE: dice.random()}
+        note.end("FINISHED", outbox.now_ms())
         note.save(trial)
         line = {k: dice.random() for k in KEYS}
-        lines = [json.dumps({"step": s, "time_ms": ledger.now_ms(), **line}) for s in range(1, points + 1)]
-        (trial / ledger.POINTS).write_text("\n".join(lines) + "\n")
-    uri = tracking.default_uri(str(folder.parent))
+        lines = [json.dumps({"step": s, "time_ms": outbox.now_ms(), **line}) for s in range(1, points + 1)]
+        (trial / outbox.POINTS).write_text("\n".join(lines) + "\n")
+    uri = runs.default_uri(str(folder.parent))
     began = time.perf_counter()
-    print(tracking.sync(folder, uri), f"in {time.perf_counter() - began:.1f} s", flush=True)
+    print(runs.sync(folder, uri), f"in {time.perf_counter() - began:.1f} s", flush=True)
     return uri
 
 

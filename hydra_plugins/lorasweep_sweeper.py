@@ -1,7 +1,7 @@
-"""Hydra accepts plugin classes only from the package hydra_plugins; all they do stands in lorasweep/sweeper.py."""
+"""Hydra accepts plugin classes only from the package hydra_plugins; ours is lorasweep/runner/hydra_sweeper.py."""
 
-from lorasweep import sweeper
+from lorasweep.runner import hydra_sweeper
 
 
-class LorasweepSweeper(sweeper.LorasweepSweeper):
+class LorasweepSweeper(hydra_sweeper.LorasweepSweeper):
     """The sweeper under the name that Hydra looks for."""

@@ -2,6 +2,6 @@
 
 import sys
 
-from lorasweep.cli import main
+from lorasweep.cli.main import main
 
 sys.exit(main())

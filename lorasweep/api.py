@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorasweep import outcome, sweeper, winner
-from lorasweep.errors import ConfigError
-from lorasweep.interrupt import EXIT_INTERRUPTED
-from lorasweep.study import Study
-
 if TYPE_CHECKING:
     from pandas import DataFrame
+from lorasweep.errors import ConfigError
+from lorasweep.runner import launch, launchers, plan
+from lorasweep.runner.interrupt import EXIT_INTERRUPTED
+from lorasweep.serving import winner
+from lorasweep.study.result import read_result
+from lorasweep.study.study import Study
 
 COSTS = ("adapter_mb", "peak_gib", "worker_peak_gib", "tokens_per_s", "steps")
 """Keys of result.json that become columns as they are."""
@@ -31,14 +32,14 @@ def run(overrides: Sequence[str]) -> dict[str, Any]:
     """
     if isinstance(overrides, str):
         raise ConfigError([f"run: takes a list of overrides, got a string; write run(['{overrides}'])"])
-    planned = sweeper.plan(list(overrides))
+    planned = plan.plan(list(overrides))
     if len(planned.queue) != 1:
         raise ConfigError(
             [f"run: takes one trial, these overrides mean {len(planned.queue)}; use python -m lorasweep -m for a study"]
         )
-    if sweeper.run_study(planned, sweeper.here) == EXIT_INTERRUPTED:
+    if launch.run_study(planned, launchers.here) == EXIT_INTERRUPTED:
         raise KeyboardInterrupt(f"stopped; go on with: python -m lorasweep resume {planned.folder}")
-    found = outcome.read(planned.folder / "0")
+    found = read_result(planned.folder / "0")
     assert found is not None, "a trial that has ended leaves a result"
     return found | {"folder": str(planned.folder)}
 

@@ -19,9 +19,9 @@ import pytest
 import torch
 import transformers
 
-from lorasweep import mirror
+from lorasweep.tracking import mlflow_store
 
-CLIENT = mirror._client
+CLIENT = mlflow_store._client
 
 
 def wordpiece() -> transformers.PreTrainedTokenizerBase:
@@ -96,7 +96,7 @@ def new_store(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
     @cache
     def made() -> Path:
         path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-        mirror.load()
+        mlflow_store.load()
         CLIENT(f"sqlite:///{path}").search_experiments()
         return path
 
@@ -109,7 +109,7 @@ def quick_store(new_store: Callable[[], Path]) -> Iterator[None]:
     their own still make theirs."""
 
     def client(uri: str) -> object:
-        path = mirror._sqlite_file(uri)
+        path = mlflow_store._sqlite_file(uri)
         if path is not None and path.parent.is_dir() and not path.exists():
             copy = Path(tempfile.mkdtemp(dir=new_store().parent)) / "mlflow.db"
             shutil.copy(new_store(), copy)
@@ -119,7 +119,7 @@ def quick_store(new_store: Callable[[], Path]) -> Iterator[None]:
         return CLIENT(uri)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(mirror, "_client", client)
+        patched.setattr(mlflow_store, "_client", client)
         yield
 
 

@@ -19,9 +19,10 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from lorasweep import adapter, outcome, worker
-from lorasweep.engine import Engine
-from lorasweep.study import Study
+from lorasweep.lora import adapter
+from lorasweep.runner import outcome, worker
+from lorasweep.study.study import Study
+from lorasweep.training.engine import Engine
 
 MOMENTS = ((adapter, "save"), (outcome, "write"), (Study, "tell"), (Engine, "checkpoint"), (Study, "claim"))
 

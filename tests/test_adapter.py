@@ -4,7 +4,10 @@ import peft
 import pytest
 import torch
 
-from lorasweep import adapter, compose, group, model
+from lorasweep.config import compose
+from lorasweep.lora import adapter
+from lorasweep.models import base_model, target_modules
+from lorasweep.training import workload
 
 
 def prepared(folder, *overrides: str):
@@ -17,8 +20,8 @@ def prepared(folder, *overrides: str):
             *overrides,
         ]
     )
-    work = group.workload(spec)
-    return spec, work, lambda: model.load(spec.model, spec.train, work.task, work.tokenizer)
+    work = workload.workload(spec)
+    return spec, work, lambda: base_model.load(spec.model, spec.train, work.task, work.tokenizer)
 
 
 def move(attached: adapter.Attached) -> None:
@@ -44,7 +47,7 @@ STARTS_ELSEWHERE = ("false", "loftq")
 def test_saved_adapter_loads_with_plain_peft_and_the_base_is_left_as_it_was(tiny_bert, tmp_path, init, bias):
     spec, work, load = prepared(tiny_bert, f"lora.init_lora_weights={init}", f"lora.bias={bias}", "lora.r=4")
     base = load()
-    model.renew_missing(base, spec.train.seed)
+    base_model.renew_missing(base, spec.train.seed)
     start = {n: p.clone() for n, p in base.model.state_dict().items()}
     untrained = logits(base.model, work)
     batch = work.task.collate([work.examples["train"][:32]], work.tokenizer.pad_token_id)
@@ -83,7 +86,7 @@ def test_trials_that_change_base_weights_share_one_copy_of_them(tiny_bert, init,
 
     with monkeypatch.context() as patched:
         patched.setattr(adapter, "get_peft_model_state_dict", broken)
-        patched.setattr(adapter.swap, "own_weights", broken)
+        patched.setattr(adapter.module_swap, "own_weights", broken)
         with pytest.raises(MemoryError):
             adapter.attach(base, spec.lora, spec.task_type, 3)
     assert all(attached.originals for attached in made)
@@ -120,6 +123,6 @@ def test_presets_name_the_modules_of_the_family(tiny_bert, tiny_llama):
         kind = "causal_lm" if folder == tiny_llama else "seq_cls"
         _, work, load = prepared(folder, f"task_type={kind}")
         base = load()
-        found = model.preset_names(base, work.task.name, preset, None)
+        found = target_modules.preset_names(base, work.task.name, preset, None)
         assert len(found) == 2 * len(names)
         assert all(any(f.endswith(n) for n in names) for f in found)

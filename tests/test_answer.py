@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 import yaml
 
-from lorasweep import answer, cli, compose, outcome, report, scores, space
-from lorasweep.meta import Entry, StudyMeta
-from lorasweep.spec import SearchSpec, TaskSpec, TrackSpec
-from lorasweep.study import Study
+from lorasweep.cli import main
+from lorasweep.config import compose, sweep_file
+from lorasweep.config.spec import SearchSpec, TaskSpec, TrackSpec
+from lorasweep.report import terminal
+from lorasweep.search import space
+from lorasweep.study import answer, example_scores
+from lorasweep.study.meta import Entry, StudyMeta
+from lorasweep.study.result import write_result
+from lorasweep.study.study import Study
 from lorasweep.tasks import make
 
 SPACE, _ = space.read(["lora.r=2,4,8,16", "train.epochs=1"])
@@ -48,13 +53,13 @@ def end(study: Study, value: float, *, trainable: int = 100, train_s: float = 1.
     ]
     task = make(TaskSpec(name="SEQ_CLS"))
     task.classes = ["no", "yes"]
-    scores.write(folder, task, kind, found, [{}] * ROWS)
+    example_scores.write(folder, task, kind, found, [{}] * ROWS)
     costs = {"trainable": trainable, "train_s": train_s, "adapter_mb": trainable / 10, "peak_gib": 1.0}
     study.tell(number, "COMPLETE", [value], costs)
     spec = study.trial(number)
     result = {"number": number, "rerun": f"rerun {number}", "params_swept": spec.user_attrs["swept"], "baseline": {}}
     done = {"state": "COMPLETE", "reason": "", "params": {"trainable": trainable}, "eval_s": 0.1}
-    outcome.write(folder, result | done | costs | {"metric": {"name": kind, "value": value}})
+    write_result(folder, result | done | costs | {"metric": {"name": kind, "value": value}})
     return number
 
 
@@ -118,11 +123,11 @@ def test_trial_without_predictions_is_not_compared(tmp_path):
     study = study_of(tmp_path, [2, 4, 8])
     for value in (0.8, 0.79, 0.5):
         end(study, value)
-    os.remove(study.trial_folder(1) / scores.NAME)
+    os.remove(study.trial_folder(1) / example_scores.NAME)
     found = answer.answer(study)
     assert [c.alike for c in found.candidates] == [None, None, False]
     assert "1 compared (2)" in found.text
-    os.remove(study.trial_folder(0) / scores.NAME)
+    os.remove(study.trial_folder(0) / example_scores.NAME)
     found = answer.answer(study)
     assert found.cheapest is None and found.best is not None and found.best.interval is None
     assert "nothing tells how sure the choice is" in found.text
@@ -132,7 +137,7 @@ def test_printout_tells_best_cheapest_and_front(tmp_path, capsys):
     study = study_of(tmp_path, [2, 4, 8])
     for value, trainable in ((0.6, 25), (0.795, 1234), (0.80, 2468)):
         end(study, value, trainable=trainable)
-    report.show(study, {}, "./outputs", answer.answer(study), TrackSpec())
+    terminal.show(study, {}, "./outputs", answer.answer(study), TrackSpec())
     out = capsys.readouterr().out
     assert "best: trial 2, eval accuracy 0.8000, 95 % interval" in out
     assert "run it again: rerun 2" in out and "run that again: rerun 1" in out
@@ -146,11 +151,11 @@ def test_printout_names_the_server_and_no_adapter_that_goes(tmp_path, capsys):
     study = study_of(tmp_path, [2])
     end(study, 0.8)
     track = TrackSpec(uri="http://me:secret@host:5000", save_adapters="none")
-    report.show(study, {}, "./outputs", answer.answer(study), track)
+    terminal.show(study, {}, "./outputs", answer.answer(study), track)
     out = capsys.readouterr().out
     assert "its adapter:  not kept (tracking.save_adapters=none)" in out
     assert "compare in MLflow: http://***@host:5000\n" in out
-    report.show(study, {}, "./outputs", answer.answer(study), TrackSpec(uri="sqlite:///a.db"))
+    terminal.show(study, {}, "./outputs", answer.answer(study), TrackSpec(uri="sqlite:///a.db"))
     out = capsys.readouterr().out
     assert "compare in MLflow: python -m lorasweep ui tracking.uri=sqlite:///a.db\n" in out and "0/adapter" in out
 
@@ -169,7 +174,7 @@ def test_best_yaml_is_a_sweep_file_of_the_winner(tmp_path):
     path = answer.write_best(study, answer.answer(study))
     assert path == study.folder / "best.yaml"
     assert yaml.safe_load(path.read_text())["overrides"] == ["train.epochs=1", "lora.r=4"]
-    file = compose.sweep_file(str(path))
+    file = sweep_file.sweep_file(str(path))
     assert compose.compose_trial(file.overrides).lora.r == 4
 
 
@@ -181,14 +186,14 @@ SMALL = [
 
 def test_study_leaves_predictions_and_a_best_yaml_that_runs(tiny_bert, tmp_path, capsys):
     model = [f"model.pretrained={tiny_bert}", "model.sha256=null"]
-    assert cli.main(["-m", "lora.r=2,4", *model, *SMALL, f"outputs={tmp_path}", "study=s"]) == 0
+    assert main.main(["-m", "lora.r=2,4", *model, *SMALL, f"outputs={tmp_path}", "study=s"]) == 0
     study = Study.open(tmp_path / "s")
     for trial in study.trials():
-        found = scores.read(study.trial_folder(trial.number))
+        found = example_scores.read(study.trial_folder(trial.number))
         assert found is not None and len(found) == 32
         assert float(np.mean(found.first)) == pytest.approx(trial.values[0])
     best = study.best()
     capsys.readouterr()
-    assert cli.main(["--sweep", str(tmp_path / "s" / "best.yaml"), f"outputs={tmp_path}", "study=again"]) == 0
+    assert main.main(["--sweep", str(tmp_path / "s" / "best.yaml"), f"outputs={tmp_path}", "study=again"]) == 0
     again = Study.open(tmp_path / "again").best()
     assert best is not None and again is not None and again.values == best.values

@@ -46,12 +46,12 @@ def test_run_returns_the_result_and_load_best_its_model(tiny_bert, tmp_path):
 
 
 def test_trial_whose_need_cannot_be_estimated_ends_well(tiny_bert, tmp_path, monkeypatch):
-    from lorasweep import memory
+    from lorasweep.memory import estimate
 
     def failing(*_):
         raise NotImplementedError("no kernel for meta tensors")
 
-    monkeypatch.setattr(memory, "solo_gib", failing)
+    monkeypatch.setattr(estimate, "solo_gib", failing)
     own = [f"model.pretrained={tiny_bert}", *SMALL, f"outputs={tmp_path}"]
     result = lorasweep.run(["search.objectives=[peak_gib]", "study=one", *own])
     assert result["state"] == "COMPLETE" and result["peak_gib"] is None and result["worker_peak_gib"] > 0
@@ -61,10 +61,10 @@ def test_trial_whose_need_cannot_be_estimated_ends_well(tiny_bert, tmp_path, mon
 
 
 def test_load_study_is_a_typed_table(tiny_bert, tmp_path):
-    from lorasweep import cli
+    from lorasweep.cli import main
 
     own = [f"model.pretrained={tiny_bert}", *SMALL, f"outputs={tmp_path}", "study=s"]
-    assert cli.main(["-m", "lora.r=2,4", "lora.use_dora=false,true", *own]) == 0
+    assert main.main(["-m", "lora.r=2,4", "lora.use_dora=false,true", *own]) == 0
     table = lorasweep.load_study(str(tmp_path / "s"))
     assert list(table.columns[:7]) == ["number", "state", "lora.r", "lora.use_dora", "metric", "trainable", "seconds"]
     assert table["lora.r"].tolist() == [2, 2, 4, 4] and table["lora.r"].dtype.kind == "i"

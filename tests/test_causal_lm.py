@@ -5,12 +5,12 @@ import torch
 import transformers
 from conftest import wordpiece
 
-from lorasweep import data
+from lorasweep.config.spec import DataSpec, TaskSpec
+from lorasweep.data import dataset
 from lorasweep.errors import ConfigError
-from lorasweep.spec import DataSpec, TaskSpec
-from lorasweep.tasks import generation, head, make
+from lorasweep.tasks import generation, lm_head, make
 from lorasweep.tasks.causal_lm import CausalLM, chat_turns
-from lorasweep.tasks.head import Change, HeadLoss
+from lorasweep.tasks.lm_head import Change, HeadLoss
 from lorasweep.tasks.task import IGNORE
 
 PROMPTS = [
@@ -50,7 +50,7 @@ def llama(tiny_llama):
 
 
 def test_loss_is_that_of_transformers_with_the_prompt_masked(llama, monkeypatch):
-    monkeypatch.setattr(head, "CHUNK_LOGITS", 4 * len(wordpiece()))
+    monkeypatch.setattr(lm_head, "CHUNK_LOGITS", 4 * len(wordpiece()))
     task = task_of()
     examples = task.encode(PROMPTS, words(), DataSpec())
     for part in (examples[:2], examples[2:], examples):
@@ -73,7 +73,7 @@ def test_completion_and_end_token_are_learned_and_nothing_else():
 @pytest.mark.parametrize("change", [Change(), Change(scale=0.3), Change(cap=1.5)])
 @pytest.mark.parametrize("rows", [1, 3, 7, 100])
 def test_head_loss_and_gradients_do_not_depend_on_the_chunks(rows, change, monkeypatch):
-    monkeypatch.setattr(head, "CHUNK_LOGITS", rows * 11)
+    monkeypatch.setattr(lm_head, "CHUNK_LOGITS", rows * 11)
     torch.manual_seed(0)
     hidden, weight, bias = torch.randn(7, 5, dtype=torch.float64), torch.randn(11, 5).double(), torch.randn(11).double()
     targets, slopes = torch.randint(11, (7,)), torch.rand(7).double()
@@ -107,7 +107,7 @@ CHANGED = {
 @pytest.mark.parametrize("family", CHANGED)
 def test_what_a_model_does_to_its_logits_is_done_to_chunks(family, dtype, monkeypatch):
     """The Gemmas bend them, the others scale them; their own forward with labels is the measure."""
-    monkeypatch.setattr(head, "CHUNK_LOGITS", 4 * len(wordpiece()))
+    monkeypatch.setattr(lm_head, "CHUNK_LOGITS", 4 * len(wordpiece()))
     more, expected = CHANGED[family]
     config = transformers.AutoConfig.for_model(family, vocab_size=len(wordpiece()), **SMALL, **more)
     torch.manual_seed(0)
@@ -188,11 +188,11 @@ def test_chats_are_checked_row_by_row_and_placed_by_what_was_asked(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text("".join(json.dumps({"messages": c}) + "\n" for c in chats), encoding="utf8")
     spec = DataSpec(source="jsonl", path=str(path), messages_column="messages")
-    found = data.load(spec, {"messages": "messages"}, "CAUSAL_LM")
+    found = dataset.load(spec, {"messages": "messages"}, "CAUSAL_LM")
     assert all(len(rows) < 60 for rows in found.splits.values())
     path.write_text(json.dumps({"messages": chats[0][:1]}) + "\n" + json.dumps({"messages": "hi"}), encoding="utf8")
     with pytest.raises(ConfigError) as caught:
-        data.load(
+        dataset.load(
             DataSpec(source="jsonl", path=str(path), messages_column="messages", max_tokens=77),
             {"messages": "messages"},
             "CAUSAL_LM",
@@ -248,7 +248,7 @@ def test_generate_samples_limits_the_rows_that_are_answered():
 
 def test_plain_text_asks_for_no_answer():
     rows = [{"text": "Just some text."}]
-    splits = data.Data(splits={s: rows for s in data.SPLITS}, fingerprint="", name="")
+    splits = dataset.Data(splits={s: rows for s in dataset.SPLITS}, fingerprint="", name="")
     assert "plain text asks for no answer" in task_of(generate=True).fit(splits)[0]
     assert task_of().fit(splits) == []
 
@@ -274,7 +274,7 @@ def test_text_file_is_packed_into_blocks_that_hold_all_of_it(tmp_path):
     paragraphs[50] = "a very long line " * 50
     (tmp_path / "input.txt").write_text("\n\n".join(paragraphs), encoding="utf8")
     spec = DataSpec(source="text", path=str(tmp_path / "input.txt"), max_tokens=64)
-    found = data.load(spec, {"text": "text"}, "CAUSAL_LM")
+    found = dataset.load(spec, {"text": "text"}, "CAUSAL_LM")
     blocks = [r["text"] for rows in found.splits.values() for r in rows]
     assert max(map(len, blocks)) <= 64 * 3 + 2
     assert sum(map(len, blocks)) / len(blocks) > 64 * 3 / 2

@@ -8,9 +8,9 @@ import optuna
 import plotly.graph_objects as go
 import pytest
 
-from lorasweep import charts, cost, evidence, landscape, summary
-from lorasweep.evidence import Axis, Evidence, Shown
-from lorasweep.figure import log_ticks
+from lorasweep.report import cost, parameter_figures, search_figures, study_data, tables
+from lorasweep.report.figure import log_ticks
+from lorasweep.report.study_data import Axis, Evidence, Shown
 
 
 def study(trials: list[Shown], **named) -> Evidence:
@@ -53,7 +53,7 @@ def traces(figure) -> dict[str, dict]:
 
 @pytest.mark.parametrize("trials", [MANY, MANY[:1], MANY[3:4], MANY[5:6], MANY[:2]], ids=["many", "1", "p", "f", "2"])
 def test_plotly_takes_every_figure_and_each_has_a_sentence(trials):
-    for figure in charts.figures(study(trials, fronts={"trainable": [trials[0].number]})):
+    for figure in search_figures.figures(study(trials, fronts={"trainable": [trials[0].number]})):
         assert figure.says
         assert figure.title
         text = json.dumps([figure.traces, figure.layout], allow_nan=False)
@@ -63,7 +63,7 @@ def test_plotly_takes_every_figure_and_each_has_a_sentence(trials):
 
 
 def test_axes_have_units():
-    for figure in charts.figures(study(MANY, fronts={"trainable": [0], "train_s": [0]})):
+    for figure in search_figures.figures(study(MANY, fronts={"trainable": [0], "train_s": [0]})):
         for name in ("xaxis", "yaxis"):
             title = (figure.layout or {}).get(name, {}).get("title", {}).get("text")
             assert (
@@ -78,17 +78,17 @@ def test_axes_have_units():
 
 
 def test_history_draws_the_best_so_far():
-    found = traces(charts.history(study([trial(0, value=0.5), trial(1, value=0.3), trial(2, value=0.7)])))
+    found = traces(search_figures.history(study([trial(0, value=0.5), trial(1, value=0.3), trial(2, value=0.7)])))
     assert (found["best so far"]["x"], found["best so far"]["y"]) == ([0, 2, 2], [0.5, 0.7, 0.7])
 
 
 def test_history_of_a_metric_to_be_small_goes_down():
-    figure = charts.history(study([trial(0, value=0.5), trial(1, value=0.3)], maximize=False))
+    figure = search_figures.history(study([trial(0, value=0.5), trial(1, value=0.3)], maximize=False))
     assert traces(figure)["best so far"]["y"] == [0.5, 0.3, 0.3]
 
 
 def test_pruned_curves_are_grey_and_the_best_is_on_top():
-    figure = charts.curves(study(MANY))
+    figure = search_figures.curves(study(MANY))
     found = traces(figure)
     assert found["pruned or failed"]["line"]["color"] == "@grey"
     assert set(found["pruned or failed"]["customdata"]) == {3}
@@ -97,29 +97,31 @@ def test_pruned_curves_are_grey_and_the_best_is_on_top():
 
 def test_long_curves_are_thinned_and_keep_their_end():
     curve = [(i, i / 1e5) for i in range(1, 50_001)]
-    figure = charts.curves(study([trial(0, curve=curve), trial(1, value=0.9, curve=curve)]))
+    figure = search_figures.curves(study([trial(0, curve=curve), trial(1, value=0.9, curve=curve)]))
     for found in figure.traces:
-        assert len(found["x"]) <= charts.MOST_CURVE_POINTS // 2 + 2
+        assert len(found["x"]) <= search_figures.MOST_CURVE_POINTS // 2 + 2
         assert found["x"][-2] == 50_000
 
 
 def test_effect_is_the_mean_with_its_interval():
     values = [0.5, 0.6, 0.7]
-    figure = landscape.effects(study([trial(i, value=v) for i, v in enumerate(values)] + [trial(3, r=8, value=0.9)]))
+    figure = parameter_figures.effects(
+        study([trial(i, value=v) for i, v in enumerate(values)] + [trial(3, r=8, value=0.9)])
+    )
     table = next(f.table for f in figure if f.title == "Effect of lora.r")
     assert table[1] == [["4", "3", "0.6000", "± 0.2484"], ["8", "1", "0.9000", "-"]]  # t(0.975, 2) * 0.1 / sqrt(3)
 
 
 def test_equal_means_are_not_called_best():
-    same = landscape.effects(study([trial(0), trial(1), trial(2, r=8), trial(3, r=8)]))[0]
+    same = parameter_figures.effects(study([trial(0), trial(1), trial(2, r=8), trial(3, r=8)]))[0]
     assert same.says.startswith("Mean accuracy is the same at each of 2 values, 0.5000. The band and the bars hold")
-    single = landscape.effects(study([trial(0, value=0.6), trial(1, r=8)]))[0]
+    single = parameter_figures.effects(study([trial(0, value=0.6), trial(1, r=8)]))[0]
     assert "best at lora.r = 4: 0.6000 over 1 trial. With one trial a value nothing tells how sure" in single.says
 
 
 def test_ticks_of_few_values_stay_apart():
     axis = Axis(key="train.learning_rate", numeric=True, log=True, values=[1e-3, 1.1e-3, 3e-3, 9.7e-3, 1e-2])
-    assert landscape._parameter_axis(axis)["tickvals"] == [1e-3, 3e-3, 1e-2]
+    assert parameter_figures._parameter_axis(axis)["tickvals"] == [1e-3, 3e-3, 1e-2]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,7 @@ def test_logarithmic_axis_has_ticks_that_read_well(low, high, texts):
 
 def test_trials_that_run_show_their_parameters_and_last_metric():
     running = trial(0, r=16, value=None, state="RUNNING", curve=[(5, 0.1), (10, 0.25)])
-    found = summary.leaders(study([running], axes=[]))
+    found = tables.leaders(study([running], axes=[]))
     row = dict(zip(found.head, found.rows[0], strict=True))
     assert (row["eval accuracy"], row["lora.r"], row["train.learning_rate"]) == ("0.2500 at step 10", "16", "0.001")
 
@@ -153,7 +155,7 @@ def test_report_tells_how_to_run_the_cheapest_and_the_front_again():
     ]
     fronts = {"trainable": [0, 2], "train_s": [0, 1, 2]}
     known = study(trials, cheapest=1, best_file="outputs/s/best.yaml", fronts=fronts)
-    found = dict(summary.commands(known))
+    found = dict(tables.commands(known))
     assert found["Run the best trial again"] == "run 2"
     assert found["The same from a file"] == "python -m lorasweep --sweep outputs/s/best.yaml"
     key = "Run trial 1 again, the cheapest within one standard error, on the Pareto front of training time"
@@ -163,7 +165,7 @@ def test_report_tells_how_to_run_the_cheapest_and_the_front_again():
 
 def test_many_values_are_binned_on_the_axis_scale():
     axis = Axis(key="train.learning_rate", numeric=True, log=True, values=[10 ** (-5 + i / 10) for i in range(40)])
-    found = evidence.groups([trial(i, rate=v) for i, v in enumerate(axis.values)], axis)
+    found = study_data.groups([trial(i, rate=v) for i, v in enumerate(axis.values)], axis)
     assert [g.count for g in found] == [5] * 8
 
 
@@ -171,11 +173,13 @@ def test_heat_map_takes_rank_by_learning_rate_before_more_important_ones():
     other = Axis(key="lora.lora_dropout", numeric=True, log=False, values=[0.0, 0.1])
     known = study(MANY)
     known = study(MANY, axes=[other, *known.axes], importance={"lora.lora_dropout": 0.9})
-    assert [a.key for a in landscape.chosen_pair(known)] == ["train.learning_rate", "lora.r"]
+    assert [a.key for a in parameter_figures.chosen_pair(known)] == ["train.learning_rate", "lora.r"]
 
 
 def test_heat_map_holds_the_mean_of_each_cell():
-    figure = landscape.heat_map(study([trial(0, value=0.4), trial(1, value=0.6), trial(2, r=8, rate=0.1, value=0.9)]))
+    figure = parameter_figures.heat_map(
+        study([trial(0, value=0.4), trial(1, value=0.6), trial(2, r=8, rate=0.1, value=0.9)])
+    )
     assert figure.traces[0]["z"] == [[pytest.approx(0.5), None], [None, 0.9]]
     assert figure.table[1] == [["4", "0.001", "0.5000", "2"], ["8", "0.1", "0.9000", "1"]]
 
@@ -202,7 +206,7 @@ def test_text_from_data_is_escaped_for_plotly():
         no_importance="",
         chosen=1,
     )
-    for figure in charts.figures(known):
+    for figure in search_figures.figures(known):
         assert "<script" not in json.dumps([figure.traces, figure.layout]), figure.id
 
 
@@ -220,7 +224,7 @@ def test_importance_looks_at_a_logarithmic_range_on_its_scale():
         exponent, rank = draw.uniform(-5, -1), draw.choice([4, 8])
         value = -abs(exponent + 4) + 0.1 * (rank == 8)
         trials.append(scored({"b.rank": rank, "a.rate": 10**exponent}, known, value))
-    found, why = evidence.importances(trials, ["b.rank", "a.rate"])
+    found, why = study_data.importances(trials, ["b.rank", "a.rate"])
     assert list(found) == ["a.rate", "b.rank"]
     assert found["a.rate"] > 0.9
     assert why == ""
@@ -233,7 +237,7 @@ def test_importance_looks_at_a_logarithmic_range_on_its_scale():
 def test_importance_says_why_there_is_none(keys, count, words):
     known = {k: optuna.distributions.FloatDistribution(0, 1) for k in keys}
     trials = [scored({k: i / 20 for k in keys}, known, 0.5) for i in range(count)]
-    found, why = evidence.importances(trials, keys)
+    found, why = study_data.importances(trials, keys)
     assert found == {}
     assert words in why
 
@@ -259,7 +263,7 @@ def test_spared_seconds_stand_in_the_report_where_they_were_measured():
     ended.append(trial(2, state="PRUNED", steps=40, device_s=20.0))
     found = cost.cost(study(ended))
     assert (found.device_s, found.pruning_s, found.prefix_s, found.packing_s) == (120.0, 30.0, 50.0, None)
-    told = dict(summary.costs(study(ended)).rows)
+    told = dict(tables.costs(study(ended)).rows)
     assert told["device time spared by pruning"] == "30.0 s (20% of what it would have taken)"
     assert told["device time spared by kept frozen layers (prefix reuse)"] == "50.0 s (29% of what it would have taken)"
     assert told["device time spared by shared passes (packing)"] == "not measured"
@@ -268,7 +272,7 @@ def test_spared_seconds_stand_in_the_report_where_they_were_measured():
 def test_quality_is_shown_against_four_costs():
     known = [trial(i, value=0.5 + i / 10, adapter_mb=1.0 + i, peak_gib=1.5) for i in range(3)]
     fronts = {"adapter_mb": [0, 1, 2], "peak_gib": [2]}
-    drawn = {f.id: f for f in charts.figures(study(known, fronts=fronts)) if f.id.startswith("pareto")}
+    drawn = {f.id: f for f in search_figures.figures(study(known, fronts=fronts)) if f.id.startswith("pareto")}
     assert list(drawn) == ["pareto-trainable", "pareto-adapter_mb", "pareto-train_s", "pareto-peak_gib"]
     assert "trial 2: 0.7000 for 3.00 MB" in drawn["pareto-adapter_mb"].says
     assert drawn["pareto-adapter_mb"].layout["xaxis"]["title"]["text"] == "adapter size (MB)"

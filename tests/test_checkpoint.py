@@ -12,8 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from lorasweep import adapter, checkpoint, compose, engine, group, model, quant, schedule, slots
+from lorasweep.config import compose
 from lorasweep.errors import ConfigError
+from lorasweep.lora import adapter, loftq
+from lorasweep.models import base_model
+from lorasweep.tasks import batches
+from lorasweep.training import checkpoint, engine, slot, workload
 
 SMALL = ["model.sha256=null", "model.decoder=null", "data.max_train_samples=40", "data.max_eval_samples=6"]
 SMALL += ["data.max_tokens=24"]
@@ -58,8 +62,8 @@ class Seen:
 
 
 @cache
-def workload(task: str, folder: Path) -> group.Workload:
-    return group.workload(compose.compose_trial([f"task_type={task}", f"model.pretrained={folder}", *SMALL]))
+def workload(task: str, folder: Path) -> workload.Workload:
+    return workload.workload(compose.compose_trial([f"task_type={task}", f"model.pretrained={folder}", *SMALL]))
 
 
 @cache
@@ -70,7 +74,7 @@ def spec_of(task: str, folder: Path, *more: str):
 def trainer(spec, work) -> engine.Engine:
     """Return an engine on a base loaded afresh, as another process would have it."""
     torch.manual_seed(int.from_bytes(os.urandom(4)))
-    return engine.Engine(model.load(spec.model, spec.train, work.task, work.tokenizer), work.task, work.prepared())
+    return engine.Engine(base_model.load(spec.model, spec.train, work.task, work.tokenizer), work.task, work.prepared())
 
 
 def run(made: engine.Engine, job: engine.Job, stop=lambda event: False, path: Path | None = None) -> Seen:
@@ -212,9 +216,9 @@ def test_trial_may_stop_many_times(tiny_bert, tmp_path):
 @pytest.mark.parametrize("skip", [0, 1, 5, 6, 13])
 def test_skipped_batches_are_those_that_would_have_come(tiny_bert, batch_size, skip):
     examples = workload("seq_cls", tiny_bert).examples["train"]
-    whole = schedule.epochs(examples, batch_size, seed=4)
+    whole = batches.epochs(examples, batch_size, seed=4)
     expected = [[e.row for e in b] for b in itertools.islice(whole, skip, skip + 8)]
-    found = itertools.islice(schedule.epochs(examples, batch_size, seed=4, skip=skip), 8)
+    found = itertools.islice(batches.epochs(examples, batch_size, seed=4, skip=skip), 8)
     assert [[e.row for e in b] for b in found] == expected
 
 
@@ -270,7 +274,7 @@ def test_damaged_checkpoint_starts_afresh_with_a_warning(tiny_bert, tmp_path, ca
     path = tmp_path / "c.pt"
     path.write_bytes(damaged(written.read_bytes(), how))
     spec, work = spec_of("seq_cls", tiny_bert), workload("seq_cls", tiny_bert)
-    with caplog.at_level(logging.WARNING, "lorasweep.checkpoint"):
+    with caplog.at_level(logging.WARNING, "lorasweep.training.checkpoint"):
         seen = run(trainer(spec, work), engine.Job(3, spec, checkpoint=path))
     assert seen.began.step == 0 and seen.began.carried == {} and len(seen.losses) == 7
     assert "cannot be read, the trial starts afresh" in caplog.text
@@ -357,8 +361,8 @@ def test_other_quantised_base_starts_afresh(tiny_bert, tmp_path, monkeypatch, ca
     spec, work = spec_of("seq_cls", tiny_bert, *OPTIONS["loftq"]), workload("seq_cls", tiny_bert)
     path = tmp_path / "c.pt"
     run(trainer(spec, work), engine.Job(3, spec), after_step(4), path)
-    rounded = quant.rounded
-    monkeypatch.setattr(quant, "rounded", lambda *args: rounded(*args) * 1.0001)
+    rounded = loftq.rounded
+    monkeypatch.setattr(loftq, "rounded", lambda *args: rounded(*args) * 1.0001)
     assert run(trainer(spec, work), engine.Job(3, spec, checkpoint=path)).began.step == 0
     assert "came out otherwise" in caplog.text
 
@@ -398,7 +402,7 @@ def test_prune_at_the_beginning_takes_no_step(tiny_bert):
 
 
 def reasons(losses: list[float], ratio: float | None = 10.0) -> list[str]:
-    limit = slots.LossLimit()
+    limit = slot.LossLimit()
     return [limit.reason(loss, ratio) for loss in losses]
 
 

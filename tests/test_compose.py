@@ -4,8 +4,10 @@ import itertools
 
 import pytest
 
-from lorasweep import compose, space, spec
+from lorasweep.config import compose, spec, sweep_file
+from lorasweep.config.overrides import data_folder, group_options, override_text, parse
 from lorasweep.errors import ConfigError
+from lorasweep.search import space
 
 
 def problems(*overrides: str) -> list[str]:
@@ -20,13 +22,13 @@ def test_command_of_the_readme_composes():
     assert trial.lora.target_modules == "all-linear"
 
 
-@pytest.mark.parametrize(("group", "name"), [(g, n) for g in spec.SECTIONS for n in compose.group_options(g)])
+@pytest.mark.parametrize(("group", "name"), [(g, n) for g in spec.SECTIONS for n in group_options(g)])
 def test_every_file_in_conf_composes(group, name):
     extra = ["data.path=x"] if group == "data" and name != "builtin" else []
     assert compose.compose_trial([f"{group}={name}", *extra])
 
 
-@pytest.mark.parametrize("name", compose.group_options("task_type"))
+@pytest.mark.parametrize("name", group_options("task_type"))
 def test_task_type_alone_composes_and_keeps_a_chosen_model(name):
     assert compose.compose_trial([f"task_type={name}"]).task_type.name == name.upper()
     assert compose.compose_trial([f"task_type={name}", "model=bert_base"]).model.pretrained.endswith(
@@ -91,10 +93,10 @@ def test_every_point_of_a_grid_is_checked():
     assert [p.split("got ")[1] for p in caught.value.problems] == ["0", "5000"]
 
 
-@pytest.mark.parametrize("path", sorted(compose.data_folder("sweeps").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(data_folder("sweeps").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_sweep_file_states_its_question_and_composes(path):
     assert path.read_text().startswith("# ") and path.read_text().splitlines()[0].endswith((".", "?"))
-    file = compose.sweep_file(path.stem)
+    file = sweep_file.sweep_file(path.stem)
     found, problems = space.read(file.overrides, file.space)
     lines = [found.line(p) for p in found.corners()]
     specs = compose.compose_points(lines, problems)
@@ -110,7 +112,7 @@ def outcome(overrides: list[str]) -> object:
         return error.problems
 
 
-GROUPS = [f"{g}={n}" for g in spec.SECTIONS for n in compose.group_options(g)]
+GROUPS = [f"{g}={n}" for g in spec.SECTIONS for n in group_options(g)]
 LISTS = [
     *[[group, "lora.r=3", "data.path=x"] for group in GROUPS],
     [],
@@ -164,7 +166,7 @@ def test_override_text_is_read_back_as_the_same_value():
     odd = ["true", "null", "", "[x]", "x\\", "\\'", "é", "  lead", "a\nb", "a=b", "$x", "a;b", "{c}", "nan"]
     nested = [["a", "b,c", None, 1.5], {"layer.0.q": 8, "a b": 1}, [], {}, [["x"]]]
     for value in plain + odd + nested:
-        parsed, problems = compose.parse([f"data.path={compose.override_text(value)}"])
+        parsed, problems = parse([f"data.path={override_text(value)}"])
         assert problems == [] and parsed[0].value() == value
 
 
@@ -180,7 +182,7 @@ overrides: [train.epochs=1]
 space: {lora.r: "2,4", lora.lora_alpha: {low: 8, high: 64}}
 search: {sampler: tpe, objectives: [trainable], question: "a, b"}
 """
-    file = compose.read_sweep_file(write(tmp_path, text))
+    file = sweep_file.read_sweep_file(write(tmp_path, text))
     assert (file.question, list(file.space)) == ("Which rank?", ["lora.r", "lora.lora_alpha"])
     assert file.overrides == [
         "train.epochs=1",
@@ -206,12 +208,12 @@ search: {sampler: tpe, objectives: [trainable], question: "a, b"}
 )
 def test_bad_sweep_file_is_refused(tmp_path, text, words):
     with pytest.raises(ConfigError, match=words):
-        compose.read_sweep_file(write(tmp_path, text))
+        sweep_file.read_sweep_file(write(tmp_path, text))
 
 
 def test_unknown_sweep_file_is_refused():
     with pytest.raises(ConfigError, match="did you mean 'rank'"):
-        compose.sweep_file("rnak")
+        sweep_file.sweep_file("rnak")
 
 
 def test_every_key_is_described():

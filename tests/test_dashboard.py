@@ -9,7 +9,7 @@ import urllib.request
 
 import pytest
 
-from lorasweep import cli
+from lorasweep.cli import main
 
 
 def fetched(url: str, seconds: float = 120) -> dict:
@@ -47,7 +47,7 @@ def dashboard():
 def test_dashboard_shows_the_study(tiny_bert, tmp_path, dashboard):
     small = ["train.max_steps=2", "train.batch_size=8", "data.max_train_samples=32", "data.max_eval_samples=16"]
     own = [f"model.pretrained={tiny_bert}", "model.sha256=null", f"outputs={tmp_path}", "study=s"]
-    assert cli.main(["lora.r=1,2", *small, *own, "tracking.reload_check=false"]) == 0
+    assert main.main(["lora.r=1,2", *small, *own, "tracking.reload_check=false"]) == 0
     api = dashboard(str(tmp_path / "s" / "journal.log"))
     (study,) = fetched(f"{api}/studies")["study_summaries"]
     assert study["study_name"] == "s"

@@ -9,9 +9,15 @@ import pytest
 import torch
 from test_packed import DROPPED, PLAIN, Seen, run, spec_of, trainer, workload
 
-from lorasweep import cli, compose, device, engine, group, model, pack, quant, sweeper
+from lorasweep.cli import main
+from lorasweep.config import compose
+from lorasweep.config.spec import TrainSpec
 from lorasweep.errors import ConfigError
-from lorasweep.spec import TrainSpec
+from lorasweep.hardware import device
+from lorasweep.models import base_model, quantization
+from lorasweep.packing import dropout
+from lorasweep.runner import plan, preflight
+from lorasweep.training import engine
 
 SAME = "train.deterministic=true"
 
@@ -38,7 +44,7 @@ def test_two_deterministic_runs_are_equal_bit_for_bit(tiny_bert, width):
 
 
 def test_deterministic_trials_let_no_clock_choose_their_company(tiny_bert, monkeypatch):
-    monkeypatch.setattr("lorasweep.pace.overhead", lambda *a: pytest.fail("a clock was asked"))
+    monkeypatch.setattr("lorasweep.packing.pass_cost.overhead", lambda *a: pytest.fail("a clock was asked"))
     for more, width in (((), 1), (("train.slots=3",), 3)):
         spec = spec_of("seq_cls", tiny_bert, SAME, *more)
         made, jobs = trainer(spec, workload("seq_cls", tiny_bert)), [engine.Job(i, spec) for i in range(3)]
@@ -155,10 +161,10 @@ def test_machine_that_only_launches_need_not_have_what_its_workers_have(tiny_ber
     own = [f"model.pretrained={tiny_bert}", "model.sha256=null", "data.max_train_samples=40", "data.max_eval_samples=6"]
     own += [f"outputs={tmp_path}", "train.device=cuda", "train.optimizer=paged_adamw", "search.max_memory_gib=80"]
     for far in ("hydra/launcher=submitit_slurm", "hydra.launcher.ray.init.address=host:6379"):
-        assert len(sweeper.plan([*own, far]).queue) == 1
+        assert len(plan.plan([*own, far]).queue) == 1
     for near in ((), ("hydra/launcher=submitit_local",)):
         with pytest.raises(ConfigError, match=r"train\.device: must be auto or what this machine has"):
-            sweeper.plan([*own, *near])
+            plan.plan([*own, *near])
 
 
 @pytest.mark.parametrize(
@@ -172,7 +178,7 @@ def test_machine_that_only_launches_need_not_have_what_its_workers_have(tiny_ber
     ],
 )
 def test_what_a_spread_base_cannot_do_is_refused_before_a_study_is_made(tmp_path, capsys, overrides, words):
-    assert cli.main(["model.device_map=auto", f"outputs={tmp_path}", *overrides]) == 1
+    assert main.main(["model.device_map=auto", f"outputs={tmp_path}", *overrides]) == 1
     assert words in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
@@ -198,30 +204,30 @@ def test_wrong_value_is_answered_with_the_right_ones_once(override, words):
 
 
 def test_base_that_the_gpus_do_not_hold_is_refused():
-    model.check_placed({"model.embed_tokens": 0, "model.layers.0": 0, "model.layers.1": 1})
+    base_model.check_placed({"model.embed_tokens": 0, "model.layers.0": 0, "model.layers.1": 1})
     with pytest.raises(ConfigError, match=r"1 of 2 parts are left over \(model\.layers\.1, \.\.\.\)"):
-        model.check_placed({"model.layers.0": 0, "model.layers.1": "disk"})
+        base_model.check_placed({"model.layers.0": 0, "model.layers.1": "disk"})
 
 
 @pytest.mark.parametrize("where", ["auto", "balanced"])
 def test_spread_base_gets_accelerates_map_on_gpus_and_stays_as_it_is_on_a_cpu(tiny_llama, monkeypatch, where):
     spec, work = spec_of("causal_lm", tiny_llama, f"model.device_map={where}"), workload("causal_lm", tiny_llama)
     given: list[dict] = []
-    loaded = model._loaded
-    monkeypatch.setattr(model, "_loaded", lambda *a, **k: given.append(k) or loaded(*a, **k))
-    model.load(spec.model, spec.train, work.task, work.tokenizer)
+    loaded = base_model._loaded
+    monkeypatch.setattr(base_model, "_loaded", lambda *a, **k: given.append(k) or loaded(*a, **k))
+    base_model.load(spec.model, spec.train, work.task, work.tokenizer)
     assert "device_map" not in given[0]
-    monkeypatch.setattr(model, "device_of", lambda train: torch.device("cuda"))
-    monkeypatch.setattr(model, "dtype_of", lambda train, device: torch.float32)
-    monkeypatch.setattr(model, "set_up", lambda train, device: None)
+    monkeypatch.setattr(base_model, "device_of", lambda train: torch.device("cuda"))
+    monkeypatch.setattr(base_model, "dtype_of", lambda train, device: torch.float32)
+    monkeypatch.setattr(base_model, "set_up", lambda train, device: None)
     with pytest.raises(ConfigError, match=r"model\.device_map: the GPUs do not hold the base"):
-        model.load(spec.model, spec.train, work.task, work.tokenizer)  # there is only the CPU to put it on
+        base_model.load(spec.model, spec.train, work.task, work.tokenizer)  # there is only the CPU to put it on
     assert given[1]["device_map"] == where
 
 
 def test_packed_trials_train_through_accelerates_hooks_as_without_them(tiny_llama, monkeypatch):
     """The hooks move inputs from device to device; here all of them are the CPU."""
-    monkeypatch.setattr("lorasweep.pace.overhead", lambda *a: float("inf"))
+    monkeypatch.setattr("lorasweep.packing.pass_cost.overhead", lambda *a: float("inf"))
     specs = [spec_of("causal_lm", tiny_llama, *one) for one in (DROPPED, PLAIN)]
     work = workload("causal_lm", tiny_llama)
     jobs = [engine.Job(i, s) for i, s in enumerate(specs)]
@@ -236,12 +242,12 @@ def test_packed_trials_train_through_accelerates_hooks_as_without_them(tiny_llam
 
 
 def test_dropout_of_each_device_is_a_stream_of_its_own():
-    stream = pack.DropoutStream(torch.device("cpu"))
+    stream = dropout.DropoutStream(torch.device("cpu"))
     like = torch.empty(64, 3)
     stream.at(1, 2)
     first = stream.keep(like, 0.5)
     other = torch.device("cpu", 1)  # as good as another one to a generator
-    stream.draws[other] = pack.Draws(other, 0)
+    stream.draws[other] = dropout.Draws(other, 0)
     stream.at(1, 2)
     assert torch.equal(stream.keep(like, 0.5), first)
     stream.at(1, 2)
@@ -254,10 +260,10 @@ def test_dropout_of_each_device_is_a_stream_of_its_own():
 def test_paged_optimiser_is_refused_without_a_gpu_and_8_bits_train_anywhere(tiny_bert):
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra `quant`)")
     paged = spec_of("seq_cls", tiny_bert, "train.optimizer=paged_adamw_8bit")
-    assert quant.lacking(paged, torch.device("cpu")) == [
+    assert quantization.lacking(paged, torch.device("cpu")) == [
         "train.optimizer: paged_adamw_8bit pages GPU memory, there is none on the cpu; use adamw or adamw_8bit"
     ]
-    assert quant.lacking(paged, torch.device("cuda")) == []
+    assert quantization.lacking(paged, torch.device("cuda")) == []
     work, exact = workload("seq_cls", tiny_bert), spec_of("seq_cls", tiny_bert, "lora.r=128")
     spec = spec_of("seq_cls", tiny_bert, "lora.r=128", "train.optimizer=adamw_8bit")
     made, kinds = trainer(spec, work), set()
@@ -276,7 +282,7 @@ def test_paged_point_of_a_grid_is_refused_before_the_others_train(tiny_bert):
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra `quant`)")
     points = [spec_of("seq_cls", tiny_bert, f"train.optimizer={o}") for o in ("adamw", "paged_adamw")]
     with pytest.raises(ConfigError, match=r"train\.optimizer: paged_adamw pages GPU memory"):
-        group.preflight(points)
+        preflight.preflight(points)
 
 
 def is_moment(value) -> bool:

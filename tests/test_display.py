@@ -4,14 +4,14 @@ import io
 
 from rich.console import Console
 
-from lorasweep import display
-from lorasweep.peak import Throughput
+from lorasweep import console
+from lorasweep.hardware.matmul_peak import Throughput
 
 
-def shown(monkeypatch, terminal: bool) -> tuple[display.Display, io.StringIO]:
+def shown(monkeypatch, terminal: bool) -> tuple[console.Display, io.StringIO]:
     out = io.StringIO()
-    monkeypatch.setattr(display, "Console", lambda: Console(file=out, force_terminal=terminal, width=120))
-    return display.Display(), out
+    monkeypatch.setattr(console, "Console", lambda: Console(file=out, force_terminal=terminal, width=120))
+    return console.Display(), out
 
 
 def test_terminal_shows_a_bar_a_trial_and_the_speed_of_all(monkeypatch):
@@ -27,7 +27,7 @@ def test_terminal_shows_a_bar_a_trial_and_the_speed_of_all(monkeypatch):
 
 def test_lines_tell_the_speed_now_and_then(monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr(display.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
     made, out = shown(monkeypatch, terminal=False)
     made.begin(0, "r=8")
     for clock[0] in (101.0, 129.0, 131.0, 132.0, 162.0):
@@ -40,7 +40,7 @@ def test_lines_tell_the_speed_now_and_then(monkeypatch):
 
 def test_line_before_any_step_was_timed_leaves_the_speed_out(monkeypatch):
     """The first step of a trial is not timed, and may itself take half a minute."""
-    monkeypatch.setattr(display, "LINE_EVERY_S", -1.0)
+    monkeypatch.setattr(console, "LINE_EVERY_S", -1.0)
     made, out = shown(monkeypatch, terminal=False)
     made.begin(0, "r=8")
     made.step(0, 1, 10, 0.5, Throughput())

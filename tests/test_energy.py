@@ -8,8 +8,9 @@ import pytest
 import torch
 from test_packed import PLAIN, run, spec_of, trainer, workload
 
-from lorasweep import engine, pace
-from lorasweep.energy import Energy
+from lorasweep.hardware.energy import Energy
+from lorasweep.packing import pass_cost
+from lorasweep.training import engine
 
 
 class NVMLError(Exception):
@@ -72,7 +73,7 @@ def test_no_gpu_no_library_or_a_card_that_does_not_count_is_not_known(driver, mo
 
 
 def test_packed_trials_share_a_pass_by_their_rows(tiny_bert, monkeypatch, driver):
-    monkeypatch.setattr(pace, "overhead", lambda *a: float("inf"))
+    monkeypatch.setattr(pass_cost, "overhead", lambda *a: float("inf"))
     sizes = ("train.batch_size=4", "train.batch_size=12")
     specs = [spec_of("seq_cls", tiny_bert, *PLAIN, size, "train.max_steps=2") for size in sizes]
     made, ended = trainer(specs[0], workload("seq_cls", tiny_bert)), {}

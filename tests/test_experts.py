@@ -9,7 +9,12 @@ import transformers
 from conftest import wordpiece
 from test_packed import Seen, passes, run
 
-from lorasweep import adapter, check, compose, engine, evaluate, group, lora_config, model, pace
+from lorasweep.config import compose
+from lorasweep.lora import adapter, peft_config
+from lorasweep.models import base_model
+from lorasweep.packing import pass_cost
+from lorasweep.runner import check
+from lorasweep.training import engine, evaluation, workload
 
 COMMON = {
     "hidden_size": 32,
@@ -76,8 +81,8 @@ def trial(folder: Path, *more: str):
             *more,
         ]
     )
-    work = group.workload(spec)
-    return spec, work, lambda: model.load(spec.model, spec.train, work.task, work.tokenizer)
+    work = workload.workload(spec)
+    return spec, work, lambda: base_model.load(spec.model, spec.train, work.task, work.tokenizer)
 
 
 TARGETS = {
@@ -96,7 +101,7 @@ TARGETS = {
 @pytest.mark.parametrize("family", ["deepseek", "qwen"])
 def test_experts_train_and_survive_a_reload(moe, family, targets, tmp_path):
     spec, work, load = trial(moe[family], *TARGETS[targets])
-    assert lora_config.problems(spec.lora, spec.task_type, load()) == []
+    assert peft_config.problems(spec.lora, spec.task_type, load()) == []
     base = load()
     start = {n: w.clone() for n, w in base.model.state_dict().items()}
     todo = [engine.Job(0, spec)]
@@ -110,10 +115,10 @@ def test_experts_train_and_survive_a_reload(moe, family, targets, tmp_path):
             assert experts
         if isinstance(event, engine.TrialEnded):
             inner = event.attached.peft_model.base_model.model
-            trained = evaluate.predict(inner, work.task, work.examples["eval"], spec.train, 0)
+            trained = evaluation.predict(inner, work.task, work.examples["eval"], spec.train, 0)
             adapter.save(event.attached, tmp_path)
     fresh = peft.PeftModel.from_pretrained(load().model, str(tmp_path)).eval().base_model.model
-    again = evaluate.predict(fresh, work.task, work.examples["eval"], spec.train, 0)
+    again = evaluation.predict(fresh, work.task, work.examples["eval"], spec.train, 0)
     assert [p["loss"] for p in again] == pytest.approx([p["loss"] for p in trained], rel=1e-5)
     after = base.model.state_dict()
     assert after.keys() == start.keys()
@@ -135,7 +140,7 @@ def test_experts_train_and_survive_a_reload(moe, family, targets, tmp_path):
 def test_what_experts_cannot_do_is_refused(moe, more, words):
     given = [] if "target_modules" in more else ["lora.target_modules=all"]
     spec, _, load = trial(moe["qwen"], more, *given)
-    assert any(words in p for p in lora_config.problems(spec.lora, spec.task_type, load()))
+    assert any(words in p for p in peft_config.problems(spec.lora, spec.task_type, load()))
 
 
 def test_expert_parameters_by_name_are_checked_with_the_spec():
@@ -145,7 +150,7 @@ def test_expert_parameters_by_name_are_checked_with_the_spec():
 
 def test_attention_of_a_mixture_needs_no_exception(moe):
     spec, _, load = trial(moe["qwen"], "lora.target_modules=attention", "lora.lora_dropout=0.1")
-    assert lora_config.problems(spec.lora, spec.task_type, load()) == []
+    assert peft_config.problems(spec.lora, spec.task_type, load()) == []
 
 
 BESIDE = ["lora.target_modules=attention", "train.seed=2", "lora.r=2", "lora.lora_dropout=0.2", "train.batch_size=5"]
@@ -157,7 +162,7 @@ BESIDE = ["lora.target_modules=attention", "train.seed=2", "lora.r=2", "lora.lor
 def test_mixtures_pack_as_each_token_finds_its_own_experts(moe, family, targets, more, monkeypatch):
     """Two trials that adapt the experts, or the attention, and one with dropout on the attention: their losses and
     tensors are those of a run alone."""
-    monkeypatch.setattr(pace, "overhead", lambda *a: float("inf"))
+    monkeypatch.setattr(pass_cost, "overhead", lambda *a: float("inf"))
     own = TARGETS.get(targets, BESIDE[:1])
     rows = [[*own, "train.seed=1"], BESIDE, [*own, "train.seed=3", "lora.r=3", "train.batch_size=6"]]
     made = [trial(moe[family], "lora.init_lora_weights=false", *row, *more) for row in rows]

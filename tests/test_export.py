@@ -10,8 +10,9 @@ import transformers
 import yaml
 from peft import PeftModel
 
-from lorasweep import cli, export, winner
-from lorasweep.study import Study
+from lorasweep.cli import main
+from lorasweep.serving import export, winner
+from lorasweep.study.study import Study
 
 SMALL = [
     "train.max_steps=3",
@@ -26,7 +27,7 @@ TEXT = "Open a socket"
 
 
 def study(outputs: Path, model: Path, *overrides: str) -> Path:
-    assert cli.main([f"model.pretrained={model}", *SMALL, *overrides, f"outputs={outputs}", "study=s"]) == 0
+    assert main.main([f"model.pretrained={model}", *SMALL, *overrides, f"outputs={outputs}", "study=s"]) == 0
     return outputs / "s"
 
 
@@ -48,7 +49,7 @@ def adapted(folder: Path) -> torch.Tensor:
 
 
 def test_adapter_loads_with_plain_peft(classified, tiny_bert, tmp_path, capsys):
-    assert cli.main(["export", str(classified), "--to", str(tmp_path / "out")]) == 0
+    assert main.main(["export", str(classified), "--to", str(tmp_path / "out")]) == 0
     assert str(tmp_path / "out") in capsys.readouterr().out
     classes = winner.load(classified / "0").task.model_kwargs()
     base = transformers.AutoModelForSequenceClassification.from_pretrained(tiny_bert, **classes)
@@ -57,7 +58,7 @@ def test_adapter_loads_with_plain_peft(classified, tiny_bert, tmp_path, capsys):
 
 
 def test_merged_model_needs_transformers_alone(classified, tmp_path):
-    assert cli.main(["export", str(classified), "--merged", "--to", str(tmp_path / "out")]) == 0
+    assert main.main(["export", str(classified), "--merged", "--to", str(tmp_path / "out")]) == 0
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= names
     assert "adapter_config.json" not in names
@@ -68,7 +69,7 @@ def test_merged_model_needs_transformers_alone(classified, tmp_path):
 
 def test_merged_language_model_equals_its_adapter(tiny_llama, tmp_path):
     folder = study(tmp_path, tiny_llama, "task_type=causal_lm", "lora.init_lora_weights=pissa")
-    assert cli.main(["export", str(folder), "--merged"]) == 0
+    assert main.main(["export", str(folder), "--merged"]) == 0
     out = folder / "export-0-merged"
     found = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
     torch.testing.assert_close(logits(found, out), adapted(folder), rtol=1e-4, atol=1e-5)
@@ -76,15 +77,15 @@ def test_merged_language_model_equals_its_adapter(tiny_llama, tmp_path):
 
 def test_bias_without_a_place_in_the_base_is_refused(tiny_llama, tmp_path, capsys):
     folder = study(tmp_path, tiny_llama, "task_type=causal_lm", "lora.lora_bias=true", "lora.target_modules=[q_proj]")
-    assert cli.main(["export", str(folder), "--merged"]) == 1
+    assert main.main(["export", str(folder), "--merged"]) == 1
     error = capsys.readouterr().err
     assert "lora.lora_bias gave a bias" in error and "export without --merged" in error
     assert not (folder / "export-0-merged").exists()
-    assert cli.main(["export", str(folder)]) == 0
+    assert main.main(["export", str(folder)]) == 0
 
 
 def test_card_tells_data_metrics_and_how_to_make_it_again(classified, tiny_bert, tmp_path):
-    assert cli.main(["export", str(classified), "--to", str(tmp_path / "out")]) == 0
+    assert main.main(["export", str(classified), "--to", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out" / "README.md").read_text()
     front = yaml.safe_load(text.split("---\n")[1])
     assert front["library_name"] == "peft" and front["metrics"] == ["accuracy"] and "lora" in front["tags"]
@@ -114,7 +115,7 @@ def test_card_of_a_base_from_a_package_says_which(classified):
     [("org/model", "org/model"), ("bert-base-uncased", "bert-base-uncased"), ("package:gt_x", None), ("/a/b", None)],
 )
 def test_base_is_named_where_the_hub_knows_it(pretrained, expected):
-    from lorasweep.spec import ModelSpec
+    from lorasweep.config.spec import ModelSpec
 
     assert export.hub_id(ModelSpec(pretrained=pretrained)) == expected
 
@@ -125,13 +126,13 @@ def test_text_of_data_and_settings_is_escaped():
 
 def test_nothing_is_written_over(classified, tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("mine")
-    assert cli.main(["export", str(classified), "--to", str(tmp_path)]) == 1
+    assert main.main(["export", str(classified), "--to", str(tmp_path)]) == 1
     assert "is there already" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_names_from_settings_stay_in_the_study(classified):
-    assert cli.main(["export", str(classified)]) == 0
+    assert main.main(["export", str(classified)]) == 0
     assert (classified / "export-0" / "README.md").is_file()
     assert Study.open(classified).trial_folder(0).parent == classified
 
@@ -139,7 +140,7 @@ def test_names_from_settings_stay_in_the_study(classified):
 def test_merged_model_of_a_quantised_base_is_ordinary_and_answers_as_the_adapter_did(tiny_bert, tmp_path):
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra `quant`)")
     folder = study(tmp_path, tiny_bert, "model.pooling=model", "model.quantization=nf4")
-    assert cli.main(["export", str(folder), "--merged"]) == 0
+    assert main.main(["export", str(folder), "--merged"]) == 0
     out = folder / "export-0-merged"
     found = transformers.AutoModelForSequenceClassification.from_pretrained(out).eval()
     assert {p.dtype for p in found.parameters()} == {torch.float32}

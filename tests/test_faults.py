@@ -10,7 +10,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from lorasweep.study import Study
+from lorasweep.study.study import Study
 
 FEW, ALL = "1,2", "1,2,3,4,5,6"
 """Ranks of a study of 8 trials and of one of 24."""

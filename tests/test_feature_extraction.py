@@ -9,9 +9,9 @@ from conftest import wordpiece
 from scipy.stats import pearsonr, spearmanr
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from lorasweep import corpus, data
+from lorasweep.config.spec import DataSpec, ModelSpec, TaskSpec, TrainSpec
+from lorasweep.data import builtin, dataset
 from lorasweep.errors import ConfigError
-from lorasweep.spec import DataSpec, ModelSpec, TaskSpec, TrainSpec
 from lorasweep.tasks import feature_extraction, make
 from lorasweep.tasks.feature_extraction import FeatureExtraction, search_losses, search_ranks
 
@@ -33,7 +33,7 @@ def fitted(rows, spec: DataSpec | None = None, **keys) -> FeatureExtraction:
     task = make(TaskSpec(name="FEATURE_EXTRACTION", **keys))
     assert isinstance(task, FeatureExtraction)
     task.columns(spec or (scored_spec() if "score" in rows[0] else DataSpec()))
-    assert task.fit(data.Data(splits={s: rows for s in data.SPLITS}, fingerprint="", name="here")) == []
+    assert task.fit(dataset.Data(splits={s: rows for s in dataset.SPLITS}, fingerprint="", name="here")) == []
     return task
 
 
@@ -163,7 +163,7 @@ def test_scores_that_are_no_numbers_or_all_the_same_are_refused():
         (PAIRS[:1], "train needs different scores, all are 5"),
         (SEARCH, "here has no scores"),
     ):
-        found = task.fit(data.Data(splits={s: rows for s in data.SPLITS}, fingerprint="", name="here"))
+        found = task.fit(dataset.Data(splits={s: rows for s in dataset.SPLITS}, fingerprint="", name="here"))
         assert len(found) >= 1 and problem in found[0]
 
 
@@ -172,10 +172,10 @@ def test_score_needs_a_second_text():
 
 
 def test_pooler_is_taken_off_and_an_encoder_decoder_is_refused(tiny_bert):
-    from lorasweep import model
+    from lorasweep.models import base_model
 
     task = make(TaskSpec(name="FEATURE_EXTRACTION"))
-    base = model.load(ModelSpec(pretrained=str(tiny_bert)), TrainSpec(device="cpu"), task, wordpiece())
+    base = base_model.load(ModelSpec(pretrained=str(tiny_bert)), TrainSpec(device="cpu"), task, wordpiece())
     assert base.model.pooler is None and base.missing == ()
     config = transformers.T5Config(vocab_size=10, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     with pytest.raises(ConfigError, match="takes no encoder-decoder"):
@@ -183,7 +183,7 @@ def test_pooler_is_taken_off_and_an_encoder_decoder_is_refused(tiny_bert):
 
 
 def test_builtin_rows_have_distinct_anchors_and_positives():
-    rows = corpus.described()
+    rows = builtin.described()
     assert len(rows) > 1000
     assert len({r["positive"] for r in rows}) == len({r["anchor"] for r in rows}) == len(rows)
 
@@ -204,8 +204,8 @@ def test_sts_benchmark_is_read_in_full():
         text_pair_column="sentence2",
     )
     task = make(TaskSpec(name="FEATURE_EXTRACTION"))
-    found = data.load(spec, task.columns(spec), task.name)
-    assert [len(found.splits[s]) for s in data.SPLITS] == [5749, 1500, 1379]
+    found = dataset.load(spec, task.columns(spec), task.name)
+    assert [len(found.splits[s]) for s in dataset.SPLITS] == [5749, 1500, 1379]
     assert task.fit(found) == []
     first = {"text": "A plane is taking off.", "text_pair": "An air plane is taking off.", "score": "5.000"}
     assert found.splits["train"][0] == first
@@ -214,8 +214,10 @@ def test_sts_benchmark_is_read_in_full():
 def test_csv_cells_beyond_the_header_line_are_refused_and_beyond_a_given_header_left_out(tmp_path):
     (tmp_path / "train.csv").write_text('a,"b,c",d\n' * 40, encoding="utf8")
     keys = {"source": "csv", "path": str(tmp_path), "header": ["text", "label"]}
-    rows = data.load(DataSpec(**keys, eval_split="train", test_split="train"), {"text": "text", "label": "label"}, "X")
+    rows = dataset.load(
+        DataSpec(**keys, eval_split="train", test_split="train"), {"text": "text", "label": "label"}, "X"
+    )
     assert rows.splits["train"][0] == {"text": "a", "label": "b,c"}
     (tmp_path / "train.csv").write_text("text,label\na,b,c\n", encoding="utf8")
     with pytest.raises(ConfigError, match="not as many cells as the header"):
-        data.load(DataSpec(**(keys | {"header": None})), {"text": "text"}, "X")
+        dataset.load(DataSpec(**(keys | {"header": None})), {"text": "text"}, "X")

@@ -8,7 +8,7 @@ import transformers
 from test_packed import EXACT, always_together, close, double, run, spec_of, trainer, workload
 from test_prefix import SHAPE, saved
 
-from lorasweep import engine
+from lorasweep.training import engine
 
 __all__ = ["always_together", "double"]
 

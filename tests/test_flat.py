@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lorasweep import compose, flat
+from lorasweep.config import compose
+from lorasweep.training import optimizer as optimizer_module
 
 
 def twins() -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
@@ -22,7 +23,7 @@ def twins() -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
 def test_steps_and_norms_equal_those_of_separate_parameters():
     spec = compose.compose_trial(["train.weight_decay=0.1", "lora.loraplus_lr_ratio=4", "train.learning_rate=0.01"])
     ours, theirs = twins()
-    made = flat.optimizer(ours, spec)
+    made = optimizer_module.optimizer(ours, spec)
     groups = [
         {"params": [p], "weight_decay": 0.1 if p.dim() > 1 else 0.0, "lr": 0.01 * (4 if "lora_B" in n else 1)}
         for n, p in theirs.items()
@@ -35,7 +36,7 @@ def test_steps_and_norms_equal_those_of_separate_parameters():
         for named in (ours, theirs):
             sum((p * (i + step)).sin().sum() for i, p in enumerate(named.values())).backward()
         norm = torch.nn.utils.clip_grad_norm_(theirs.values(), 1.0)
-        (found,) = flat.norms([made])
+        (found,) = optimizer_module.norms([made])
         assert found == pytest.approx(float(norm), rel=1e-12)
         made.clip(found, 1.0)
         for optimizer in (made, reference):
@@ -49,7 +50,7 @@ def test_steps_and_norms_equal_those_of_separate_parameters():
 def test_parameter_without_a_gradient_counts_as_zero():
     spec = compose.compose_trial(["train.weight_decay=0"])
     ours, _ = twins()
-    made = flat.optimizer(ours, spec)
+    made = optimizer_module.optimizer(ours, spec)
     before = ours["head.weight"].detach().clone()
     ours["a.lora_A.default.weight"].sum().backward()
     made.step()
@@ -57,16 +58,16 @@ def test_parameter_without_a_gradient_counts_as_zero():
 
 
 def test_norms_are_each_ones_own():
-    made = [flat.optimizer(twins()[0], compose.compose_trial([])) for _ in range(3)]
+    made = [optimizer_module.optimizer(twins()[0], compose.compose_trial([])) for _ in range(3)]
     for value, one in zip((1.0, 2.0, float("inf")), made, strict=True):
         one.flats()[0].grad[0] = value
-    assert flat.norms(made) == [1.0, 2.0, float("inf")]
-    assert flat.norms([]) == []
+    assert optimizer_module.norms(made) == [1.0, 2.0, float("inf")]
+    assert optimizer_module.norms([]) == []
 
 
 def test_B_and_its_gradient_lie_with_the_rank_first():
     ours, theirs = twins()
-    flat.optimizer(ours, compose.compose_trial([]))
+    optimizer_module.optimizer(ours, compose.compose_trial([]))
     for name, p in ours.items():
         assert p.grad is not None
         assert p.shape == p.grad.shape == theirs[name].shape

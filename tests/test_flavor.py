@@ -13,7 +13,12 @@ import pytest
 import yaml
 from test_predict import tiny_t5  # noqa: F401
 
-from lorasweep import adapter, compose, flavor, group, learned, model, predict
+from lorasweep.config import compose
+from lorasweep.lora import adapter
+from lorasweep.models import base_model
+from lorasweep.serving import mlflow_model, predict
+from lorasweep.tasks import task_state
+from lorasweep.training import workload
 
 FRESH = """
 import json, socket, sys
@@ -69,11 +74,11 @@ def trial(folder: Path, overrides: list[str]) -> Path:
     """Return the folder, with what a trial leaves whose adapter changes the base at random."""
     small = ["data.max_train_samples=48", "data.max_eval_samples=16", "model.sha256=null", "model=minilm"]
     spec = compose.compose_trial([*small, "lora.init_lora_weights=false", "lora.lora_alpha=64", *overrides])
-    work = group.workload(spec)
-    base = model.load(spec.model, spec.train, work.task, work.tokenizer)
+    work = workload.workload(spec)
+    base = base_model.load(spec.model, spec.train, work.task, work.tokenizer)
     adapter.save(adapter.attach(base, spec.lora, spec.task_type, seed=1), folder / "adapter")
-    learned.write(folder, work.task)
-    (folder / learned.CONFIG).write_text(yaml.safe_dump(spec.to_dict()))
+    task_state.write(folder, work.task)
+    (folder / task_state.CONFIG).write_text(yaml.safe_dump(spec.to_dict()))
     return folder
 
 
@@ -85,7 +90,7 @@ def answered(trials, tmp_path_factory) -> dict[str, Any]:
     for i, (name, folder) in enumerate(trials.items()):
         saved = place / str(i) / "model"
         saved.parent.mkdir()
-        flavor.save(folder, saved, place / "bases")
+        mlflow_model.save(folder, saved, place / "bases")
         asked[name] = (str(saved), PAIRS[name])
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", FRESH, json.dumps(asked)]
@@ -146,14 +151,14 @@ def test_base_is_linked_not_copied(trials, answered, tiny_bert):
 
 def test_what_no_pipeline_can_serve_says_why(trials):
     folder = trials["pipeline SEQ_CLS"]
-    spec = learned.settings(folder)
-    task = learned.task_of(folder, spec)
-    assert flavor.no_pipeline(spec, task) == ""
+    spec = task_state.settings(folder)
+    task = task_state.task_of(folder, spec)
+    assert mlflow_model.no_pipeline(spec, task) == ""
     mean = replace(spec, model=replace(spec.model, pooling="mean"))
-    assert "pool" in flavor.no_pipeline(mean, task)
+    assert "pool" in mlflow_model.no_pipeline(mean, task)
     foreign = replace(spec, model=replace(spec.model, trust_remote_code=True))
-    assert "own code" in flavor.no_pipeline(foreign, task)
+    assert "own code" in mlflow_model.no_pipeline(foreign, task)
     coarse = replace(spec, lora=replace(spec.lora, init_lora_weights="loftq"))
-    assert "LoftQ" in flavor.no_pipeline(coarse, task)
+    assert "LoftQ" in mlflow_model.no_pipeline(coarse, task)
     task.kind = "multi_label"
-    assert "one class" in flavor.no_pipeline(spec, task)
+    assert "one class" in mlflow_model.no_pipeline(spec, task)

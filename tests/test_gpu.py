@@ -11,7 +11,9 @@ import pytest
 import torch
 from test_packed import DROPPED, PLAIN, alone, run, spec_of, trainer, workload
 
-from lorasweep import engine, pace, peak
+from lorasweep.hardware import matmul_peak
+from lorasweep.packing import pass_cost
+from lorasweep.training import engine
 
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "gpu.py"
 EPS = 2.0**-8
@@ -46,7 +48,7 @@ def test_dry_run_fills_every_row_and_every_check(tmp_path):
 def bench(tmp_path, monkeypatch):
     """The script's own settings, of a dry run."""
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    monkeypatch.setattr(pace, "overhead", lambda *a: float("inf"))
+    monkeypatch.setattr(pass_cost, "overhead", lambda *a: float("inf"))
     card = importlib.import_module("card")
     return card.Bench(torch.device("cpu"), True, time.monotonic() + 300, tmp_path, row_s=0.01)
 
@@ -152,7 +154,7 @@ def test_compiler_that_fails_or_takes_too_long_leaves_a_note(bench, monkeypatch)
     "more", [(), ("train.precision=fp16",), ("model.quantization=nf4",), ("model.quantization=int8",)]
 )
 def test_packed_trials_equal_solo_ones_to_rounding_on_a_gpu(tiny_llama, monkeypatch, more):
-    monkeypatch.setattr(pace, "overhead", lambda *a: float("inf"))
+    monkeypatch.setattr(pass_cost, "overhead", lambda *a: float("inf"))
     keys = ("train.device=cuda", "train.max_steps=1", *more)
     specs = [spec_of("causal_lm", tiny_llama, *one, *keys) for one in ((), PLAIN, DROPPED)]
     work = workload("causal_lm", tiny_llama)
@@ -176,4 +178,4 @@ def test_small_optimiser_trains_on_a_gpu(tiny_llama, name):
 @pytest.mark.gpu
 @needs_a_gpu
 def test_peak_of_a_gpu_is_that_of_its_tensor_cores():
-    assert peak.matmul_peak(torch.device("cuda", 0), torch.bfloat16) > 1e13
+    assert matmul_peak.matmul_peak(torch.device("cuda", 0), torch.bfloat16) > 1e13

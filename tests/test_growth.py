@@ -5,7 +5,7 @@ import gc
 import torch
 from test_packed import always_together, spec_of, trainer, workload  # noqa: F401
 
-from lorasweep import engine
+from lorasweep.training import engine
 
 KINDS = (
     ("lora.bias=all", "lora.lora_dropout=0.2"),

@@ -5,7 +5,8 @@ import os
 import signal
 import sys
 
-from lorasweep import cli, interrupt
+from lorasweep.cli import main
+from lorasweep.runner import interrupt
 
 
 def test_interrupt_is_heard_where_stderr_is_no_file(monkeypatch):
@@ -16,5 +17,5 @@ def test_interrupt_is_heard_where_stderr_is_no_file(monkeypatch):
 
 
 def test_ui_says_how_its_port_is_given(capsys):
-    assert cli.main(["ui", "--port", "5001"]) == 1
+    assert main.main(["ui", "--port", "5001"]) == 1
     assert "--port: ui has no flags; it takes port=5001" in capsys.readouterr().err

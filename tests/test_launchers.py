@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from test_steer import SMALL as ONE_WORKER
 
-from lorasweep import cli
-from lorasweep.study import Study
+from lorasweep.cli import main
+from lorasweep.study.study import Study
 
 SMALL = [*ONE_WORKER, "search.workers=2"]
 
@@ -27,7 +27,7 @@ def start(model: Path, outputs: Path, *arguments: str, **environment: str) -> su
 
 def here(model: Path, outputs: Path, *arguments: str) -> int:
     """Run the same in this process; return its exit code."""
-    return cli.main([*SMALL, f"model.pretrained={model}", f"outputs={outputs}", *arguments])
+    return main.main([*SMALL, f"model.pretrained={model}", f"outputs={outputs}", *arguments])
 
 
 def ended(process: subprocess.Popen) -> tuple[int, str]:

@@ -5,12 +5,12 @@ import pytest
 from peft import get_peft_model
 from test_adapter import prepared
 
-from lorasweep import lora_config
+from lorasweep.lora import peft_config
 
 
 def test_all_linear_is_pefts(tiny_bert):
     spec, _, load = prepared(tiny_bert)
-    ours = lora_config.config(spec.lora, spec.task_type, base := load()).target_modules
+    ours = peft_config.config(spec.lora, spec.task_type, base := load()).target_modules
     theirs = get_peft_model(base.model, peft.LoraConfig(task_type="SEQ_CLS", target_modules="all-linear"))
     assert set(ours) == set(theirs.peft_config["default"].target_modules)
 
@@ -19,7 +19,7 @@ def test_layers_narrow_a_preset(tiny_llama):
     spec, _, load = prepared(
         tiny_llama, "task_type=causal_lm", "lora.target_modules=qv", "lora.layers_to_transform=[1]"
     )
-    names = lora_config.config(spec.lora, spec.task_type, load()).target_modules
+    names = peft_config.config(spec.lora, spec.task_type, load()).target_modules
     assert set(names) == {"model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj"}
 
 
@@ -33,20 +33,20 @@ def test_layers_narrow_a_preset(tiny_llama):
 )
 def test_target_that_matches_nothing_is_refused(tiny_bert, target, words):
     spec, _, load = prepared(tiny_bert, f"lora.target_modules={target}")
-    assert any(words in p for p in lora_config.problems(spec.lora, spec.task_type, load()))
+    assert any(words in p for p in peft_config.problems(spec.lora, spec.task_type, load()))
 
 
 def test_initialisation_that_would_change_a_tied_weight_is_refused(tied_llama):
     spec, _, load = prepared(
         tied_llama, "lora.target_modules=[lm_head]", "lora.init_lora_weights=pissa", "task_type=causal_lm"
     )
-    (problem,) = lora_config.problems(spec.lora, spec.task_type, load())
+    (problem,) = peft_config.problems(spec.lora, spec.task_type, load())
     assert "changes the weight of 'lm_head', which is that of 'model.embed_tokens' too" in problem
 
 
 def test_unknown_module_to_save_is_refused(tiny_bert):
     spec, _, load = prepared(tiny_bert, "lora.modules_to_save=[poler]")
-    assert any("'poler' is no module" in p for p in lora_config.problems(spec.lora, spec.task_type, load()))
+    assert any("'poler' is no module" in p for p in peft_config.problems(spec.lora, spec.task_type, load()))
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,6 @@ def test_unknown_module_to_save_is_refused(tiny_bert):
 )
 def test_parameters_that_peft_cannot_adapt_are_refused(tiny_bert, more, words):
     spec, _, load = prepared(tiny_bert, "lora.target_modules=[value]", more)
-    assert any(words in p for p in lora_config.problems(spec.lora, spec.task_type, load()))
+    assert any(words in p for p in peft_config.problems(spec.lora, spec.task_type, load()))
     spec, _, load = prepared(tiny_bert, "lora.target_modules=[value]", "lora.target_parameters=[query.weight]")
-    assert lora_config.problems(spec.lora, spec.task_type, load()) == []
+    assert peft_config.problems(spec.lora, spec.task_type, load()) == []

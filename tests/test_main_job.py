@@ -12,9 +12,9 @@ import mlflow
 import pytest
 import yaml
 
-from lorasweep import cli
+from lorasweep.cli import main
 from lorasweep.errors import ConfigError
-from lorasweep.study import Study
+from lorasweep.study.study import Study
 
 SMALL = [
     "train.max_steps=4",
@@ -123,30 +123,30 @@ def test_speed_and_share_of_the_peak_are_in_result_and_mlflow(swept):
 def test_same_study_again_is_refused(swept, capsys):
     _, outputs = swept
     before = sorted(p.name for p in (outputs / "s").iterdir())
-    assert cli.main(["lora.r=2", f"outputs={outputs}", "study=s"]) == 1
+    assert main.main(["lora.r=2", f"outputs={outputs}", "study=s"]) == 1
     assert "choose another name" in capsys.readouterr().err
     assert sorted(p.name for p in (outputs / "s").iterdir()) == before
 
 
 def test_machine_that_cannot_load_the_winner_says_so_and_another_scores_it(tiny_bert, tmp_path, monkeypatch, capsys):
-    from lorasweep import outcome
+    from lorasweep.runner import outcome
 
     def refuse(*_):
         raise ConfigError(["train.device: there is no GPU"])
 
     with monkeypatch.context() as launching:
-        launching.setattr(outcome, "model", SimpleNamespace(load=refuse))
+        launching.setattr(outcome, "base_model", SimpleNamespace(load=refuse))
         own = [f"model.pretrained={tiny_bert}", "model.sha256=null", "tracking=none", "tracking.reload_check=false"]
-        assert cli.main(["lora.r=2", *own, *SMALL, f"outputs={tmp_path}", "study=s"]) == 0
+        assert main.main(["lora.r=2", *own, *SMALL, f"outputs={tmp_path}", "study=s"]) == 0
     told = capsys.readouterr().out
     assert "the test split was not read: train.device: there is no GPU; " in told
     assert "best: trial 0" in told and (tmp_path / "s/best.yaml").is_file()
-    assert cli.main(["resume", str(tmp_path / "s")]) == 0
+    assert main.main(["resume", str(tmp_path / "s")]) == 0
     assert json.loads((tmp_path / "s/0/result.json").read_text())["test"]["accuracy"] > 0
 
 
 def test_failed_trial_is_told_and_the_others_go_on(tiny_bert, tmp_path, monkeypatch, capsys):
-    from lorasweep import adapter
+    from lorasweep.lora import adapter
 
     attach = adapter.attach
 
@@ -157,7 +157,7 @@ def test_failed_trial_is_told_and_the_others_go_on(tiny_bert, tmp_path, monkeypa
 
     monkeypatch.setattr(adapter, "attach", broken)
     model = [f"model.pretrained={tiny_bert}", "model.sha256=null"]
-    code = cli.main(["-m", "lora.r=2,4,8", *model, *SMALL, f"outputs={tmp_path}", "study=s", "tracking=none"])
+    code = main.main(["-m", "lora.r=2,4,8", *model, *SMALL, f"outputs={tmp_path}", "study=s", "tracking=none"])
     assert code == 3
     states = [r["state"] for r in results(tmp_path)]
     assert states == ["COMPLETE", "FAIL", "COMPLETE"]
@@ -171,7 +171,7 @@ def test_diverging_trial_is_pruned_with_its_reason(tiny_bert, tmp_path, monkeypa
     losses = seq_cls.SeqCls.row_losses
     monkeypatch.setattr(seq_cls.SeqCls, "row_losses", lambda *a: losses(*a) * float("nan"))
     model = [f"model.pretrained={tiny_bert}", "model.sha256=null"]
-    assert cli.main([*model, *SMALL, f"outputs={tmp_path}", "study=s", "tracking=none"]) == 0
+    assert main.main([*model, *SMALL, f"outputs={tmp_path}", "study=s", "tracking=none"]) == 0
     result = json.loads((tmp_path / "s" / "0" / "result.json").read_text())
     assert result["state"] == "PRUNED"
     assert "nan" in result["reason"]
@@ -196,7 +196,7 @@ def test_diverging_trial_is_pruned_with_its_reason(tiny_bert, tmp_path, monkeypa
 )
 def test_bad_input_is_refused_before_anything_is_written(arguments, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(arguments) == 1
+    assert main.main(arguments) == 1
     error = capsys.readouterr().err
     assert all(w in error for w in words), error
     assert list(tmp_path.iterdir()) == []
@@ -204,6 +204,6 @@ def test_bad_input_is_refused_before_anything_is_written(arguments, words, tmp_p
 
 def test_help_answers_without_heavy_imports():
     heavy = "[m for m in ('torch', 'hydra', 'mlflow') if m in sys.modules]"
-    code = f"import sys; from lorasweep import cli; cli.main(['--help']); print({heavy})"
+    code = f"import sys; from lorasweep.cli import main; main.main(['--help']); print({heavy})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")

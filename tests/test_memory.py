@@ -10,8 +10,14 @@ import transformers
 from conftest import wordpiece
 from torch import nn
 
-from lorasweep import check, cli, compose, engine, group, memory, model, pace, packed
-from lorasweep.meter import META, Meter
+from lorasweep.cli import main
+from lorasweep.config import compose
+from lorasweep.memory import estimate
+from lorasweep.memory.meter import META, Meter
+from lorasweep.models import base_model
+from lorasweep.packing import packed_pass, pass_cost
+from lorasweep.runner import check
+from lorasweep.training import engine, workload
 
 SMALL = ["model.sha256=null", "model.decoder=null", "data.max_train_samples=60", "data.max_eval_samples=6"]
 SMALL += ["data.max_tokens=32", "train.batch_size=8", "lora.lora_dropout=0.1", "tracking.reload_check=false"]
@@ -35,11 +41,11 @@ BYTES = (torch.int8, torch.uint8)
 
 def made(task: str, folder: Path, *more: str) -> tuple:
     spec = compose.compose_trial([f"task_type={task}", f"model.pretrained={folder}", *SMALL, *more])
-    return spec, group.workload(spec)
+    return spec, workload.workload(spec)
 
 
-def estimated(spec, work: group.Workload, **more) -> memory.Estimate:
-    return memory.estimate(spec, work.task, work.tokenizer, work.examples, **more)
+def estimated(spec, work: workload.Workload, **more) -> estimate.Estimate:
+    return estimate.estimate(spec, work.task, work.tokenizer, work.examples, **more)
 
 
 def highest(profiler) -> int:
@@ -55,7 +61,7 @@ TRIES = 6
 """The profiler loses its events now and then: what it saw counts where two tries agree."""
 
 
-def measured(spec, work: group.Workload, slots: int) -> int:
+def measured(spec, work: workload.Workload, slots: int) -> int:
     """Return the bytes of the weights and the highest sum of what the engine allocates beside them in two steps."""
     full = [e for e in work.examples["train"] if len(e) == spec.data.max_tokens]
     work.examples["train"] = full
@@ -69,9 +75,9 @@ def measured(spec, work: group.Workload, slots: int) -> int:
     pytest.fail(f"no two tries of the profiler agree: {seen} bytes")
 
 
-def _measured(spec, work: group.Workload, slots: int) -> tuple[int, int, int]:
+def _measured(spec, work: workload.Workload, slots: int) -> tuple[int, int, int]:
     """Return bytes of the weights, of what the profiler saw beside them, and of what trains."""
-    base = model.load(spec.model, spec.train, work.task, work.tokenizer)
+    base = base_model.load(spec.model, spec.train, work.task, work.tokenizer)
     made = engine.Engine(base, work.task, work.prepared())
     made.first_token = None  # the estimate, made without the weights, counts all tokens
     made.width = slots
@@ -107,7 +113,7 @@ def _measured(spec, work: group.Workload, slots: int) -> tuple[int, int, int]:
     ],
 )
 def test_estimate_is_what_a_trial_takes(tiny_bert, tiny_llama, tiny_t5, monkeypatch, task, more, slots):
-    monkeypatch.setattr(memory, "_known", {})
+    monkeypatch.setattr(estimate, "_known", {})
     if any("8bit" in key or "quantization" in key for key in more):
         pytest.importorskip("bitsandbytes", reason="the extra quant is not installed")
     folder = {"causal_lm": tiny_llama, "seq_2_seq_lm": tiny_t5}.get(task, tiny_bert)
@@ -131,8 +137,8 @@ def test_estimate_is_what_a_trial_takes(tiny_bert, tiny_llama, tiny_t5, monkeypa
 )
 def test_weights_that_trials_in_a_pass_keep_are_counted(tiny_bert, monkeypatch, more, own_bytes, each):
     """Layers that peft itself computes cannot do without."""
-    monkeypatch.setattr(packed, "OWN_BYTES", own_bytes)
-    monkeypatch.setattr(memory, "_known", {})
+    monkeypatch.setattr(packed_pass, "OWN_BYTES", own_bytes)
+    monkeypatch.setattr(estimate, "_known", {})
     (plain, work), (spec, _) = (made("seq_cls", tiny_bert, "lora.target_modules=[query]", *m) for m in ((), more))
     weights = [estimated(s, work, slots=3).parts["weights"] * 2**30 for s in (plain, spec)]
     assert weights[1] - weights[0] == pytest.approx(3 * each * 2 * 32 * 32 * 4)
@@ -140,8 +146,8 @@ def test_weights_that_trials_in_a_pass_keep_are_counted(tiny_bert, monkeypatch, 
 
 def test_loftq_and_pissa_have_estimates_of_their_own(tiny_bert, monkeypatch):
     """Of large weights LoftQ's are kept in slots, PiSSA's are not: what is known of one does not serve the other."""
-    monkeypatch.setattr(packed, "OWN_BYTES", 0)
-    monkeypatch.setattr(memory, "_known", {})
+    monkeypatch.setattr(packed_pass, "OWN_BYTES", 0)
+    monkeypatch.setattr(estimate, "_known", {})
     inits = (("lora.init_lora_weights=pissa",), ("lora.init_lora_weights=loftq", "lora.loftq_bits=8"))
     pissa, loftq = (estimated(*made("seq_cls", tiny_bert, *m), slots=3).parts["weights"] for m in inits)
     assert loftq > pissa
@@ -184,7 +190,7 @@ def test_parts_and_phases_add_up(tiny_bert):
 def test_solo_estimate_does_not_know_of_slots(tiny_bert):
     spec, work = made("seq_cls", tiny_bert, "train.slots=8")
     found = estimated(spec, work)
-    alone = memory.solo_gib(spec, work.task, work.tokenizer, work.examples)
+    alone = estimate.solo_gib(spec, work.task, work.tokenizer, work.examples)
     assert alone == max(found.phases["training"], found.phases["evaluation"])
 
 
@@ -211,7 +217,7 @@ def test_model_that_looks_at_values_is_estimated_by_its_linear_layers(tiny_bert,
     exact = estimated(spec, work)
     forward = nn.Linear.forward
     monkeypatch.setattr(nn.Linear, "forward", lambda m, x: forward(m, x) if x.sum() >= 0 else x)
-    monkeypatch.setattr(memory, "_known", {})
+    monkeypatch.setattr(estimate, "_known", {})
     found = estimated(spec, work)
     assert exact.counted and not found.counted
     assert 0.5 * exact.gib < found.gib < 1.5 * exact.gib
@@ -222,7 +228,7 @@ def test_quantised_base_is_counted_as_it_is_stored(tiny_bert, kind):
     pytest.importorskip("bitsandbytes", reason="the extra quant is not installed")
     spec, work = made("seq_cls", tiny_bert, f"model.quantization={kind}", "model.double_quant=false")
     found = estimated(spec, work).parts["weights"] * 2**30
-    base = model.load(spec.model, spec.train, work.task, work.tokenizer)
+    base = base_model.load(spec.model, spec.train, work.task, work.tokenizer)
     held = [*base.model.parameters(), *base.model.buffers()]
     scales = sum(4 * (len(w) if kind == "int8" else w.numel() * 2 // 64) for w in held if w.dtype in BYTES)
     assert found == pytest.approx(sum(w.nbytes for w in held) + scales, rel=0.02)
@@ -236,7 +242,7 @@ def test_quantised_weights_are_spared_once_in_every_phase(tiny_llama):
     )
     spared = plain.parts["weights"] - small.parts["weights"]
     spec, work = made("causal_lm", tiny_llama, "model.quantization=int8")
-    base = model.skeleton(spec.model, work.task, work.tokenizer)
+    base = base_model.skeleton(spec.model, work.task, work.tokenizer)
     sizes = [base.model.get_submodule(n).weight for n in base.small]
     assert spared * 2**30 == sum(3 * w.numel() - 4 * len(w) for w in sizes)
     assert plain.phases["start"] - small.phases["start"] == pytest.approx(spared)
@@ -254,7 +260,7 @@ def test_kept_states_are_counted_as_the_examples_fill_them(tiny_bert, tiny_llama
     layer = r".*encoder\.block\.1\..*\.q" if task == "seq_2_seq_lm" else None
     more = (f"lora.target_modules='{layer}'",) if layer else targets
     spec, work = made(task, folder, *more, "train.epochs=1")
-    base = model.load(spec.model, spec.train, work.task, work.tokenizer)
+    base = base_model.load(spec.model, spec.train, work.task, work.tokenizer)
     trainer, jobs = engine.Engine(base, work.task, work.prepared()), [engine.Job(0, spec)]
     for _ in trainer.run(lambda: jobs.pop() if jobs else None):
         pass
@@ -277,9 +283,9 @@ def test_kept_states_end_at_their_budget_and_count_where_they_lie(tiny_bert, mon
     for off in ("model.base_dropout=true", "train.deterministic=true", "lora.layers_to_transform=[0]"):
         assert estimated(*made("seq_cls", tiny_bert, layer, off)).kept == 0
     spec, work = made("seq_cls", tiny_bert, layer)
-    monkeypatch.setattr(memory, "_known", {})
-    monkeypatch.setattr(memory, "device_of", lambda train: torch.device("cuda"))
-    monkeypatch.setattr(memory, "dtype_of", lambda train, device: torch.float32)
+    monkeypatch.setattr(estimate, "_known", {})
+    monkeypatch.setattr(estimate, "device_of", lambda train: torch.device("cuda"))
+    monkeypatch.setattr(estimate, "dtype_of", lambda train, device: torch.float32)
     card = estimated(spec, work)
     assert card.kept == whole.kept and card.parts["kept states"] == 0, "a GPU's memory holds none of them"
 
@@ -310,15 +316,15 @@ def test_check_tells_what_shared_passes_need(tiny_bert, capsys, more, words):
     assert ("each beyond the first adds" in line and "activations" in line) == ("GiB" in words)
 
 
-@pytest.mark.parametrize(("beside", "expected"), [(2.5, 3), (0.5, 1), (-9, 1), (1000, pace.MOST)])
+@pytest.mark.parametrize(("beside", "expected"), [(2.5, 3), (0.5, 1), (-9, 1), (1000, pass_cost.MOST)])
 def test_auto_takes_no_more_slots_than_there_is_room_for(tiny_bert, monkeypatch, beside, expected):
     """With room for one trial and so many more."""
     spec, work = made("seq_cls", tiny_bert)
-    base = model.load(spec.model, spec.train, work.task, work.tokenizer)
+    base = base_model.load(spec.model, spec.train, work.task, work.tokenizer)
     one, two = (estimated(spec, work, slots=n, missing=base.missing) for n in (1, 2))
     free = one.gib + beside * (two.gib - one.gib) - one.parts["weights"]
-    monkeypatch.setattr(memory, "free_gib", lambda device: free)
-    monkeypatch.setattr(pace, "overhead", lambda *a: float("inf"))
+    monkeypatch.setattr(estimate, "free_gib", lambda device: free)
+    monkeypatch.setattr(pass_cost, "overhead", lambda *a: float("inf"))
     trainer, jobs = engine.Engine(base, work.task, work.prepared()), [engine.Job(0, spec)]
     events = trainer.run(lambda: jobs.pop() if jobs else None)
     while not isinstance(next(events), engine.StepEvent):
@@ -361,7 +367,7 @@ def test_points_over_the_limit_are_never_begun(tiny_bert, tmp_path, monkeypatch,
         engine.Engine, "_admit", lambda s, job: begun.append(job.spec.train.batch_size) or admit(s, job)
     )
     own = [f"model.pretrained={tiny_bert}", *STUDY, f"outputs={tmp_path}", f"search.max_memory_gib={limit}"]
-    assert cli.main(["-m", "train.batch_size=32,4", *own]) == 0
+    assert main.main(["-m", "train.batch_size=32,4", *own]) == 0
     out = capsys.readouterr().out
     assert begun == [4]
     assert out.index("point 0 (train.batch_size=32) needs about") < out.index("study s: 2 trials")
@@ -375,7 +381,7 @@ def test_points_over_the_limit_are_never_begun(tiny_bert, tmp_path, monkeypatch,
 def test_check_tells_which_points_would_never_begin(tiny_bert, capsys, more):
     limit = between(tiny_bert, "train.batch_size=4", "train.batch_size=32")
     own = [f"model.pretrained={tiny_bert}", *STUDY, f"search.max_memory_gib={limit}", *more]
-    assert cli.main(["check", "-m", "train.batch_size=32,4", *own]) == 0
+    assert main.main(["check", "-m", "train.batch_size=32,4", *own]) == 0
     told = [line for line in capsys.readouterr().out.splitlines() if "never begun" in line]
     assert len(told) == 1 and told[0].startswith("point 0 (train.batch_size=32) needs about")
 
@@ -383,11 +389,11 @@ def test_check_tells_which_points_would_never_begin(tiny_bert, capsys, more):
 def test_sampled_trials_over_the_limit_end_without_loading(tiny_bert, tmp_path, monkeypatch, capsys):
     limit = between(tiny_bert, "train.batch_size=4", "train.batch_size=32")
     loaded: list[int] = []
-    load = model.load
-    monkeypatch.setattr(model, "load", lambda *a: loaded.append(a[1].batch_size) or load(*a))
+    load = base_model.load
+    monkeypatch.setattr(base_model, "load", lambda *a: loaded.append(a[1].batch_size) or load(*a))
     own = [f"model.pretrained={tiny_bert}", *STUDY, f"outputs={tmp_path}", f"search.max_memory_gib={limit}"]
     own += ["search.sampler=tpe", "search.trials=6", "search.startup_trials=2"]
-    assert cli.main(["-m", "train.batch_size=4,32", *own]) == 0
+    assert main.main(["-m", "train.batch_size=4,32", *own]) == 0
     found = results(tmp_path / "s")
     states = {r["state"]: [f for f in found if f["state"] == r["state"]] for r in found}
     assert set(states) == {"PRUNED", "COMPLETE"} and len(found) == 6
@@ -398,7 +404,7 @@ def test_sampled_trials_over_the_limit_end_without_loading(tiny_bert, tmp_path, 
 
 def test_limit_that_leaves_no_trial_is_refused_before_anything_is_written(tiny_bert, tmp_path, capsys):
     own = [f"model.pretrained={tiny_bert}", *STUDY, f"outputs={tmp_path}", "search.max_memory_gib=0.0001"]
-    assert cli.main(["-m", "lora.r=2,4", *own]) == 1
+    assert main.main(["-m", "lora.r=2,4", *own]) == 1
     told = capsys.readouterr()
     assert "search.max_memory_gib: no trial is left; point 1 (lora.r=4) needs about" in told.out + told.err
     assert not (tmp_path / "s").exists()
@@ -409,22 +415,22 @@ def test_micro_batches_that_divide_themselves_are_judged_by_one_row(tiny_bert):
     for micro, words in (("null", "more than search.max_memory_gib"), ("auto", "")):
         more = ("train.batch_size=32", f"train.micro_batch_size={micro}", f"search.max_memory_gib={limit}")
         spec, work = made("seq_cls", tiny_bert, *more)
-        why = memory.hopeless(spec, work.task, work.tokenizer, work.examples)
+        why = estimate.hopeless(spec, work.task, work.tokenizer, work.examples)
         assert words in why and bool(words) == bool(why)
 
 
 def test_rank_in_between_needs_no_pass_of_its_own(tiny_bert, monkeypatch):
     """From the third rank on memory is read off a straight line, and is what a count gives."""
-    monkeypatch.setattr(memory, "_by_rank", {})
+    monkeypatch.setattr(estimate, "_by_rank", {})
     spec, work = made("seq_cls", tiny_bert)
     at = {r: replace(spec, lora=replace(spec.lora, r=r)) for r in (4, 64, 24, 128)}
     given = work.task, work.tokenizer, work.examples
-    direct = {r: memory.estimate(one, *given).phases for r, one in at.items()}
+    direct = {r: estimate.estimate(one, *given).phases for r, one in at.items()}
     passes = []
-    counted = memory._estimate
-    monkeypatch.setattr(memory, "_estimate", lambda *args: passes.append(args) or counted(*args))
-    monkeypatch.setattr(memory, "_known", {})
-    found = {r: memory.solo_gib(one, *given) for r, one in at.items()}
+    counted = estimate._estimate
+    monkeypatch.setattr(estimate, "_estimate", lambda *args: passes.append(args) or counted(*args))
+    monkeypatch.setattr(estimate, "_known", {})
+    found = {r: estimate.solo_gib(one, *given) for r, one in at.items()}
     assert len(passes) == 2
     for r, gib in found.items():
-        assert gib == pytest.approx(max(direct[r][name] for name in memory.SOLO), rel=0.01)
+        assert gib == pytest.approx(max(direct[r][name] for name in estimate.SOLO), rel=0.01)

@@ -4,7 +4,9 @@ import pytest
 import torch
 from test_packed import TASKS, models, spec_of, trainer, workload
 
-from lorasweep import adapter, engine, outcome
+from lorasweep.lora import adapter
+from lorasweep.runner import outcome
+from lorasweep.training import engine
 
 GENERATE = ("task_type.generate=true", "task_type.generate_samples=2", "task_type.max_new_tokens=4")
 

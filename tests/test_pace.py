@@ -4,16 +4,18 @@ import pytest
 import torch
 from test_packed import always_together, spec_of, trainer, workload
 
-from lorasweep import engine, model, pace
+from lorasweep.models import base_model
+from lorasweep.packing import pass_cost
+from lorasweep.training import engine
 
 __all__ = ["always_together"]
 
-OVERHEAD = pace.overhead
+OVERHEAD = pass_cost.overhead
 """What always_together replaces."""
 
 
 def test_saving_is_known_once_both_ways_are_timed():
-    found, costs, told = pace.Comparison(), {True: 2.0, False: 3.0}, []
+    found, costs, told = pass_cost.Comparison(), {True: 2.0, False: 3.0}, []
     for _ in range(8):
         way = found.together((1, 2))
         found.took(way, 10 * costs[way], 10)
@@ -28,7 +30,7 @@ def test_saving_of_shared_passes_goes_by_tokens(tiny_bert, common, saved):
     """Eight steps: three together and three apart, then two the faster way; apart a token takes three seconds."""
     specs = [spec_of("seq_cls", tiny_bert, "train.max_steps=8", f"lora.r={r}") for r in (2, 64)]
     made, ended, tokens = trainer(specs[0], workload("seq_cls", tiny_bert)), {}, []
-    made.width, made._comparison = 2, pace.Comparison()
+    made.width, made._comparison = 2, pass_cost.Comparison()
     took = made._comparison.took
 
     def timed(together, seconds, count):
@@ -75,9 +77,9 @@ def test_cost_of_a_pass_leaves_out_the_first_slow_ones(tiny_bert, monkeypatch):
         slow = len(rounds) <= 2 or len(rounds) % 3 == 0
         return (50 + batch.inputs["input_ids"].numel()) / 1e3 + 10 * slow
 
-    monkeypatch.setattr(pace, "_seconds", seconds)
-    monkeypatch.setattr(pace, "LONG_S", 1e3)
-    net = model.load(spec.model, spec.train, work.task, work.tokenizer).model
+    monkeypatch.setattr(pass_cost, "_seconds", seconds)
+    monkeypatch.setattr(pass_cost, "LONG_S", 1e3)
+    net = base_model.load(spec.model, spec.train, work.task, work.tokenizer).model
     cost = OVERHEAD(net, work.task, examples, work.tokenizer.pad_token_id, torch.device("cpu"))
     assert cost == pytest.approx(50)
     assert rounds[:4] == [1, rounds[1], 1, rounds[1]] and rounds[1] > 1, "small and large in turn"

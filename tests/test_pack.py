@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from lorasweep import pack
+from lorasweep.packing import dropout, fused_linear
 
 
 class Two(nn.Module):
@@ -39,7 +39,7 @@ def test_fused_forward_and_every_gradient_equal_pefts(config):
     model = adapted(0.0, **config)
     x = torch.randn(3, 5, 12, dtype=torch.float64, requires_grad=True)
     expected, slopes = model(x), gradients(model, x)
-    pack.install(model, pack.DropoutStream(torch.device("cpu")))
+    fused_linear.install(model, dropout.DropoutStream(torch.device("cpu")))
     torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-12)
     found = gradients(model, x)
     assert found.keys() == slopes.keys()
@@ -47,16 +47,16 @@ def test_fused_forward_and_every_gradient_equal_pefts(config):
         torch.testing.assert_close(found[name], slope, rtol=1e-10, atol=1e-12, msg=name)
 
 
-@pytest.mark.parametrize("small", [0, pack.SMALL])
+@pytest.mark.parametrize("small", [0, fused_linear.SMALL])
 def test_fused_dropout_equals_dropping_the_input_with_the_same_mask(monkeypatch, small):
     """The slow way: peft's forward with StreamDropout as a module, against the fused one; masks kept as bytes and as
     they are.
     """
-    monkeypatch.setattr(pack, "SMALL", small)
+    monkeypatch.setattr(fused_linear, "SMALL", small)
     x = torch.randn(3, 5, 12, dtype=torch.float64, requires_grad=True)
-    stream = pack.DropoutStream(torch.device("cpu"))
+    stream = dropout.DropoutStream(torch.device("cpu"))
     model = adapted(0.4)
-    pack.install(model, stream)
+    fused_linear.install(model, stream)
     stream.on = True
     stream.at(7, 3)
     fused = gradients(model, x)
@@ -73,10 +73,10 @@ def test_fused_dropout_equals_dropping_the_input_with_the_same_mask(monkeypatch,
 @pytest.mark.parametrize("adapted_rows", [4, 1])
 def test_what_waits_for_the_backward_pass_is_small(monkeypatch, adapted_rows):
     """The input once, and masks as bytes; where few rows are adapted, those alone."""
-    monkeypatch.setattr(pack, "SMALL", 0)
+    monkeypatch.setattr(fused_linear, "SMALL", 0)
     x_NI, A_RI, B_OR = torch.randn(4, 10), torch.randn(2, 10, requires_grad=True), torch.randn(6, 2, requires_grad=True)
     keep = (torch.rand(adapted_rows, 10) > 0.5).to(x_NI.dtype)
-    plan = pack.Plan([pack.Run(slice(0, adapted_rows), (0.5,))])
+    plan = fused_linear.Plan([fused_linear.Run(slice(0, adapted_rows), (0.5,))])
     kept: list[torch.Tensor] = []
 
     def hold(tensor: torch.Tensor) -> torch.Tensor:
@@ -85,7 +85,7 @@ def test_what_waits_for_the_backward_pass_is_small(monkeypatch, adapted_rows):
 
     W_OI = torch.randn(6, 10)
     with torch.autograd.graph.saved_tensors_hooks(hold, lambda t: t):
-        y_NO = pack.PackedForward.apply(x_NI, lambda _: W_OI, None, plan, [keep], A_RI, B_OR)
+        y_NO = fused_linear.PackedForward.apply(x_NI, lambda _: W_OI, None, plan, [keep], A_RI, B_OR)
     y_NO.sum().backward()
     assert B_OR.grad is not None
     torch.testing.assert_close(B_OR.grad, 0.5 * ((x_NI[:adapted_rows] * keep) @ A_RI.t()).sum(0).expand(6, 2))
@@ -98,14 +98,14 @@ def test_what_waits_for_the_backward_pass_is_small(monkeypatch, adapted_rows):
 
 @pytest.mark.parametrize("p", [0.05, 0.1, 0.5, 0.9])
 def test_mask_keeps_the_right_share(p):
-    stream = pack.DropoutStream(torch.device("cpu"))
+    stream = dropout.DropoutStream(torch.device("cpu"))
     stream.at(0, 0)
     kept = stream.keep(torch.empty(1000, 1003), p).double().mean().item()
-    assert kept == pytest.approx(1 - p, abs=5 * (p * (1 - p) / 1_003_000) ** 0.5 + 1 / pack.LEVELS)
+    assert kept == pytest.approx(1 - p, abs=5 * (p * (1 - p) / 1_003_000) ** 0.5 + 1 / dropout.LEVELS)
 
 
 def test_mask_depends_on_seed_and_step_alone():
-    stream = pack.DropoutStream(torch.device("cpu"))
+    stream = dropout.DropoutStream(torch.device("cpu"))
     like = torch.empty(100, 7)
 
     def mask(seed: int, step: int) -> torch.Tensor:
@@ -125,10 +125,10 @@ def test_gradients_are_added_to_what_is_there_without_a_copy(ranks):
     K, rows = len(ranks), 4
     x_NI, W_OI = torch.randn(K * rows, 10, dtype=torch.float64), torch.randn(6, 10, dtype=torch.float64)
     shapes = [(r, 10) for r in ranks] + [(6, r) for r in ranks]
-    plan = pack.Plan([pack.Run(slice(0, K * rows), tuple(0.5 + k for k in range(K)))])
+    plan = fused_linear.Plan([fused_linear.Run(slice(0, K * rows), tuple(0.5 + k for k in range(K)))])
 
     def found(factors: list[torch.Tensor]) -> None:
-        y_NO = pack.PackedForward.apply(x_NI, lambda _: W_OI, None, plan, [None], *factors)
+        y_NO = fused_linear.PackedForward.apply(x_NI, lambda _: W_OI, None, plan, [None], *factors)
         y_NO.square().sum().backward()
 
     fresh = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]

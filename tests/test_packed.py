@@ -15,8 +15,13 @@ import torch
 import transformers
 from conftest import wordpiece
 
-from lorasweep import adapter, checkpoint, compose, engine, evaluate, group, model, pace, pack, packed, retry
-from lorasweep.spec import LoraSpec, TrainSpec
+from lorasweep.config import compose
+from lorasweep.config.spec import LoraSpec, TrainSpec
+from lorasweep.lora import adapter
+from lorasweep.memory import out_of_memory
+from lorasweep.models import base_model
+from lorasweep.packing import dropout, fused_linear, packed_pass, pass_cost
+from lorasweep.training import checkpoint, engine, evaluation, workload
 
 SMALL = ["model.sha256=null", "model.decoder=null", "data.max_train_samples=40", "data.max_eval_samples=6"]
 SMALL += ["data.max_tokens=24", "train.max_steps=10", "train.eval_every=6", "train.batch_size=4"]
@@ -110,7 +115,7 @@ class Seen:
 @pytest.fixture(autouse=True)
 def always_together(monkeypatch):
     """Let no clock decide who shares a pass."""
-    monkeypatch.setattr(pace, "overhead", lambda *a: float("inf"))
+    monkeypatch.setattr(pass_cost, "overhead", lambda *a: float("inf"))
 
 
 @pytest.fixture
@@ -144,8 +149,8 @@ def double(monkeypatch):
 
 
 @cache
-def workload(task: str, folder: Path, *more: str) -> group.Workload:
-    return group.workload(compose.compose_trial([f"task_type={task}", f"model.pretrained={folder}", *SMALL, *more]))
+def workload(task: str, folder: Path, *more: str) -> workload.Workload:
+    return workload.workload(compose.compose_trial([f"task_type={task}", f"model.pretrained={folder}", *SMALL, *more]))
 
 
 @cache
@@ -153,8 +158,8 @@ def spec_of(task: str, folder: Path, *more: str):
     return compose.compose_trial([f"task_type={task}", f"model.pretrained={folder}", *SMALL, *more])
 
 
-def trainer(spec, work: group.Workload) -> engine.Engine:
-    return engine.Engine(model.load(spec.model, spec.train, work.task, work.tokenizer), work.task, work.prepared())
+def trainer(spec, work: workload.Workload) -> engine.Engine:
+    return engine.Engine(base_model.load(spec.model, spec.train, work.task, work.tokenizer), work.task, work.prepared())
 
 
 def run(
@@ -187,7 +192,7 @@ def run(
     return seen
 
 
-def alone(spec, work: group.Workload, number: int = 0, **job) -> Seen:
+def alone(spec, work: workload.Workload, number: int = 0, **job) -> Seen:
     return run(trainer(spec, work), [engine.Job(number, spec, **job)], 1)[number]
 
 
@@ -225,7 +230,9 @@ def check(task: str, folder: Path, trials: Sequence[tuple[str, ...]], width: int
     before = {n: w.clone() for n, w in made.base.model.state_dict().items() if not n.startswith(made.base.missing)}
     widths = passes(made)
     found = run(made, jobs, width)
-    assert made.limits.most == retry.MOST_SLOTS and max(widths) == min(width, len(jobs)), "they did not share a pass"
+    assert made.limits.most == out_of_memory.MOST_SLOTS and max(widths) == min(width, len(jobs)), (
+        "they did not share a pass"
+    )
     for job in jobs:
         close(found[job.number], alone(job.spec, work, job.number), rtol)
     after = made.base.model.state_dict()
@@ -246,8 +253,8 @@ def test_trials_with_base_weights_of_their_own_compute_in_both_ways(
     """With weights of their own, or with the start, A and s B, taken from the frozen product: always where the weights
     are too large to keep, and where a trial has few rows.
     """
-    monkeypatch.setattr(packed, setting, 0)
-    has_own, ways = packed.Pass._has_own, set()
+    monkeypatch.setattr(packed_pass, setting, 0)
+    has_own, ways = packed_pass.Pass._has_own, set()
 
     def seen(self, module, at, one):
         found = has_own(self, module, at, one)
@@ -255,17 +262,17 @@ def test_trials_with_base_weights_of_their_own_compute_in_both_ways(
             ways.add(found)
         return found
 
-    monkeypatch.setattr(packed.Pass, "_has_own", seen)
+    monkeypatch.setattr(packed_pass.Pass, "_has_own", seen)
     test_packed_trial_equals_the_solo_one(tiny_bert, None, option)
     assert ways == (set() if option == "dora_olora" else {own})
 
 
 @pytest.mark.parametrize(("rows", "trials", "own"), [(4, 2, False), (1000, 2, True), (4, 1, True)])
 def test_few_rows_take_the_start_from_the_common_product(rows, trials, own):
-    module, stream = torch.nn.Linear(32, 32), pack.DropoutStream(torch.device("cpu"))
+    module, stream = torch.nn.Linear(32, 32), dropout.DropoutStream(torch.device("cpu"))
     start = torch.zeros(4, 32), torch.zeros(32, 4)
-    one = packed.Layers(stream, own={module: module.weight}, start={module: start})
-    made = packed.Pass([packed.Part(one, slice(i * rows, (i + 1) * rows), {}) for i in range(trials)])
+    one = packed_pass.Layers(stream, own={module: module.weight}, start={module: start})
+    made = packed_pass.Pass([packed_pass.Part(one, slice(i * rows, (i + 1) * rows), {}) for i in range(trials)])
     assert made._has_own(module, slice(0, rows), one) is own
 
 
@@ -346,13 +353,13 @@ def test_tied_embeddings_pack(tied_llama, double, option):
 
 def test_evaluation_is_packed(tiny_bert, double, monkeypatch):
     """The trials that are due together answer in the same passes; check() compares their metrics with solo ones."""
-    widths, predict_for = [], evaluate.predict_for
+    widths, predict_for = [], evaluation.predict_for
 
     def watched(trials, *args):
         widths.append(trials)
         return predict_for(trials, *args)
 
-    monkeypatch.setattr(evaluate, "predict_for", watched)
+    monkeypatch.setattr(evaluation, "predict_for", watched)
     check("seq_cls", tiny_bert, [PLAIN, DROPPED, ("lora.bias=all",)], 3, EXACT)
     assert widths[:2] == [3, 3]
 
@@ -493,7 +500,7 @@ def test_dropped_trial_leaves_its_slot_to_the_next(tiny_bert, double):
     ],
 )
 def test_reason_to_run_alone(tiny_bert, more, words):
-    reason = packed.alone_reason(spec_of("seq_cls", tiny_bert, *more))
+    reason = packed_pass.alone_reason(spec_of("seq_cls", tiny_bert, *more))
     assert words in reason and bool(reason) == bool(words)
 
 
@@ -605,22 +612,30 @@ def test_checkpoint_of_a_packed_trial_goes_on_alone_and_the_other_way_round(tiny
     ],
 )
 def test_steps_share_a_pass_where_that_costs_less_than_the_padding(steps, cost, most, expected):
-    assert pace.passes(steps, cost, most) == expected
+    assert pass_cost.passes(steps, cost, most) == expected
 
 
 def test_few_slots_where_a_trial_fills_the_machine_and_more_where_it_does_not(tiny_bert):
     examples = workload("seq_cls", tiny_bert).examples["train"]
     train = spec_of("seq_cls", tiny_bert).train
     tokens = 4 * sum(map(len, examples)) / len(examples)
-    assert pace.width(0.1 * tokens, train, examples) == 1
-    assert 4 <= pace.width(0.22 * tokens, train, examples) <= 6
-    assert pace.width(0.5 * tokens, train, examples) == pace.width(float("inf"), train, examples) == pace.MOST
+    assert pass_cost.width(0.1 * tokens, train, examples) == 1
+    assert 4 <= pass_cost.width(0.22 * tokens, train, examples) <= 6
+    assert (
+        pass_cost.width(0.5 * tokens, train, examples)
+        == pass_cost.width(float("inf"), train, examples)
+        == pass_cost.MOST
+    )
 
 
-def part(module: torch.nn.Linear, rank: int, rows: slice) -> packed.Part:
+def part(module: torch.nn.Linear, rank: int, rows: slice) -> packed_pass.Part:
     """Return a trial that adapts a module with a rank, as far as its place in a pass goes."""
-    update = pack.Update(torch.empty(rank, module.in_features), torch.empty(module.out_features, rank), s=1.0, p=0.0)
-    return packed.Part(packed.Layers(pack.DropoutStream(torch.device("cpu")), plain={module: update}), rows, {})
+    update = fused_linear.Update(
+        torch.empty(rank, module.in_features), torch.empty(module.out_features, rank), s=1.0, p=0.0
+    )
+    return packed_pass.Part(
+        packed_pass.Layers(dropout.DropoutStream(torch.device("cpu")), plain={module: update}), rows, {}
+    )
 
 
 @pytest.mark.parametrize(
@@ -634,13 +649,13 @@ def part(module: torch.nn.Linear, rank: int, rows: slice) -> packed.Part:
 def test_updates_are_stacked_where_rows_are_equal_and_padding_costs_little(ranks, rows, expected):
     module, ends = torch.nn.Linear(384, 384), [0, *itertools.accumulate(rows)]
     parts = [part(module, r, slice(*ends[i : i + 2])) for i, r in enumerate(ranks)]
-    stacks = packed.Pass(parts)._stacks(module)
+    stacks = packed_pass.Pass(parts)._stacks(module)
     assert [[len(p.layers.plain[module].A_RI) for p in stack] for stack in stacks] == expected
 
 
 def test_module_that_no_trial_adapts_computes_as_before():
     adapted, other = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
-    with packed.Pass([part(adapted, 2, slice(0, 1)), part(adapted, 2, slice(1, 2))]).on():
+    with packed_pass.Pass([part(adapted, 2, slice(0, 1)), part(adapted, 2, slice(1, 2))]).on():
         assert "forward" in vars(adapted) and "forward" not in vars(other)
     assert "forward" not in vars(adapted)
 
@@ -663,12 +678,12 @@ def test_trial_leaves_no_tensor_behind(tiny_bert):
 
 
 def test_faster_way_is_found_on_the_trials_own_steps():
-    found, costs = pace.Comparison(), {True: 3.0, False: 2.0}
+    found, costs = pass_cost.Comparison(), {True: 3.0, False: 2.0}
     ways = []
     for _ in range(10):
         ways.append(found.together((1, 2)))
         found.took(ways[-1], costs[ways[-1]], 1)
-    assert ways == [True, False] * pace.ROUNDS + [False] * 4
+    assert ways == [True, False] * pass_cost.ROUNDS + [False] * 4
     assert found.together((1, 3)), "other trials are timed anew"
 
 
@@ -676,8 +691,10 @@ def test_trials_that_are_compared_end_as_they_would_alone(tiny_bert, double):
     specs = [spec_of("seq_cls", tiny_bert, "train.max_steps=9", *one) for one in (PLAIN, DROPPED)]
     work = workload("seq_cls", tiny_bert)
     made = trainer(specs[0], work)
-    made._comparison = pace.Comparison()
-    made._comparison.took = lambda together, *cost: pace.Comparison.took(made._comparison, together, 1 + together, 1)
+    made._comparison = pass_cost.Comparison()
+    made._comparison.took = lambda together, *cost: pass_cost.Comparison.took(
+        made._comparison, together, 1 + together, 1
+    )
     found = run(made, [engine.Job(i, spec) for i, spec in enumerate(specs)], 2)
     for i, spec in enumerate(specs):
         close(found[i], alone(spec, work, i), EXACT)

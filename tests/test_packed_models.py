@@ -6,9 +6,11 @@ import pytest
 import torch
 from test_packed import EXACT, Seen, always_together, close, double, run, trainer  # noqa: F401
 
-from lorasweep import compose, engine, group, retry
+from lorasweep.config import compose
+from lorasweep.config.spec import TrialSpec
 from lorasweep.errors import ConfigError
-from lorasweep.spec import TrialSpec
+from lorasweep.memory import out_of_memory
+from lorasweep.training import engine, workload
 
 pytestmark = pytest.mark.slow
 
@@ -43,13 +45,13 @@ def both_ways(name: str, *more: str) -> tuple[list[TrialSpec], dict[int, Seen], 
     shared, own = MODELS[name]
     try:
         specs = [compose.compose_trial([*shared, *SHORT, *one, *more]) for one in own]
-        work = group.workload(specs[0])
+        work = workload.workload(specs[0])
     except ConfigError as error:
         pytest.skip(str(error))
     jobs: Sequence[engine.Job] = [engine.Job(i, spec) for i, spec in enumerate(specs)]
     made = trainer(specs[0], work)
     packed = run(made, jobs, len(jobs))
-    assert made.limits.most == retry.MOST_SLOTS, "they did not share their passes"
+    assert made.limits.most == out_of_memory.MOST_SLOTS, "they did not share their passes"
     return specs, packed, run(trainer(specs[0], work), jobs, 1)
 
 

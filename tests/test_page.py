@@ -15,12 +15,14 @@ from browser import CHROMIUM
 from optuna.trial import TrialState
 from test_main_job import SMALL
 
-from lorasweep import cli, page, search, space
-from lorasweep.answer import Answer
-from lorasweep.charts import figures
-from lorasweep.evidence import Axis, gather
-from lorasweep.meta import Entry, StudyMeta
-from lorasweep.study import Study
+from lorasweep.cli import main
+from lorasweep.report import html_page
+from lorasweep.report.search_figures import figures
+from lorasweep.report.study_data import Axis, gather
+from lorasweep.search import samplers, space
+from lorasweep.study.answer import Answer
+from lorasweep.study.meta import Entry, StudyMeta
+from lorasweep.study.study import Study
 
 EVIL = "<script>alert(1)</script>"
 OVERRIDES = ["lora.r=4,8", "train.learning_rate=tag(log,interval(1e-5,1e-3))", f"data.path={EVIL}"]
@@ -42,7 +44,7 @@ def made(folder: Path, trials: int = 12, name: str = "s", question: str = "Which
         outputs=str(folder),
     )
     study = Study.create(folder / "s", meta, [])
-    known = search.distributions(found)
+    known = samplers.distributions(found)
     frozen = []
     for i in range(trials):
         state = TrialState.PRUNED if i % 4 == 3 else TrialState.COMPLETE
@@ -99,7 +101,7 @@ def read(path: Path) -> tuple[str, Reader]:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> tuple[Path, Path]:
-    return page.write(made(tmp_path_factory.mktemp("outputs"), name=EVIL, question=f"Why {EVIL}?"))
+    return html_page.write(made(tmp_path_factory.mktemp("outputs"), name=EVIL, question=f"Why {EVIL}?"))
 
 
 def test_page_answers_the_question(written):
@@ -126,7 +128,7 @@ def test_swept_value_that_looks_like_markup_stays_text(tmp_path):
     trials = [replace(t, point={**t.point, "data.label_column": (EVIL, "b")[t.number % 2]}) for t in found.trials]
     axis = Axis(key="data.label_column", numeric=False, log=False, values=[EVIL, "b"])
     evil = replace(found, trials=trials, axes=[*found.axes, axis])
-    text = page.page(evil, figures(evil))
+    text = html_page.page(evil, figures(evil))
     assert EVIL not in text
     assert "&lt;script&gt;alert(1)" in text
     data = json.loads(re.search(r'id="figures">(.*?)</script>', text, re.S).group(1))
@@ -165,7 +167,7 @@ def test_every_chart_has_an_alternative_text_and_every_link_a_place(written):
 def test_secrets_are_not_in_the_report(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_planted_token")
     study = made(tmp_path, question="hf_planted_token at https://me:pass@host/x")
-    for path in page.write(study):
+    for path in html_page.write(study):
         text = path.read_text(encoding="utf8")
         assert "hf_planted" not in text
         assert "me:pass" not in text
@@ -183,12 +185,12 @@ def test_report_of_a_running_study_and_of_an_empty_one(tmp_path):
     study = made(tmp_path)
     study.enqueue([Entry(["lora.r=4"], {"lora.r": 4}), Entry(["lora.r=8"], {"lora.r": 8})])
     assert study.claim() == 12
-    text = " ".join(read(page.write(study)[0])[1].text)
+    text = " ".join(read(html_page.write(study)[0])[1].text)
     assert "1 running, 1 waiting" in text
     assert "So far" in text
     assert "trial 10" in (study.folder / "best.yaml").read_text(encoding="utf8").lower()
     empty = Study.create(tmp_path / "e", replace(study.meta, name="e"), [])
-    text = " ".join(read(page.write(empty)[0])[1].text)
+    text = " ".join(read(html_page.write(empty)[0])[1].text)
     assert "No trial is complete yet" in text
 
 
@@ -196,8 +198,8 @@ def test_report_that_cannot_be_written_leaves_the_study_finished(tmp_path, monke
     def full(path, text):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(page, "replace_file", full)
-    page.write_if_possible(made(tmp_path), Answer(metric="accuracy", maximize=True, going_on=False))
+    monkeypatch.setattr(html_page, "replace_file", full)
+    html_page.write_if_possible(made(tmp_path), Answer(metric="accuracy", maximize=True, going_on=False))
     assert "no report was made (OSError" in capsys.readouterr().out
 
 
@@ -206,7 +208,7 @@ def swept(tiny_bert, tmp_path_factory) -> Path:
     """Return the folder of a study that has been run, with MLflow."""
     outputs = tmp_path_factory.mktemp("outputs")
     model = [f"model.pretrained={tiny_bert}", "model.sha256=null", "tracking.reload_check=false"]
-    assert cli.main(["-m", "lora.r=2,4", *model, *SMALL, f"outputs={outputs}", "study=s"]) == 0
+    assert main.main(["-m", "lora.r=2,4", *model, *SMALL, f"outputs={outputs}", "study=s"]) == 0
     return outputs / "s"
 
 
@@ -228,13 +230,13 @@ def test_report_command_writes_and_logs_again(swept, capsys):
     (swept / "report.html").unlink()
     with (swept / "report.md").open("a") as file:
         file.write("x" * 10_000)
-    assert cli.main(["report", str(swept)]) == 0
+    assert main.main(["report", str(swept)]) == 0
     assert capsys.readouterr().out.split() == [str(swept / "report.html"), str(swept / "report.md")]
     assert artifacts(swept)["report.md"] == (swept / "report.md").stat().st_size
 
 
 def test_report_takes_a_study_alone(swept, capsys):
-    assert cli.main(["report", str(swept), "lora.r=2"]) == 1
+    assert main.main(["report", str(swept), "lora.r=2"]) == 1
     assert "report takes a study alone" in capsys.readouterr().err
 
 

@@ -7,7 +7,13 @@ import torch
 import transformers
 from torch.utils.data import DataLoader
 
-from lorasweep import adapter, compose, data, engine, group, model, tasks
+from lorasweep import tasks
+from lorasweep.config import compose
+from lorasweep.data import dataset
+from lorasweep.lora import adapter
+from lorasweep.models import base_model
+from lorasweep.tasks.task import Example
+from lorasweep.training import engine, workload
 
 STEPS = 20
 
@@ -29,16 +35,16 @@ class Recorder(transformers.Trainer):
         return loss
 
 
-def ours(spec, work: group.Workload) -> list[float]:
-    base = model.load(spec.model, spec.train, work.task, work.tokenizer)
+def ours(spec, work: workload.Workload) -> list[float]:
+    base = base_model.load(spec.model, spec.train, work.task, work.tokenizer)
     todo = [engine.Job(0, spec)]
     events = engine.Engine(base, work.task, work.prepared()).run(lambda: todo.pop() if todo else None)
     return [e.loss for e in events if isinstance(e, engine.StepEvent)]
 
 
-def theirs(spec, work: group.Workload, folder: Path, micro: int) -> list[float]:
+def theirs(spec, work: workload.Workload, folder: Path, micro: int) -> list[float]:
     """Return the loss of each optimiser step of Trainer, micro batches added up."""
-    base = model.load(spec.model, spec.train, work.task, work.tokenizer)
+    base = base_model.load(spec.model, spec.train, work.task, work.tokenizer)
     peft_model = adapter.attach(base, spec.lora, spec.task_type, spec.train.seed).peft_model
     for module in peft_model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -91,7 +97,7 @@ def test_seq_cls_losses_equal_trainers(tiny_bert, tmp_path, schedule, micro):
     """With accumulation, too: Trainer gets the whole batch, since it adds up BERT's means without dividing."""
     more = [f"train.lr_scheduler_type={schedule}", f"train.micro_batch_size={micro}"]
     spec = compose.compose_trial(overrides("seq_cls", tiny_bert, *more))
-    work = group.workload(spec)
+    work = workload.workload(spec)
     expected = theirs(spec, work, tmp_path, micro=8)
     assert ours(spec, work) == pytest.approx(expected, abs=1e-4)
     assert expected[-1] < expected[0]
@@ -101,7 +107,7 @@ def test_seq_cls_losses_equal_trainers(tiny_bert, tmp_path, schedule, micro):
 def test_causal_lm_losses_equal_trainers(tiny_llama, tmp_path, micro):
     """Rows of unequal length: a mean over micro batches of means would differ."""
     spec = compose.compose_trial(overrides("causal_lm", tiny_llama, f"train.micro_batch_size={micro}"))
-    work = group.workload(spec)
+    work = workload.workload(spec)
     expected = theirs(spec, work, tmp_path, micro)
     assert ours(spec, work) == pytest.approx(expected, abs=1e-4)
     assert expected[-1] < expected[0]
@@ -110,14 +116,12 @@ def test_causal_lm_losses_equal_trainers(tiny_llama, tmp_path, micro):
 @pytest.mark.slow
 def test_losses_equal_trainers_on_a_real_model(tmp_path):
     spec = compose.compose_trial([f"train.max_steps={STEPS}", "train.batch_size=8", "train.warmup_ratio=0.1"])
-    work = group.workload(spec)
+    work = workload.workload(spec)
     assert ours(spec, work) == pytest.approx(theirs(spec, work, tmp_path, micro=8), abs=1e-4)
 
 
 def test_epoch_holds_every_example_once_in_batches_of_similar_length():
-    examples = [
-        tasks.Example(row=i, inputs={"input_ids": [0] * (1 + i % 37)}, target=0, supervised=1) for i in range(203)
-    ]
+    examples = [Example(row=i, inputs={"input_ids": [0] * (1 + i % 37)}, target=0, supervised=1) for i in range(203)]
     batches = engine.epochs(examples, 8, seed=3)
     first = [next(batches) for _ in range(26)]
     assert sorted(e.row for batch in first for e in batch) == list(range(203))
@@ -128,11 +132,11 @@ def test_epoch_holds_every_example_once_in_batches_of_similar_length():
 
 def test_same_seed_gives_the_same_losses_with_dropout(tiny_bert):
     spec = compose.compose_trial(overrides("seq_cls", tiny_bert, "lora.lora_dropout=0.3", "train.max_steps=4"))
-    work = group.workload(spec)
+    work = workload.workload(spec)
     assert ours(spec, work) == ours(spec, work)
 
 
 def test_data_is_shared_by_equal_specs(tiny_bert):
     spec = compose.compose_trial(overrides("seq_cls", tiny_bert))
     columns = tasks.make(spec.task_type).columns(spec.data)
-    assert data.load(spec.data, columns, "SEQ_CLS") is data.load(spec.data, columns, "SEQ_CLS")
+    assert dataset.load(spec.data, columns, "SEQ_CLS") is dataset.load(spec.data, columns, "SEQ_CLS")

@@ -8,10 +8,15 @@ import pytest
 import torch
 from test_packed import DROPPED, OPTIONS, PLAIN, alone, run, spec_of, trainer, workload
 
-from lorasweep import adapter, device, engine, group, outcome, pace, peak, retry, swap
+from lorasweep.config.spec import ModelSpec, TrainSpec
 from lorasweep.errors import ConfigError
-from lorasweep.loss_scale import START, LossScale
-from lorasweep.spec import ModelSpec, TrainSpec
+from lorasweep.hardware import device, matmul_peak
+from lorasweep.lora import adapter, module_swap
+from lorasweep.memory import out_of_memory
+from lorasweep.packing import pass_cost
+from lorasweep.runner import outcome, preflight
+from lorasweep.training import engine
+from lorasweep.training.loss_scale import START, LossScale
 
 SOME = ("dropout", "bias_all", "modules_to_save", "pissa", "dora")
 BF16 = "train.precision=bf16"
@@ -21,7 +26,7 @@ EPS = 2.0**-8
 
 @pytest.fixture(autouse=True)
 def always_together(monkeypatch):
-    monkeypatch.setattr(pace, "overhead", lambda *a: float("inf"))
+    monkeypatch.setattr(pass_cost, "overhead", lambda *a: float("inf"))
 
 
 def norm_gap(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -47,7 +52,7 @@ def test_what_trains_is_fp32_and_packed_equals_solo_to_rounding(tiny_bert, optio
             assert moments and {m.dtype for m in moments} == {torch.float32}
 
     found = run(made, [engine.Job(i, s) for i, s in enumerate(specs)], 3, act)
-    assert made.limits.most == retry.MOST_SLOTS, "they did not share their passes"
+    assert made.limits.most == out_of_memory.MOST_SLOTS, "they did not share their passes"
     for i, spec in enumerate(specs):
         expected = alone(spec, work, i)
         assert found[i].losses == pytest.approx(expected.losses, rel=4 * EPS)
@@ -101,7 +106,7 @@ def test_module_kept_in_fp32_computes_in_its_old_format():
     module = torch.nn.Linear(8, 8).to(torch.bfloat16)
     x = torch.randn(4, 8, dtype=torch.bfloat16)
     expected = module(x)
-    swap.keep_in_fp32(module)
+    module_swap.keep_in_fp32(module)
     assert module.weight.dtype == torch.float32 and torch.equal(module(x), expected)
     module(x).float().sum().backward()
     assert module.weight.grad.dtype == torch.float32
@@ -111,7 +116,7 @@ def test_module_kept_in_fp32_computes_in_its_old_format():
 
 
 def test_scale_halves_on_overflow_and_grows_after_good_steps(monkeypatch):
-    monkeypatch.setattr("lorasweep.loss_scale.GROW_AFTER", 3)
+    monkeypatch.setattr("lorasweep.training.loss_scale.GROW_AFTER", 3)
     scale, weight = LossScale(), torch.nn.Parameter(torch.zeros(2))
     weight.grad = torch.tensor([1.0, math.inf])
     assert not scale.unscale([weight]) and scale.value == START / 2
@@ -212,7 +217,7 @@ def test_flash_attention_that_cannot_run_is_refused_with_what_lacks(tiny_bert, m
     with pytest.raises(ConfigError, match=r"flash_attn is not installed; use auto or sdpa"):
         device.attention(flash, card, torch.bfloat16)
     with pytest.raises(ConfigError, match=r"attn_implementation: .* here is float32 on the cpu"):
-        group.preflight([spec_of("seq_cls", tiny_bert, "model.attn_implementation=flash_attention_2")])
+        preflight.preflight([spec_of("seq_cls", tiny_bert, "model.attn_implementation=flash_attention_2")])
 
 
 def test_slow_format_of_a_cpu_is_measured_with_a_small_product_and_told(monkeypatch):
@@ -223,12 +228,12 @@ def test_slow_format_of_a_cpu_is_measured_with_a_small_product_and_told(monkeypa
         sizes.append(len(a))
         time.sleep(0.02 if a.dtype == torch.bfloat16 else 1e-4)
 
-    monkeypatch.setattr(peak, "_measured", peak._measured.__wrapped__)  # nothing is known yet
-    monkeypatch.setattr(peak.torch, "mm", mm)
+    monkeypatch.setattr(matmul_peak, "_measured", matmul_peak._measured.__wrapped__)  # nothing is known yet
+    monkeypatch.setattr(matmul_peak.torch, "mm", mm)
     cpu = torch.device("cpu")
-    assert peak.matmul_peak(cpu, torch.float32) > 0 and max(sizes) == peak.SIZE
+    assert matmul_peak.matmul_peak(cpu, torch.float32) > 0 and max(sizes) == matmul_peak.SIZE
     sizes.clear()
-    told = re.fullmatch(r"products in bfloat16 take (\d+) times as long as .*", peak.slow(cpu, torch.bfloat16))
+    told = re.fullmatch(r"products in bfloat16 take (\d+) times as long as .*", matmul_peak.slow(cpu, torch.bfloat16))
     assert told and int(told[1]) > 1000, "the same seconds, for a product of 64 times the work at the most"
-    assert set(sizes[peak.TRIES + 1 :]) == {peak.SMALL}
-    assert peak.slow(cpu, torch.float32) == peak.slow(torch.device("cuda"), torch.bfloat16) == ""
+    assert set(sizes[matmul_peak.TRIES + 1 :]) == {matmul_peak.SMALL}
+    assert matmul_peak.slow(cpu, torch.float32) == matmul_peak.slow(torch.device("cuda"), torch.bfloat16) == ""

@@ -7,8 +7,11 @@ import pytest
 import torch
 import transformers
 
-from lorasweep import cli, learned, outcome, predict, winner
+from lorasweep.cli import main
 from lorasweep.errors import ConfigError
+from lorasweep.serving import predict, winner
+from lorasweep.study.result import read_result
+from lorasweep.tasks import task_state
 
 SMALL = [
     "train.max_steps=2",
@@ -23,7 +26,7 @@ SMALL = [
 
 def study(outputs: Path, model: Path, *overrides: str) -> Path:
     """Return the folder of trial 0 of a tiny study."""
-    assert cli.main([f"model.pretrained={model}", *SMALL, *overrides, f"outputs={outputs}", "study=s"]) == 0
+    assert main.main([f"model.pretrained={model}", *SMALL, *overrides, f"outputs={outputs}", "study=s"]) == 0
     return outputs / "s" / "0"
 
 
@@ -60,28 +63,28 @@ def test_class_and_probability_are_the_evaluations_own(classified, capsys):
     first = rows[0].splitlines()
     text = first[0].removeprefix("text: ")
     capsys.readouterr()
-    assert cli.main(["predict", str(classified.parent), text, "Open a socket", "--json"]) == 0
+    assert main.main(["predict", str(classified.parent), text, "Open a socket", "--json"]) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(found) == 2
     assert len(text) == 500 or f"answer: {found[0]['label']}" in first
     assert sum(found[0]["probabilities"].values()) == pytest.approx(1)
     assert found[0]["probability"] == max(found[0]["probabilities"].values())
-    assert cli.main(["predict", str(classified.parent), text]) == 0
+    assert main.main(["predict", str(classified.parent), text]) == 0
     assert capsys.readouterr().out == f"{found[0]['label']}\t{found[0]['probability']:.4f}\n"
 
 
 def test_answers_need_no_data(classified, monkeypatch):
-    monkeypatch.setattr("lorasweep.data.load", None)
+    monkeypatch.setattr("lorasweep.data.dataset.load", None)
     loaded = predict.load(classified)
     assert predict.answers(loaded, ["Open a socket"])[0]["label"] in loaded.task.classes
 
 
 def test_older_trial_without_task_json_reads_the_data_again(classified):
-    kept = (classified / learned.NAME).read_text()
+    kept = (classified / task_state.NAME).read_text()
     expected = predict.answers(predict.load(classified), ["Open a socket"])
-    (classified / learned.NAME).unlink()
+    (classified / task_state.NAME).unlink()
     assert predict.answers(predict.load(classified), ["Open a socket"]) == expected
-    (classified / learned.NAME).write_text(kept)
+    (classified / task_state.NAME).write_text(kept)
 
 
 def test_files_of_three_kinds_give_the_same_answers(classified, tmp_path, capsys):
@@ -92,7 +95,7 @@ def test_files_of_three_kinds_give_the_same_answers(classified, tmp_path, capsys
     capsys.readouterr()
     out = []
     for kind in ("txt", "jsonl", "csv"):
-        assert cli.main(["predict", str(classified.parent), "--file", str(tmp_path / f"a.{kind}")]) == 0
+        assert main.main(["predict", str(classified.parent), "--file", str(tmp_path / f"a.{kind}")]) == 0
         out.append(capsys.readouterr().out)
     assert out[0].count("\n") == 2 and out[0] == out[1] == out[2]
 
@@ -116,7 +119,7 @@ def test_a_csv_row_ends_at_line_feeds_alone(tmp_path):
     ],
 )
 def test_what_cannot_be_answered_is_refused(classified, words, told, capsys):
-    assert cli.main(["predict", str(classified.parent), *words]) == 1
+    assert main.main(["predict", str(classified.parent), *words]) == 1
     assert told in capsys.readouterr().err
 
 
@@ -124,7 +127,7 @@ def test_tokens_are_tagged(tiny_bert, tmp_path):
     folder = study(tmp_path, tiny_bert, "task_type=token_cls")
     (found,) = predict.answers(predict.load(folder), ["return x + 1"])
     assert found["tokens"] == ["return", "x", "+", "1"]
-    assert all(tag in learned.task_of(folder, learned.settings(folder)).classes for tag in found["tags"])
+    assert all(tag in task_state.task_of(folder, task_state.settings(folder)).classes for tag in found["tags"])
     assert predict.line(found).startswith("return/")
 
 
@@ -171,7 +174,7 @@ def test_text_becomes_a_unit_vector_and_a_pair_its_cosine(tiny_bert, tmp_path):
 
 
 def test_trial_without_an_adapter_is_told_with_those_that_have_one(classified):
-    from lorasweep.study import Study
+    from lorasweep.study.study import Study
 
     opened = Study.open(classified.parent)
     (classified / "adapter").rename(classified / "away")
@@ -180,4 +183,4 @@ def test_trial_without_an_adapter_is_told_with_those_that_have_one(classified):
             winner.pick(opened)
     finally:
         (classified / "away").rename(classified / "adapter")
-    assert winner.pick(opened) == 0 == (outcome.read(classified) or {})["number"]
+    assert winner.pick(opened) == 0 == (read_result(classified) or {})["number"]

@@ -9,7 +9,7 @@ import transformers
 from conftest import wordpiece
 from test_packed import EXACT, always_together, close, double, run, spec_of, trainer, workload
 
-from lorasweep import engine, kept, prefix
+from lorasweep.training import engine, prefix_cache, tensor_store
 
 __all__ = ["always_together", "double"]
 
@@ -58,7 +58,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def both(task: str, folder: Path, trials: list[tuple[str, ...]], width: int, *more: str) -> prefix.Prefix:
+def both(task: str, folder: Path, trials: list[tuple[str, ...]], width: int, *more: str) -> prefix_cache.Prefix:
     """Run trials with kept states and without, compare, and return what kept them."""
     on, off = (ran([(*one, *last) for one in trials], width, task, folder, *more) for last in ((), (OFF,)))
     assert not off[1].costs
@@ -80,7 +80,7 @@ def texts(example) -> list[list[int]]:
     return example.target[0] if isinstance(example.target, tuple) and isinstance(example.target[0], list) else []
 
 
-def depths(found: prefix.Prefix) -> set[int]:
+def depths(found: prefix_cache.Prefix) -> set[int]:
     """Return of how many layers states were read."""
     return {depth for depth, cost in found.costs.items() if cost.read}
 
@@ -200,7 +200,7 @@ def test_layers_that_later_ones_look_back_at_are_not_left_out(folders, caplog):
 
 
 def test_states_on_disk_give_the_same_as_those_in_memory(folders, double, tmp_path, monkeypatch):
-    monkeypatch.setattr(kept, "SEGMENT", 40_000)
+    monkeypatch.setattr(tensor_store, "SEGMENT", 40_000)
     folder = folders["bert"]
     small = (*LATE, "train.prefix_cache_gib=0.00004")
     work = workload("seq_cls", folder)
@@ -217,20 +217,20 @@ def test_states_on_disk_give_the_same_as_those_in_memory(folders, double, tmp_pa
 
 
 def test_full_store_keeps_what_it_has_and_the_rest_is_computed(folders, double, monkeypatch):
-    monkeypatch.setattr(kept, "SEGMENT", 30_000)
+    monkeypatch.setattr(tensor_store, "SEGMENT", 30_000)
     found = both("seq_cls", folders["bert"], [(*LATE, "train.prefix_cache_gib=0.00008")], 1)
     assert found.store.full and len(found.store._places) > 5
 
 
 def test_disk_with_little_room_is_left_alone(tmp_path, monkeypatch):
-    store = kept.Store(tmp_path)
-    monkeypatch.setattr(kept, "SPARE", 2**60)
+    store = tensor_store.Store(tmp_path)
+    monkeypatch.setattr(tensor_store, "SPARE", 2**60)
     assert not store.put((1, b"a"), torch.ones(4)) and store.full
 
 
 def test_store_keeps_any_type_bit_for_bit(monkeypatch):
-    monkeypatch.setattr(kept, "SEGMENT", 64)
-    store, values = kept.Store(None), {}
+    monkeypatch.setattr(tensor_store, "SEGMENT", 64)
+    store, values = tensor_store.Store(None), {}
     store.budget = 2**12
     for i, dtype in enumerate((torch.bfloat16, torch.float32, torch.float64, torch.float16)):
         values[i, b""] = torch.randn(3 + i, 5).to(dtype)
@@ -240,13 +240,13 @@ def test_store_keeps_any_type_bit_for_bit(monkeypatch):
 
 
 def test_reading_that_takes_longer_than_computing_is_given_up(folders, monkeypatch):
-    monkeypatch.setattr(prefix.Cost, "a_token", property(lambda self: 1e-12))
+    monkeypatch.setattr(prefix_cache.Cost, "a_token", property(lambda self: 1e-12))
     _, found = ran([(*LATE, "train.max_steps=30")], 1, "seq_cls", folders["bert"])
-    assert found.costs[2].reads == prefix.LOOK_AT
+    assert found.costs[2].reads == prefix_cache.LOOK_AT
 
 
 def test_saved_seconds_are_those_of_the_tokens_that_were_read(folders, monkeypatch):
-    monkeypatch.setattr(prefix.Cost, "a_token", property(lambda self: 1.0))
+    monkeypatch.setattr(prefix_cache.Cost, "a_token", property(lambda self: 1.0))
     made = trainer(spec_of("seq_cls", folders["bert"], *LATE), workload("seq_cls", folders["bert"]))
     todo, ended = [engine.Job(i, spec_of("seq_cls", folders["bert"], *LATE)) for i in (1, 0)], []
     made.width = 1

@@ -8,8 +8,14 @@ from conftest import bert
 from test_packed import DROPPED, EXACT, OPTIONS, PLAIN, alone, close, run, spec_of, trainer, workload
 from torch import nn
 
-from lorasweep import adapter, engine, group, lora_config, memory, model, outcome, pace, quant, retry
 from lorasweep.errors import ConfigError
+from lorasweep.lora import adapter, peft_config
+from lorasweep.memory import estimate, out_of_memory
+from lorasweep.models import base_model, quantization
+from lorasweep.packing import pass_cost
+from lorasweep.runner import outcome, preflight
+from lorasweep.training import engine
+from lorasweep.training import workload as workload_module
 
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra `quant`)")
 
@@ -38,12 +44,12 @@ def wide_bert(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def always_together(monkeypatch):
-    monkeypatch.setattr(pace, "overhead", lambda *a: float("inf"))
+    monkeypatch.setattr(pass_cost, "overhead", lambda *a: float("inf"))
 
 
-def base_of(folder, kind: str, task: str = "seq_cls", *more: str) -> model.Base:
+def base_of(folder, kind: str, task: str = "seq_cls", *more: str) -> base_model.Base:
     spec, work = spec_of(task, folder, f"model.quantization={kind}", *more), workload(task, folder)
-    return model.load(spec.model, spec.train, work.task, work.tokenizer)
+    return base_model.load(spec.model, spec.train, work.task, work.tokenizer)
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
@@ -63,7 +69,7 @@ def test_linear_layers_are_quantised_and_new_heads_and_embeddings_are_not(tiny_b
 def test_new_cross_attention_of_a_joined_decoder_is_not_quantised(tiny_bert):
     spec = spec_of("seq_2_seq_lm", tiny_bert, f"model.decoder={tiny_bert}", "model.quantization=nf4")
     work = workload("seq_2_seq_lm", tiny_bert, f"model.decoder={tiny_bert}")
-    base = model.load(spec.model, spec.train, work.task, work.tokenizer)
+    base = base_model.load(spec.model, spec.train, work.task, work.tokenizer)
     assert any("crossattention" in n for n in base.missing)
     assert not [n for n in base.small if any(n.startswith(m) for m in base.missing)]
     assert any(n.startswith("decoder.") for n in base.small) and any(n.startswith("encoder.") for n in base.small)
@@ -75,7 +81,7 @@ def test_weight_read_back_is_near_the_exact_one(tiny_bert, kind):
     exact = base.exact()
     for name in base.small:
         layer = base.model.get_submodule(name)
-        found = quant.reader(layer)(torch.float32)
+        found = quantization.reader(layer)(torch.float32)
         if kind == "int8":
             expected = bnb.functional.int8_vectorwise_dequant(layer.weight.data, layer.weight.SCB)
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
@@ -86,7 +92,7 @@ def test_weight_read_back_is_near_the_exact_one(tiny_bert, kind):
 def test_wide_weight_is_read_back_as_bitsandbytes_does():
     layer = bnb.nn.Linear4bit(128, 32, quant_type="nf4", compress_statistics=False).to("cpu")
     expected = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-    assert torch.equal(quant.reader(layer)(torch.float32), expected)
+    assert torch.equal(quantization.reader(layer)(torch.float32), expected)
 
 
 def test_double_quantisation_is_what_the_key_says(tiny_bert):
@@ -101,7 +107,7 @@ def test_double_quantisation_is_what_the_key_says(tiny_bert):
 def test_frozen_product_and_its_input_gradient_are_those_of_the_weight_read_back(tiny_bert, kind):
     layer = base_of(tiny_bert, kind).model.bert.encoder.layer[0].intermediate.dense
     plain = nn.Linear(layer.in_features, layer.out_features)
-    plain.weight.data, plain.bias.data = quant.reader(layer)(torch.float32), layer.bias.data
+    plain.weight.data, plain.bias.data = quantization.reader(layer)(torch.float32), layer.bias.data
     x = torch.randn(3, 5, layer.in_features)
     slopes = []
     for module in (layer, plain):
@@ -156,7 +162,7 @@ def test_packed_trials_share_a_quantised_base_and_equal_solo_ones(tiny_bert, wid
     small = {n: made.base.model.get_submodule(n).weight for n in made.base.small}
     before = {n: w.data.clone() for n, w in small.items()}
     found = run(made, [engine.Job(i, s) for i, s in enumerate(specs)], 3)
-    assert made.limits.most == retry.MOST_SLOTS, "they did not share their passes"
+    assert made.limits.most == out_of_memory.MOST_SLOTS, "they did not share their passes"
     for i, spec in enumerate(specs):
         close(found[i], alone(spec, work, i), EXACT)
     for name, weight in small.items():
@@ -178,7 +184,7 @@ def test_language_model_trains_on_a_quantised_bf16_base(tiny_llama, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("option", ["plain", "loftq", "bias_all", "dora"])
 def test_saved_adapter_scores_the_same_on_the_base_quantised_again(tiny_bert, wide_bert, tmp_path, option, kind):
-    own = OPTIONS.get(option, ("lora.init_lora_weights=loftq", f"lora.loftq_bits={quant.BITS[kind]}"))
+    own = OPTIONS.get(option, ("lora.init_lora_weights=loftq", f"lora.loftq_bits={quantization.BITS[kind]}"))
     folder = wide_bert if option == "dora" else tiny_bert
     spec, work = spec_of("seq_cls", folder, *own, f"model.quantization={kind}"), workload("seq_cls", folder)
     made, jobs = trainer(spec, work), [engine.Job(0, spec)]
@@ -195,27 +201,27 @@ def test_saved_adapter_scores_the_same_on_the_base_quantised_again(tiny_bert, wi
 
 
 def test_dora_on_rows_that_a_cpu_reads_wrongly_is_refused_before_anything_trains(tiny_bert, monkeypatch):
-    monkeypatch.setattr(quant, "misreads", lambda width: width == 32)
+    monkeypatch.setattr(quantization, "misreads", lambda width: width == 32)
     keys = ("lora.use_dora=true", "model.quantization=nf4")
     words = r"lora\.use_dora: bitsandbytes reads the NF4 weights of 'bert\..*' wrongly on this CPU, in rows of 32"
     with pytest.raises(ConfigError, match=words):
-        group.preflight([spec_of("seq_cls", tiny_bert, *keys, "lora.target_modules=qv")])
+        preflight.preflight([spec_of("seq_cls", tiny_bert, *keys, "lora.target_modules=qv")])
     for other in ("lora.use_dora=false", "model.quantization=int8", "model.quantization=none"):
-        group.preflight([spec_of("seq_cls", tiny_bert, *keys, other)])
+        preflight.preflight([spec_of("seq_cls", tiny_bert, *keys, other)])
     spec, work = spec_of("seq_cls", tiny_bert, *keys), workload("seq_cls", tiny_bert)
-    base = model.skeleton(spec.model, work.task, work.tokenizer)
-    assert lora_config.misread(spec.lora, spec.task_type, base, torch.device("cuda")) == []
-    monkeypatch.setattr(quant, "misreads", lambda width: False)
-    assert lora_config.misread(spec.lora, spec.task_type, base, torch.device("cpu")) == []
+    base = base_model.skeleton(spec.model, work.task, work.tokenizer)
+    assert peft_config.misread(spec.lora, spec.task_type, base, torch.device("cuda")) == []
+    monkeypatch.setattr(quantization, "misreads", lambda width: False)
+    assert peft_config.misread(spec.lora, spec.task_type, base, torch.device("cpu")) == []
 
 
 def test_wrong_reading_is_found_by_trying_it(monkeypatch):
-    quant.misreads.cache_clear()
+    quantization.misreads.cache_clear()
     read = bnb.functional.dequantize_4bit
     wrong = lambda stored, state: read(stored, state) * (1.5 if state.shape[-1] == 32 else 1.0)  # noqa: E731
     monkeypatch.setattr(bnb.functional, "dequantize_4bit", wrong)
-    assert quant.misreads(32) and not quant.misreads(128)
-    quant.misreads.cache_clear()
+    assert quantization.misreads(32) and not quantization.misreads(128)
+    quantization.misreads.cache_clear()
 
 
 # --- LoftQ -----------------------------------------------------------------------------------------------------------
@@ -231,9 +237,11 @@ def outputs(net, work) -> torch.Tensor:
 @pytest.mark.parametrize("alpha", [4, 32])
 def test_loftq_starts_nearer_to_the_exact_base_whatever_alpha_is(tiny_bert, kind, alpha):
     more = ("lora.r=16", f"lora.lora_alpha={alpha}", "lora.init_lora_weights=loftq")
-    spec = spec_of("seq_cls", tiny_bert, *more, f"lora.loftq_bits={quant.BITS[kind]}", f"model.quantization={kind}")
+    spec = spec_of(
+        "seq_cls", tiny_bert, *more, f"lora.loftq_bits={quantization.BITS[kind]}", f"model.quantization={kind}"
+    )
     work, base = workload("seq_cls", tiny_bert), base_of(tiny_bert, kind)
-    exact = model.load(replace(spec.model, quantization="none"), spec.train, work.task, work.tokenizer).model.bert
+    exact = base_model.load(replace(spec.model, quantization="none"), spec.train, work.task, work.tokenizer).model.bert
     expected, plain = outputs(exact, work), outputs(base.model.bert, work)
     attached = adapter.attach(base, spec.lora, spec.task_type, 0)
     started = outputs(attached.peft_model.base_model.model.bert, work)
@@ -274,24 +282,27 @@ def test_two_loftq_trials_share_a_quantised_base_and_a_pass(tiny_bert):
 )
 def test_what_a_quantised_base_cannot_do_is_refused_before_it_trains(tiny_bert, more, words):
     spec, work = spec_of("seq_cls", tiny_bert, "model.quantization=nf4", *more), workload("seq_cls", tiny_bert)
-    for base in (model.skeleton(spec.model, work.task, work.tokenizer), base_of(tiny_bert, "nf4")):
-        assert any(words in p for p in lora_config.problems(spec.lora, spec.task_type, base)), base.small
+    for base in (base_model.skeleton(spec.model, work.task, work.tokenizer), base_of(tiny_bert, "nf4")):
+        assert any(words in p for p in peft_config.problems(spec.lora, spec.task_type, base)), base.small
     if "modules_to_save" not in more[0]:
         with pytest.raises(ConfigError, match=words.split(":")[0]):
             adapter.attach(base, spec.lora, spec.task_type, 0)
     free = spec_of("seq_cls", tiny_bert, *more)
-    assert lora_config.problems(free.lora, free.task_type, model.skeleton(free.model, work.task, work.tokenizer)) == []
+    assert (
+        peft_config.problems(free.lora, free.task_type, base_model.skeleton(free.model, work.task, work.tokenizer))
+        == []
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_skeleton_knows_what_will_be_quantised(tiny_bert, tiny_llama, kind):
     for folder, task in ((tiny_bert, "seq_cls"), (tiny_llama, "causal_lm"), (tiny_bert, "token_cls")):
         spec, work = spec_of(task, folder, f"model.quantization={kind}"), workload(task, folder)
-        assert model.skeleton(spec.model, work.task, work.tokenizer).small == base_of(folder, kind, task).small
+        assert base_model.skeleton(spec.model, work.task, work.tokenizer).small == base_of(folder, kind, task).small
 
 
 def test_missing_bitsandbytes_is_told(tiny_bert, monkeypatch):
-    monkeypatch.setattr(quant.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(quantization.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install lorasweep\[quant\]"):
         base_of(tiny_bert, "nf4")
 
@@ -306,35 +317,35 @@ def test_missing_bitsandbytes_is_told(tiny_bert, monkeypatch):
     ],
 )
 def test_any_point_that_needs_missing_bitsandbytes_is_refused_before_one_trains(tiny_bert, monkeypatch, keys, lacks):
-    monkeypatch.setattr(quant.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(quantization.importlib.util, "find_spec", lambda name: None)
     points = [spec_of("seq_cls", tiny_bert), spec_of("seq_cls", tiny_bert, *keys)]
     if not lacks:
-        group.preflight(points)
+        preflight.preflight(points)
         return
     with pytest.raises(ConfigError) as refused:
-        group.preflight(points)
+        preflight.preflight(points)
     assert refused.value.problems == [f"{lacks} needs bitsandbytes; run `pip install lorasweep[quant]`"]
 
 
 def test_groups_of_another_quantisation_are_apart(tiny_bert):
     kinds = ("none", "nf4", "int8")
-    keys = {group.key(spec_of("seq_cls", tiny_bert, f"model.quantization={k}")) for k in kinds}
-    keys.add(group.key(spec_of("seq_cls", tiny_bert, "model.quantization=nf4", "model.double_quant=false")))
+    keys = {workload_module.key(spec_of("seq_cls", tiny_bert, f"model.quantization={k}")) for k in kinds}
+    keys.add(workload_module.key(spec_of("seq_cls", tiny_bert, "model.quantization=nf4", "model.double_quant=false")))
     assert len(keys) == 4
 
 
 def test_read_back_model_is_ordinary_and_computes_the_same(tiny_bert):
     base, work = base_of(tiny_bert, "nf4"), workload("seq_cls", tiny_bert)
     before = outputs(base.model.bert, work)
-    quant.read_back(base.model)
-    assert not quant.quantised(base.model) and torch.equal(outputs(base.model.bert, work), before)
+    quantization.read_back(base.model)
+    assert not quantization.quantised(base.model) and torch.equal(outputs(base.model.bert, work), before)
 
 
 @pytest.mark.parametrize("more", [("nf4",), ("nf4", "model.double_quant=false"), ("int8",)])
 def test_estimate_counts_the_weights_as_they_will_be_kept(tiny_llama, more):
     keys = (f"model.quantization={more[0]}", *more[1:])
     spec, work = spec_of("causal_lm", tiny_llama, *keys), workload("causal_lm", tiny_llama)
-    found = memory.estimate(spec, work.task, work.tokenizer, work.examples).parts["weights"] * 2**30
+    found = estimate.estimate(spec, work.task, work.tokenizer, work.examples).parts["weights"] * 2**30
     base = base_of(tiny_llama, more[0], "causal_lm", *more[1:])
     kept = sum(p.numel() * p.element_size() for p in {*base.model.parameters(), *base.model.buffers()})
     for name in base.small:

@@ -9,9 +9,9 @@ import torch
 import transformers
 from conftest import wordpiece
 
-from lorasweep import data, readers
+from lorasweep.config.spec import DataSpec, TaskSpec
+from lorasweep.data import dataset, readers
 from lorasweep.errors import ConfigError
-from lorasweep.spec import DataSpec, TaskSpec
 from lorasweep.tasks import make
 from lorasweep.tasks.question_ans import (
     MAX_ANSWER_TOKENS,
@@ -49,7 +49,7 @@ ROWS = [
 def fitted(rows=ROWS) -> QuestionAns:
     task = make(TaskSpec(name="QUESTION_ANS"))
     assert isinstance(task, QuestionAns)
-    assert task.fit(data.Data(splits={s: rows for s in data.SPLITS}, fingerprint="", name="")) == []
+    assert task.fit(dataset.Data(splits={s: rows for s in dataset.SPLITS}, fingerprint="", name="")) == []
     return task
 
 
@@ -77,7 +77,7 @@ def test_every_answer_of_xquad_is_found_again(language):
     if not path.is_file():
         pytest.skip(f"needs {path}")
     spec = DataSpec(source="squad", path=str(path), max_tokens=384)
-    found = data.load(spec, fitted().columns(spec), "QUESTION_ANS")
+    found = dataset.load(spec, fitted().columns(spec), "QUESTION_ANS")
     titles = [{r["group"] for r in rows} for rows in found.splits.values()]
     assert all(titles) and sum(map(len, titles)) == 48
     rows = [r for split in found.splits.values() for r in split][:400]
@@ -225,7 +225,7 @@ def test_few_misplaced_answers_are_left_out_with_a_note_and_many_refused():
     assert task.encode([half], wordpiece(), DataSpec())[0].info.answers == ("308",)
     rows = [*ROWS, wrong]
     problems = make(TaskSpec(name="QUESTION_ANS")).fit(
-        data.Data(splits={s: rows for s in data.SPLITS}, fingerprint="", name="")
+        dataset.Data(splits={s: rows for s in dataset.SPLITS}, fingerprint="", name="")
     )
     assert len(problems) == 3 and "at most 5% may" in problems[0]
 
@@ -276,13 +276,13 @@ def test_columns_take_both_forms_of_answers_and_keep_a_context_together(tmp_path
     rows = [{"q": f"q{i}", "context": f"a b {i // 5}", "answers": forms[i % 5]} for i in range(300)]
     path.write_text("\n".join(json.dumps(r) for r in rows))
     spec = DataSpec(source="jsonl", path=str(path), question_column="q")
-    found = data.load(spec, fitted().columns(spec), "QUESTION_ANS")
+    found = dataset.load(spec, fitted().columns(spec), "QUESTION_ANS")
     contexts = [{r["context"] for r in split} for split in found.splits.values()]
     assert sum(map(len, contexts)) == 60 and "hash of the context" in found.notes[0]
     every = [r for split in found.splits.values() for r in split]
     assert {json.dumps(r["answers"]) for r in every} == {"[]", '[{"text": "b", "start": 2}]'}
     spec = DataSpec(source="jsonl", path=str(path), question_column="q", group_column="q")
-    assert "hash of the group" in data.load(spec, fitted().columns(spec), "QUESTION_ANS").notes[0]
+    assert "hash of the group" in dataset.load(spec, fitted().columns(spec), "QUESTION_ANS").notes[0]
 
 
 @pytest.mark.parametrize("answers", ["b", {"text": ["b"]}, {"text": ["b"], "answer_start": []}, [{"text": "b"}], [3]])
@@ -291,11 +291,11 @@ def test_answers_in_no_known_form_are_refused_by_row(tmp_path, answers):
     path.write_text(json.dumps({"question": "q", "context": "a b", "answers": answers}))
     spec = DataSpec(source="jsonl", path=str(path))
     with pytest.raises(ConfigError, match=r"row 1: 'answers' "):
-        data.load(spec, fitted().columns(spec), "QUESTION_ANS")
+        dataset.load(spec, fitted().columns(spec), "QUESTION_ANS")
 
 
 def test_built_in_rows_have_their_answer_in_place_and_no_module_on_two_sides():
-    found = data.load(DataSpec(), {}, "QUESTION_ANS")
+    found = dataset.load(DataSpec(), {}, "QUESTION_ANS")
     rows = [r for split in found.splits.values() for r in split]
     assert len(rows) >= 200
     assert all(r["context"].startswith(a["text"], a["start"]) for r in rows for a in r["answers"])

@@ -19,8 +19,13 @@ from test_packed import (  # noqa: F401
     workload,
 )
 
-from lorasweep import compose, engine, group, memory, model, recompute
+from lorasweep.config import compose
 from lorasweep.errors import ConfigError
+from lorasweep.memory import estimate
+from lorasweep.models import base_model
+from lorasweep.packing import gradient_checkpointing
+from lorasweep.runner import preflight
+from lorasweep.training import engine
 
 ON = ("train.gradient_checkpointing=true",)
 SOME = ["plain", "dropout", "bias_all", "lora_bias", "embeddings", "pissa_dropout", "dora", "micro_batches"]
@@ -81,7 +86,7 @@ def test_estimate_tells_of_the_memory_that_is_spared(tiny_bert, slots):
     gib = []
     for own in ((), ON):
         spec, work = spec_of("seq_cls", tiny_bert, "lora.lora_dropout=0.1", *own), workload("seq_cls", tiny_bert)
-        found = memory.estimate(spec, work.task, work.tokenizer, work.examples, slots=slots)
+        found = estimate.estimate(spec, work.task, work.tokenizer, work.examples, slots=slots)
         assert found.counted
         gib.append(found.parts["activations"])
     assert gib[1] < 0.75 * gib[0]
@@ -123,17 +128,17 @@ def test_layers_compute_twice_and_keep_less(tiny_bert, slots):
 
 def test_model_without_such_layers_is_refused_before_training(tiny_bert, monkeypatch):
     spec = spec_of("seq_cls", tiny_bert, *ON)
-    monkeypatch.setattr(recompute, "blocks", lambda _: [])
+    monkeypatch.setattr(gradient_checkpointing, "blocks", lambda _: [])
     with pytest.raises(ConfigError, match="BertForSequenceClassification marks no layer"):
-        group.preflight([spec])
+        preflight.preflight([spec])
 
 
 def test_layers_are_as_before_afterwards(tiny_bert):
     spec = compose.compose_trial(["task_type=seq_cls", f"model.pretrained={tiny_bert}", *SMALL])
     work = workload("seq_cls", tiny_bert)
-    base = model.skeleton(spec.model, work.task, work.tokenizer).model
-    found = recompute.blocks(base)
+    base = base_model.skeleton(spec.model, work.task, work.tokenizer).model
+    found = gradient_checkpointing.blocks(base)
     assert len(found) == 2
-    with recompute.on(base, []):
+    with gradient_checkpointing.on(base, []):
         assert all("forward" in vars(b) for b in found)
     assert not any("forward" in vars(b) for b in found)

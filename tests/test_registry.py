@@ -11,17 +11,21 @@ import mlflow
 import numpy as np
 import pytest
 
-from lorasweep import cli, compose, mirror, predict, registry, scores
+from lorasweep.cli import main
+from lorasweep.config import compose
 from lorasweep.errors import ConfigError, MlflowDown
-from lorasweep.registry import Score
-from lorasweep.study import Study
+from lorasweep.serving import model_registry, predict
+from lorasweep.serving.model_registry import Score
+from lorasweep.study import example_scores
+from lorasweep.study.study import Study
+from lorasweep.tracking import mlflow_store
 
 SMALL = ["train.max_steps=2", "train.batch_size=8", "data.max_train_samples=64", "data.max_eval_samples=32"]
 
 
 def study(outputs: Path, model: Path, name: str, *overrides: str) -> Path:
     own = [f"model.pretrained={model}", "model.sha256=null", "model.pooling=model", f"outputs={outputs}"]
-    assert cli.main([*own, *SMALL, f"study={name}", *overrides]) == 0
+    assert main.main([*own, *SMALL, f"study={name}", *overrides]) == 0
     return outputs / name
 
 
@@ -95,7 +99,7 @@ def test_second_winner_within_noise_is_challenger(registered):
 
 def test_same_winner_is_logged_once(registered):
     opened = Study.open(registered / "one")
-    assert registry.log_winner(opened, opened.spec([*opened.space.fixed])) == ""
+    assert model_registry.log_winner(opened, opened.spec([*opened.space.fixed])) == ""
     assert len(client(registered).search_model_versions("name='py'")) == 2
 
 
@@ -105,17 +109,17 @@ def test_sync_fills_another_store_and_says_where_it_cannot(registered, monkeypat
 
     words = ["sync", str(registered / "one"), f"tracking.uri=sqlite:///{registered}/other.db"]
     with monkeypatch.context() as broken:
-        broken.setattr(mirror.Mirror, "push", down)
-        assert cli.main(words) == 1
+        broken.setattr(mlflow_store.Mirror, "push", down)
+        assert main.main(words) == 1
     assert "no answer" in capsys.readouterr().out
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
     other = mlflow.MlflowClient(f"sqlite:///{registered}/other.db")
     runs = other.search_runs([other.get_experiment_by_name("lorasweep").experiment_id])
     assert sorted(r.data.tags["kind"] for r in runs) == ["study", "trial"]
     (study,) = (r for r in runs if r.data.tags["kind"] == "study")
     (best,) = re.findall(r"\[trial \d\]\(#/runs/(\w+)\)", study.data.tags["mlflow.note.content"])
     assert best in {r.info.run_id for r in runs if r.data.tags["kind"] == "trial"}
-    assert cli.main(["sync", str(registered / "one"), "lora.r=8"]) == 1
+    assert main.main(["sync", str(registered / "one"), "lora.r=8"]) == 1
     assert "sync: takes a study and tracking.uri=..., got 'lora.r=8'" in capsys.readouterr().err
 
 
@@ -124,15 +128,15 @@ def test_sync_logs_and_registers_a_model_that_mlflow_missed(tiny_bert, tmp_path,
         raise MlflowDown("no answer")
 
     with monkeypatch.context() as broken:
-        broken.setattr(registry.Registry, "_model", down)
+        broken.setattr(model_registry.Registry, "_model", down)
         study(tmp_path, tiny_bert, "late", "tracking.register=late")
     assert "the model was not logged: no answer" in capsys.readouterr().out
-    assert cli.main(["sync", str(tmp_path / "late")]) == 0
+    assert main.main(["sync", str(tmp_path / "late")]) == 0
     told = capsys.readouterr().out
     assert f"model in MLflow: models:/{model_id(tmp_path, 'late')}" in told
     assert "registered as late version 1, champion: the first" in told
     assert client(tmp_path).get_logged_model(model_id(tmp_path, "late")).status == "READY"
-    assert cli.main(["sync", str(tmp_path / "late")]) == 0
+    assert main.main(["sync", str(tmp_path / "late")]) == 0
     assert "model in MLflow" not in capsys.readouterr().out
     assert len(client(tmp_path).search_model_versions("name='late'")) == 1
 
@@ -140,14 +144,14 @@ def test_sync_logs_and_registers_a_model_that_mlflow_missed(tiny_bert, tmp_path,
 def test_study_does_not_fail_by_mlflow(registered):
     opened = Study.open(registered / "one")
     spec = opened.spec([*opened.space.fixed, "tracking.uri=http://127.0.0.1:9"])
-    assert "the model was not logged" in registry.log_winner(opened, spec)
+    assert "the model was not logged" in model_registry.log_winner(opened, spec)
 
 
 def test_nothing_is_logged_where_tracking_or_log_model_is_off(registered):
     opened = Study.open(registered / "two")
     (registered / "two" / "model.json").unlink()
     for off in (["tracking=none"], ["tracking.log_model=false", "tracking.register=null"]):
-        assert registry.log_winner(opened, opened.spec([*opened.space.fixed, *off])) == ""
+        assert model_registry.log_winner(opened, opened.spec([*opened.space.fixed, *off])) == ""
 
 
 def score(folder: Path, value: float, error: float | None, maximize: bool = True, data: str = "d") -> Score:
@@ -173,20 +177,22 @@ def test_same_examples_are_compared_one_by_one(tmp_path):
     """Of 100 examples 60 and 66 are right, the second a superset: apart they are within noise, paired they are not."""
     for name, right in (("a", 60), ("b", 66)):
         (tmp_path / name).mkdir()
-        made = scores.Scores("accuracy", scores.RATIO, np.arange(100), np.arange(100) < right, np.ones(100))
+        made = example_scores.Scores(
+            "accuracy", example_scores.RATIO, np.arange(100), np.arange(100) < right, np.ones(100)
+        )
         written(tmp_path / name, made)
     champion, ours = score(tmp_path / "a", 0.60, 0.05), score(tmp_path / "b", 0.66, 0.05)
     assert ours.beats(champion)[0]
     assert not score(tmp_path / "b", 0.66, 0.05, data="other").beats(champion)[0]
 
 
-def written(folder: Path, found: scores.Scores) -> None:
+def written(folder: Path, found: example_scores.Scores) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     columns = {"row": found.rows, "score": np.asarray(found.first, float), "of": np.asarray(found.second, float)}
     told = {"metric": found.metric, "kind": found.kind}
-    pq.write_table(pa.table(columns).replace_schema_metadata(told), folder / scores.NAME)
+    pq.write_table(pa.table(columns).replace_schema_metadata(told), folder / example_scores.NAME)
 
 
 def test_version_that_is_not_ours_leaves_its_alias(tmp_path):

@@ -9,7 +9,9 @@ import pytest
 from mlflow import MlflowClient
 from test_tracking import Server, in_file, in_mlflow, remembered
 
-from lorasweep import cli, compose, ledger, tracking
+from lorasweep.cli import main
+from lorasweep.config import compose
+from lorasweep.tracking import outbox, runs
 
 USER, PASSWORD = "sweeper", "a-long-pass-of-ours"
 SMALL = ["train.max_steps=4", "train.eval_every=2", "data.max_train_samples=64", "data.max_eval_samples=32"]
@@ -34,8 +36,8 @@ def guarded(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr("lorasweep.sender.RETRY_S", 0.5)
-    monkeypatch.setattr("lorasweep.tracking._senders", {})
+    monkeypatch.setattr("lorasweep.tracking.sender.RETRY_S", 0.5)
+    monkeypatch.setattr("lorasweep.tracking.runs._senders", {})
 
 
 def sign_in(monkeypatch, password: str) -> None:
@@ -45,7 +47,7 @@ def sign_in(monkeypatch, password: str) -> None:
 
 def swept(tiny_bert: Path, outputs: Path, uri: str) -> int:
     model = [f"model.pretrained={tiny_bert}", "model.sha256=null"]
-    return cli.main(["-m", "lora.r=2,4", *model, *SMALL, f"outputs={outputs}", "study=s", f"tracking.uri={uri}"])
+    return main.main(["-m", "lora.r=2,4", *model, *SMALL, f"outputs={outputs}", "study=s", f"tracking.uri={uri}"])
 
 
 @pytest.mark.slow
@@ -55,12 +57,12 @@ def test_study_on_a_guarded_server_is_whole(guarded, tiny_bert, tmp_path, monkey
     client = MlflowClient(guarded.uri)
     study = client.get_run(remembered(tmp_path / "s").run_id)
     assert study.info.status == "FINISHED"
-    assert "**Best**" in study.data.tags[ledger.NOTE]
+    assert "**Best**" in study.data.tags[outbox.NOTE]
     for number in range(2):
         folder = tmp_path / "s" / str(number)
         result = json.loads((folder / "result.json").read_text())
         run = client.get_run(remembered(folder).run_id)
-        objective = Counter([(ledger.OBJECTIVE, 0, result["metric"]["value"])])
+        objective = Counter([(outbox.OBJECTIVE, 0, result["metric"]["value"])])
         assert in_mlflow(guarded.uri, folder) == in_file(folder) + objective
         assert run.data.tags["mlflow.parentRunId"] == study.info.run_id
         assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"adapter", "result.json"}
@@ -79,7 +81,7 @@ def test_wrong_password_stops_nothing_and_sync_sends_all_with_the_right_one(
     assert "not-the-password" not in caplog.text
 
     sign_in(monkeypatch, PASSWORD)
-    counts = tracking.sync(tmp_path / "s", compose.compose_trial([f"tracking.uri={guarded.uri}"]))
+    counts = runs.sync(tmp_path / "s", compose.compose_trial([f"tracking.uri={guarded.uri}"]))
     assert (counts.sent, counts.failed) == (3, 0), counts
     for number in range(2):
         folder = tmp_path / "s" / str(number)

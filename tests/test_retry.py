@@ -21,9 +21,14 @@ from test_packed import (  # noqa: F401
     workload,
 )
 
-from lorasweep import cli, compose, engine, model, pace, retry
+from lorasweep.cli import main
+from lorasweep.config import compose
 from lorasweep.errors import ConfigError
+from lorasweep.memory import out_of_memory
+from lorasweep.models import base_model
+from lorasweep.packing import pass_cost
 from lorasweep.tasks.seq_cls import SeqCls
+from lorasweep.training import engine
 
 ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
@@ -37,7 +42,7 @@ AUTO = ("train.micro_batch_size=auto", "train.batch_size=8")
 
 @pytest.fixture(autouse=True)
 def always_together(monkeypatch):
-    monkeypatch.setattr(pace, "overhead", lambda *a: float("inf"))
+    monkeypatch.setattr(pass_cost, "overhead", lambda *a: float("inf"))
 
 
 @pytest.fixture
@@ -189,19 +194,19 @@ def test_batches_whose_rows_need_each_other_are_not_divided(tiny_bert):
 def test_keys_that_are_named_make_the_memory_less(tiny_bert, monkeypatch):
     """Rows that need each other are not divided: auto would change nothing."""
     spec, work = spec_of("seq_cls", tiny_bert), workload("seq_cls", tiny_bert)
-    assert retry.keys(spec, 4, work.task)[0] == "train.micro_batch_size=auto"
+    assert out_of_memory.keys(spec, 4, work.task)[0] == "train.micro_batch_size=auto"
     pairs = workload("feature_extraction", tiny_bert)
-    assert retry.keys(spec, 4, pairs.task)[0] == "train.batch_size=2"
-    assert "size" not in retry.keys(spec, 1, pairs.task)[0]
+    assert out_of_memory.keys(spec, 4, pairs.task)[0] == "train.batch_size=2"
+    assert "size" not in out_of_memory.keys(spec, 1, pairs.task)[0]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert "model.device_map=auto" in retry.keys(spec, 4, work.task)
+    assert "model.device_map=auto" in out_of_memory.keys(spec, 4, work.task)
     spread = spec_of("seq_cls", tiny_bert, "model.device_map=auto")
-    assert "model.device_map=auto" not in retry.keys(spread, 4, work.task)
+    assert "model.device_map=auto" not in out_of_memory.keys(spread, 4, work.task)
 
 
 def test_other_errors_are_no_lack_of_memory():
     with pytest.raises(RuntimeError, match="size"):
-        retry.attempt(lambda: torch.ones(2) @ torch.ones(3))
+        out_of_memory.attempt(lambda: torch.ones(2) @ torch.ones(3))
 
 
 def test_nothing_is_left_of_what_did_not_fit(tiny_bert, small_memory):
@@ -223,7 +228,7 @@ def test_memory_of_a_failed_pass_is_free_before_the_next_one(tiny_bert, monkeypa
     """What the failed forward pass made is gone when the step is tried again."""
     spec, work = spec_of("seq_cls", tiny_bert, *AUTO), workload("seq_cls", tiny_bert)
     forward, alive = SeqCls.row_losses, []
-    monkeypatch.setattr(logging.getLogger("lorasweep.retry"), "disabled", True)
+    monkeypatch.setattr(logging.getLogger("lorasweep.memory.out_of_memory"), "disabled", True)
 
     def limited(task, model, batch):
         alive.append(sum(t.grad_fn is not None for t in tensors()))
@@ -249,7 +254,7 @@ def test_worker_goes_on_after_a_trial_that_does_not_fit(tiny_bert, tmp_path, sma
     small_memory(4)
     own = [f"model.pretrained={tiny_bert}", *SMALL, "tracking=none", f"outputs={tmp_path}", "study=s"]
     own.remove("train.batch_size=4")
-    assert cli.main(["-m", "train.batch_size=8,4", *own]) == 3
+    assert main.main(["-m", "train.batch_size=8,4", *own]) == 3
     results = [json.loads((tmp_path / "s" / n / "result.json").read_text()) for n in "01"]
     assert [r["state"] for r in results] == ["FAIL", "COMPLETE"]
     assert results[0]["reason"].startswith("out of memory: it needs about")
@@ -260,9 +265,9 @@ def test_trial_that_its_machine_refuses_fails_with_all_problems_in_one_line(tiny
     def refuse(*_):
         raise ConfigError(["train.device: first", "model.quantization: second"])
 
-    monkeypatch.setattr(model, "load", refuse)
+    monkeypatch.setattr(base_model, "load", refuse)
     own = [f"model.pretrained={tiny_bert}", *SMALL, "tracking=none", f"outputs={tmp_path}", "study=s"]
-    assert cli.main(own) == 3
+    assert main.main(own) == 3
     result = json.loads((tmp_path / "s" / "0" / "result.json").read_text())
     assert result["reason"] == "train.device: first; model.quantization: second"
 
@@ -271,9 +276,9 @@ def test_base_that_does_not_fit_fails_its_trial_with_the_estimate(tiny_bert, tmp
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(model, "load", full)
+    monkeypatch.setattr(base_model, "load", full)
     own = [f"model.pretrained={tiny_bert}", *SMALL, "tracking=none", f"outputs={tmp_path}", "study=s"]
-    assert cli.main(own) == 3
+    assert main.main(own) == 3
     result = json.loads((tmp_path / "s" / "0" / "result.json").read_text())
     assert result["state"] == "FAIL" and result["reason"].startswith("out of memory: it needs about")
     assert "torch.OutOfMemoryError" in result["traceback"]

@@ -9,7 +9,10 @@ import torch
 import transformers
 from conftest import wordpiece
 
-from lorasweep import adapter, compose, engine, evaluate, group, lora_config, model
+from lorasweep.config import compose
+from lorasweep.lora import adapter, peft_config
+from lorasweep.models import base_model
+from lorasweep.training import engine, evaluation, workload
 
 TASKS = ["seq_cls", "causal_lm", "seq_2_seq_lm", "token_cls", "question_ans", "feature_extraction"]
 
@@ -83,8 +86,8 @@ def trial(task: str, folder: Path, more: tuple[str, ...]):
 
 
 @cache
-def workload(task: str, folder: Path) -> group.Workload:
-    return group.workload(
+def workload(task: str, folder: Path) -> workload.Workload:
+    return workload.workload(
         compose.compose_trial(
             [
                 f"task_type={task}",
@@ -120,13 +123,16 @@ def gap(found: torch.Tensor, expected: torch.Tensor) -> float:
 def check_round_trip(task: str, folder: Path, target: Path, *more: str) -> None:
     more = tuple(m.replace("LAST", LAST.get(task, "layer.1.output.dense")) for m in more)
     spec, work = trial(task, folder, more)
-    assert lora_config.problems(spec.lora, spec.task_type, model.skeleton(spec.model, work.task, work.tokenizer)) == []
+    assert (
+        peft_config.problems(spec.lora, spec.task_type, base_model.skeleton(spec.model, work.task, work.tokenizer))
+        == []
+    )
 
-    def load() -> model.Base:
-        return model.load(spec.model, spec.train, work.task, work.tokenizer)
+    def load() -> base_model.Base:
+        return base_model.load(spec.model, spec.train, work.task, work.tokenizer)
 
     base = load()
-    model.renew_missing(base, spec.train.seed)
+    base_model.renew_missing(base, spec.train.seed)
     untrained = outputs(base.model, work)
     todo = [engine.Job(0, spec)]
     for event in engine.Engine(base, work.task, work.prepared()).run(lambda: todo.pop() if todo else None):
@@ -178,17 +184,17 @@ def test_new_cross_attention_is_trained_and_saved(tiny_bert, tmp_path):
             "train.batch_size=8",
         ]
     )
-    work = group.workload(spec)
-    base = model.load(spec.model, spec.train, work.task, work.tokenizer)
+    work = workload.workload(spec)
+    base = base_model.load(spec.model, spec.train, work.task, work.tokenizer)
     assert any("crossattention" in name for name in base.missing)
     todo = [engine.Job(0, spec)]
     for event in engine.Engine(base, work.task, work.prepared()).run(lambda: todo.pop() if todo else None):
         if isinstance(event, engine.TrialEnded):
-            trained = evaluate.predict(
+            trained = evaluation.predict(
                 event.attached.peft_model.base_model.model, work.task, work.examples["eval"], spec.train, 0
             )
             adapter.save(event.attached, tmp_path)
-    fresh = model.load(spec.model, spec.train, work.task, work.tokenizer)
+    fresh = base_model.load(spec.model, spec.train, work.task, work.tokenizer)
     reloaded = adapter.reload(tmp_path, fresh, spec.lora, spec.task_type).base_model.model
-    again = evaluate.predict(reloaded, work.task, work.examples["eval"], spec.train, 0)
+    again = evaluation.predict(reloaded, work.task, work.examples["eval"], spec.train, 0)
     assert [p["loss"] for p in again] == pytest.approx([p["loss"] for p in trained], rel=1e-5)

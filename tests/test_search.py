@@ -6,8 +6,8 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from lorasweep import search, space
-from lorasweep.spec import SearchSpec
+from lorasweep.config.spec import SearchSpec
+from lorasweep.search import pruners, samplers, space
 
 SAMPLERS = ("random", "tpe", "gp", "cmaes", "qmc", "nsga2")
 MIXED = {
@@ -38,9 +38,9 @@ class Queue:
     def claim(self) -> tuple[int, dict]:
         trial_id = self.store.create_new_trial(self.optuna._study_id)
         view = optuna.load_study(study_name="s", storage=self.store)
-        view.sampler = search.make_sampler(self.spec, self.number)
+        view.sampler = samplers.make_sampler(self.spec, self.number)
         self.number += 1
-        return trial_id, search.suggest(optuna.Trial(view, trial_id), self.space)
+        return trial_id, samplers.suggest(optuna.Trial(view, trial_id), self.space)
 
     def end(self, trial_id: int, value: float, state: TrialState = TrialState.COMPLETE) -> None:
         self.store.set_trial_intermediate_value(trial_id, 1, value)
@@ -82,10 +82,10 @@ def test_several_objectives_and_pruned_trials_go_together(sampler):
 
 def test_cmaes_refuses_what_it_cannot_search():
     spec = SearchSpec(sampler="cmaes", objectives=["trainable"])
-    assert "one objective" in search.problems(spec, mixed())[0]
+    assert "one objective" in samplers.problems(spec, mixed())[0]
     names, _ = space.read(["lora.bias=none,all"])
-    assert "got none" in search.problems(SearchSpec(sampler="cmaes"), names)[0]
-    assert search.problems(SearchSpec(sampler="cmaes"), mixed()) == []
+    assert "got none" in samplers.problems(SearchSpec(sampler="cmaes"), names)[0]
+    assert samplers.problems(SearchSpec(sampler="cmaes"), mixed()) == []
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -93,8 +93,8 @@ def test_trials_draw_unlike_and_the_same_number_draws_alike(sampler):
     where = mixed()
 
     def first(number: int, seed: int = 0) -> dict:
-        study = optuna.create_study(sampler=search.make_sampler(SearchSpec(sampler=sampler, seed=seed), number))
-        return search.suggest(optuna.Trial(study, study._storage.create_new_trial(study._study_id)), where)
+        study = optuna.create_study(sampler=samplers.make_sampler(SearchSpec(sampler=sampler, seed=seed), number))
+        return samplers.suggest(optuna.Trial(study, study._storage.create_new_trial(study._study_id)), where)
 
     drawn = [first(n) for n in range(6)]
     assert len({str(p) for p in drawn}) == 6
@@ -130,11 +130,11 @@ def test_tpe_beats_random_on_a_bowl():
 
 def test_fixed_values_of_a_recipe_are_kept():
     where = mixed()
-    study = optuna.create_study(sampler=search.make_sampler(SearchSpec(sampler="tpe"), 0))
+    study = optuna.create_study(sampler=samplers.make_sampler(SearchSpec(sampler="tpe"), 0))
     waiting = optuna.create_trial(state=TrialState.WAITING, system_attrs={"fixed_params": {"lora.r": 32}})
     trial_id = study._storage.create_new_trial(study._study_id, template_trial=waiting)
     study._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
-    assert search.suggest(optuna.Trial(study, trial_id), where)["lora.r"] == 32
+    assert samplers.suggest(optuna.Trial(study, trial_id), where)["lora.r"] == 32
 
 
 def test_lookup_decides_conditions_on_keys_that_do_not_vary():
@@ -144,19 +144,19 @@ def test_lookup_decides_conditions_on_keys_that_do_not_vary():
     def drawn(lookup) -> dict:
         study = optuna.create_study()
         trial_id = study._storage.create_new_trial(study._study_id)
-        return search.suggest(optuna.Trial(study, trial_id), where, lookup)
+        return samplers.suggest(optuna.Trial(study, trial_id), where, lookup)
 
     assert drawn(None) == {}
     assert set(drawn(lambda key: {"train.epochs": 9}[key])) == {"lora.lora_alpha"}
 
 
 def test_value_lies_in_its_distribution_or_not():
-    found = search.distributions(mixed())
+    found = samplers.distributions(mixed())
     inside = {"lora.r": 5, "lora.lora_dropout": 0.3, "train.learning_rate": 1e-4, "lora.init_lora_weights": True}
     outside = {"lora.r": 4.5, "lora.lora_dropout": 0.35, "train.learning_rate": 1, "lora.init_lora_weights": 1}
-    assert all(search.holds(found[k], v) for k, v in inside.items())
-    assert not any(search.holds(found[k], v) for k, v in outside.items())
-    assert not search.holds(found["lora.r"], "8") and not search.holds(found["lora.r"], True)
+    assert all(samplers.holds(found[k], v) for k, v in inside.items())
+    assert not any(samplers.holds(found[k], v) for k, v in outside.items())
+    assert not samplers.holds(found["lora.r"], "8") and not samplers.holds(found["lora.r"], True)
 
 
 # --- pruners ---------------------------------------------------------------------------------------------------------
@@ -178,12 +178,12 @@ def curve(quality: float, step: int) -> float:
 def run(spec: SearchSpec, qualities: list[float]) -> list[FrozenTrial]:
     """Run trials one after another whose metric, maximised, nears its quality; every step is an evaluation."""
     queue = Queue(spec, mixed(), maximize=True)
-    pruner = search.make_pruner(spec, STEPS)
+    pruner = pruners.make_pruner(spec, STEPS)
     for quality in qualities:
         trial_id, _ = queue.claim()
         for step in range(1, STEPS + 1):
             queue.store.set_trial_intermediate_value(trial_id, step, curve(quality, step))
-            if search.should_prune(pruner, queue.optuna, queue.store.get_trial(trial_id)):
+            if pruners.should_prune(pruner, queue.optuna, queue.store.get_trial(trial_id)):
                 queue.store.set_trial_state_values(trial_id, TrialState.PRUNED)
                 break
         else:
@@ -214,15 +214,15 @@ def test_pruner_waits_for_finished_trials_and_for_min_steps(pruner):
 @pytest.mark.parametrize("maximize", [True, False])
 def test_trials_that_come_to_a_rung_together_are_judged_against_each_other(maximize):
     spec = SearchSpec(pruner="asha", reduction_factor=4)
-    queue, pruner = Queue(spec, mixed(), maximize=maximize), search.make_pruner(spec, STEPS)
+    queue, pruner = Queue(spec, mixed(), maximize=maximize), pruners.make_pruner(spec, STEPS)
     values = [0.3, 0.8, 0.1, 0.2, 0.7, 0.5, 0.6, 0.4]
     ids = [queue.claim()[0] for _ in values]
     for trial_id, value in zip(ids, values, strict=True):
         queue.store.set_trial_intermediate_value(trial_id, 1, value)
 
     def goes_on(i: int) -> bool:
-        trial, rungs = queue.store.get_trial(ids[i]), search.rungs(spec, STEPS)
-        return not search.should_prune(pruner, queue.optuna, trial, rungs)
+        trial, rungs = queue.store.get_trial(ids[i]), pruners.rungs(spec, STEPS)
+        return not pruners.should_prune(pruner, queue.optuna, trial, rungs)
 
     expected = {1, 4} if maximize else {2, 3}
     assert {i for i in range(len(values)) if goes_on(i)} == expected, "the best quarter, the first has no advantage"
@@ -236,8 +236,8 @@ def test_trials_of_another_study_do_not_count_for_pruners():
     queue.end(trial_id, 0.9)
     trial_id, _ = queue.claim()
     queue.store.set_trial_intermediate_value(trial_id, 1, 0.1)
-    pruner = search.make_pruner(spec, STEPS)
-    assert not search.should_prune(pruner, queue.optuna, queue.store.get_trial(trial_id))
+    pruner = pruners.make_pruner(spec, STEPS)
+    assert not pruners.should_prune(pruner, queue.optuna, queue.store.get_trial(trial_id))
 
 
 def test_no_pruner_prunes_nothing():
@@ -245,11 +245,11 @@ def test_no_pruner_prunes_nothing():
 
 
 def test_rungs_are_where_successive_halving_decides():
-    assert search.rungs(SearchSpec(pruner="asha"), 160) == {10, 40}
-    assert search.rungs(SearchSpec(pruner="hyperband", min_steps=3, reduction_factor=3), 100) == {3, 9, 27, 81}
-    assert search.rungs(SearchSpec(pruner="asha"), 5) == {1, 4}
-    assert search.rungs(SearchSpec(pruner="asha", min_steps=500), 100) == frozenset()
-    assert search.rungs(SearchSpec(pruner="median"), 100) == frozenset()
+    assert pruners.rungs(SearchSpec(pruner="asha"), 160) == {10, 40}
+    assert pruners.rungs(SearchSpec(pruner="hyperband", min_steps=3, reduction_factor=3), 100) == {3, 9, 27, 81}
+    assert pruners.rungs(SearchSpec(pruner="asha"), 5) == {1, 4}
+    assert pruners.rungs(SearchSpec(pruner="asha", min_steps=500), 100) == frozenset()
+    assert pruners.rungs(SearchSpec(pruner="median"), 100) == frozenset()
 
 
 @pytest.mark.parametrize("total", [1, 2, 15, 1000])
@@ -260,5 +260,5 @@ def test_pruner_takes_any_number_of_steps(pruner, total):
         queue = Queue(spec, mixed())
         trial_id, _ = queue.claim()
         queue.store.set_trial_intermediate_value(trial_id, total, 1.0)
-        made = search.make_pruner(spec, total)
-        assert not search.should_prune(made, queue.optuna, queue.store.get_trial(trial_id))
+        made = pruners.make_pruner(spec, total)
+        assert not pruners.should_prune(made, queue.optuna, queue.store.get_trial(trial_id))

@@ -14,8 +14,15 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from lorasweep import adapter, cli, compose, ledger, model, tasks, tracking
+from lorasweep import tasks
+from lorasweep.cli import main
+from lorasweep.config import compose, sweep_file
+from lorasweep.config.overrides import override_text
+from lorasweep.credentials import keep_credentials, redact
 from lorasweep.errors import ConfigError
+from lorasweep.lora import adapter
+from lorasweep.models import base_model
+from lorasweep.tracking import runs
 
 SECRETS = {
     "HF_TOKEN": "hf_QpLmZxNvBcRtYuWoKd",
@@ -68,7 +75,7 @@ def broken_sweep_here(words: list[str], folder: Path, monkeypatch, capfd) -> dic
     """Return what this process says when it runs BREAKS in a folder, without a start of Python."""
     for name, value in (SECRETS | {"MLFLOW_TRACKING_USERNAME": ""}).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(tracking, "_senders", {})
+    monkeypatch.setattr(runs, "_senders", {})
     monkeypatch.setattr(adapter, "attach", adapter.attach)
     monkeypatch.setattr(sys, "argv", ["-c", ",".join(SECRETS), *words])
     monkeypatch.chdir(folder)
@@ -114,7 +121,7 @@ def test_no_secret_is_written_by_trials_that_end_well_or_fail(store, tiny_bert, 
 def test_no_secret_is_in_what_a_refused_command_says(words, tiny_bert, tmp_path, monkeypatch, capfd):
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
-    assert cli.main([*arguments(tiny_bert, tmp_path / "outputs"), *words]) == 1
+    assert main.main([*arguments(tiny_bert, tmp_path / "outputs"), *words]) == 1
     told = capfd.readouterr()
     assert "ConfigError" in told.err
     assert found_in({"stdout": told.out.encode(), "stderr": told.err.encode()} | everything(tmp_path)) == []
@@ -122,7 +129,7 @@ def test_no_secret_is_in_what_a_refused_command_says(words, tiny_bert, tmp_path,
 
 def test_password_of_a_database_that_mlflow_uses_goes_to_the_environment(monkeypatch):
     monkeypatch.setenv("PGPASSWORD", "")
-    kept = tracking.keep_credentials("tracking.uri=postgresql+psycopg://me:pa%40ss@host/db")
+    kept = keep_credentials("tracking.uri=postgresql+psycopg://me:pa%40ss@host/db")
     assert (kept, os.environ["PGPASSWORD"]) == ("tracking.uri=postgresql+psycopg://me@host/db", "pa@ss")
 
 
@@ -130,7 +137,7 @@ def test_words_that_are_no_secret_stay(monkeypatch):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "tokenizers-parallel")
     monkeypatch.setenv("HF_TOKEN", "short")
     text = "tokenizers-parallel, short, lora.r=8, http://127.0.0.1:5000"
-    assert ledger.redact(text) == text
+    assert redact(text) == text
 
 
 # --- what a checkpoint may do ----------------------------------------------------------------------------------------
@@ -152,11 +159,11 @@ class Model(BertForSequenceClassification):\n    config_class = Config\n"
     return folder
 
 
-def load(folder: Path, tokenizer: Path, *overrides: str) -> model.Base:
+def load(folder: Path, tokenizer: Path, *overrides: str) -> base_model.Base:
     trial = compose.compose_trial([f"model.pretrained={folder}", "model.sha256=null", *overrides])
     task = tasks.make(trial.task_type)
     task.model_kwargs = dict  # type: ignore[method-assign]
-    return model.load(trial.model, trial.train, task, transformers.AutoTokenizer.from_pretrained(tokenizer))
+    return base_model.load(trial.model, trial.train, task, transformers.AutoTokenizer.from_pretrained(tokenizer))
 
 
 def test_code_of_a_checkpoint_runs_only_when_asked(with_code, tiny_bert, tmp_path, monkeypatch):
@@ -203,7 +210,7 @@ BAD_NAMES = [
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_name_of_a_study_cannot_lead_out_of_the_outputs_folder(name):
     with pytest.raises(ConfigError, match="study: must be letters"):
-        compose.compose_trial([f"study={compose.override_text(name)}"])
+        compose.compose_trial([f"study={override_text(name)}"])
 
 
 @pytest.mark.parametrize("name", ["console", "nullable", "com", "a" * 200, "2.x_y-z"])
@@ -229,7 +236,7 @@ def test_name_that_is_a_folders_everywhere_is_taken(name):
 )
 def test_value_that_names_no_file_and_no_model_is_refused_in_words(key, value, words):
     with pytest.raises(ConfigError, match=re.escape(words)):
-        model.source(compose.compose_trial([f"{key}={compose.override_text(value)}"]).model)
+        base_model.source(compose.compose_trial([f"{key}={override_text(value)}"]).model)
 
 
 HOSTILE = ["../../escape", "/tmp/escape", "NUL", "a" * 300, "<script>"]
@@ -249,11 +256,11 @@ def test_whatever_data_and_names_hold_files_stay_in_the_outputs_folder(tiny_bert
         "tracking.register=con",
         "tracking.experiment=../../x",
     ]
-    assert cli.main(words) == 0
-    assert cli.main(["export", "outputs/s"]) == 0
-    assert cli.main(["extend", "outputs/s", "study=../../x", "lora.r=2,8"]) == 1
-    assert cli.main(["add", "outputs/s", "--like", "../0"]) == 1
-    assert cli.main(["export", "outputs/s", "--trial", "../0"]) == 1
+    assert main.main(words) == 0
+    assert main.main(["export", "outputs/s"]) == 0
+    assert main.main(["extend", "outputs/s", "study=../../x", "lora.r=2,8"]) == 1
+    assert main.main(["add", "outputs/s", "--like", "../0"]) == 1
+    assert main.main(["export", "outputs/s", "--trial", "../0"]) == 1
     new = everything(tmp_path).keys() - before
     assert "some/where/outputs/s/export-0/README.md" in new or "some/where/outputs/s/export-1/README.md" in new
     assert [name for name in new if not name.startswith("some/where/outputs/")] == []
@@ -263,7 +270,7 @@ def test_whatever_data_and_names_hold_files_stay_in_the_outputs_folder(tiny_bert
 @pytest.mark.parametrize("name", ["../x", "/tmp/x", "x\0", "x\0.yaml", "x" * 300, "x" * 300 + ".yaml"])
 def test_name_of_a_sweep_that_is_no_file_is_refused(name):
     with pytest.raises(ConfigError, match="--sweep: "):
-        compose.sweep_file(name)
+        sweep_file.sweep_file(name)
 
 
 @pytest.mark.parametrize("group", ["model", "data"])
@@ -274,7 +281,7 @@ def test_name_of_a_preset_that_is_none_is_refused(group, name):
 
 
 def test_name_of_a_databases_study_cannot_lead_out_of_the_outputs_folder(tmp_path, capsys):
-    assert cli.main(["work", "postgresql://nobody@127.0.0.1:1/none", "study=../../x", f"outputs={tmp_path}"]) == 1
+    assert main.main(["work", "postgresql://nobody@127.0.0.1:1/none", "study=../../x", f"outputs={tmp_path}"]) == 1
     assert "study: must be letters" in capsys.readouterr().err
 
 
@@ -286,12 +293,12 @@ def test_ui_listens_on_this_machine_alone(tmp_path, monkeypatch):
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", run)
-    assert cli.main(["ui", f"outputs={tmp_path}"]) == 0
+    assert main.main(["ui", f"outputs={tmp_path}"]) == 0
     assert commands[0][commands[0].index("--host") + 1] == "127.0.0.1"
 
 
 def test_ui_of_a_server_is_the_servers_own(tmp_path, capsys):
-    assert cli.main(["ui", "tracking.uri=http://me:pa55word-of-uri@127.0.0.1:1"]) == 0
+    assert main.main(["ui", "tracking.uri=http://me:pa55word-of-uri@127.0.0.1:1"]) == 0
     told = capsys.readouterr().out
     assert "http://127.0.0.1:1 is a server" in told
     assert "pa55word" not in told

@@ -7,10 +7,12 @@ import torch
 import transformers
 from conftest import wordpiece
 
-from lorasweep import adapter, corpus, data, model
+from lorasweep.config.spec import DataSpec, LoraSpec, ModelSpec, TaskSpec, TrainSpec
+from lorasweep.data import builtin, dataset
 from lorasweep.errors import ConfigError
-from lorasweep.spec import DataSpec, LoraSpec, ModelSpec, TaskSpec, TrainSpec
-from lorasweep.tasks import generation, head, make
+from lorasweep.lora import adapter
+from lorasweep.models import base_model
+from lorasweep.tasks import generation, lm_head, make
 from lorasweep.tasks.seq_2_seq_lm import Seq2SeqLM
 from lorasweep.tasks.task import IGNORE
 
@@ -57,9 +59,9 @@ def bart() -> torch.nn.Module:
     return built
 
 
-def two_berts(folder: Path) -> model.Base:
+def two_berts(folder: Path) -> base_model.Base:
     spec = ModelSpec(pretrained=str(folder), decoder=str(folder))
-    return model.load(spec, TrainSpec(device="cpu"), task_of(), wordpiece())
+    return base_model.load(spec, TrainSpec(device="cpu"), task_of(), wordpiece())
 
 
 def batches(task: Seq2SeqLM, built, spec: DataSpec | None = None):
@@ -77,7 +79,7 @@ def built(request, tiny_bert):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_loss_is_that_of_transformers(built, monkeypatch):
-    monkeypatch.setattr(head, "CHUNK_LOGITS", 4 * len(wordpiece()))
+    monkeypatch.setattr(lm_head, "CHUNK_LOGITS", 4 * len(wordpiece()))
     built.requires_grad_(False)
     task = task_of()
     for batch in batches(task, built):
@@ -108,7 +110,7 @@ def test_gradients_are_those_of_full_logits(tiny_bert, monkeypatch):
     found = []
     for full in (False, True):
         if full:
-            monkeypatch.setattr(head, "is_frozen", lambda _: False)
+            monkeypatch.setattr(lm_head, "is_frozen", lambda _: False)
         attached.peft_model.zero_grad()
         task.row_losses(net, batch).sum().backward()
         found.append([p.grad.clone() for p in attached.parameters() if p.grad is not None])
@@ -163,7 +165,7 @@ def test_new_parts_are_drawn_from_the_seed(tiny_bert):
     key = base.model.get_submodule(next(n for n in base.missing if n.endswith("self.key"))).weight
     drawn = []
     for seed in (1, 2, 1):
-        model.renew_missing(base, seed)
+        base_model.renew_missing(base, seed)
         drawn.append(key.clone())
     assert torch.equal(drawn[0], drawn[2]) and not torch.equal(drawn[0], drawn[1])
 
@@ -185,7 +187,7 @@ def test_adapter_reloads_onto_a_fresh_base_with_equal_logits(tiny_bert, tmp_path
 
 def test_skeleton_has_the_names_of_the_loaded_model(tiny_bert):
     spec = ModelSpec(pretrained=str(tiny_bert), decoder=str(tiny_bert))
-    bare = model.skeleton(spec, task_of(), wordpiece()).model
+    bare = base_model.skeleton(spec, task_of(), wordpiece()).model
     loaded = two_berts(tiny_bert).model
     assert [n for n, _ in bare.named_modules()] == [n for n, _ in loaded.named_modules()]
     assert next(bare.parameters()).is_meta
@@ -195,9 +197,9 @@ def test_decoder_is_for_seq_2_seq_lm_and_needs_cross_attention(tiny_bert, tiny_l
     train = TrainSpec(device="cpu")
     spec = ModelSpec(pretrained=str(tiny_bert), decoder=str(tiny_bert))
     with pytest.raises(ConfigError, match=r"model\.decoder: only for SEQ_2_SEQ_LM"):
-        model.load(spec, train, make(TaskSpec(name="FEATURE_EXTRACTION")), wordpiece())
+        base_model.load(spec, train, make(TaskSpec(name="FEATURE_EXTRACTION")), wordpiece())
     with pytest.raises(ConfigError, match=r"model\.decoder: LlamaForCausalLM cannot have cross-attention"):
-        model.load(ModelSpec(pretrained=str(tiny_bert), decoder=str(tiny_llama)), train, task_of(), wordpiece())
+        base_model.load(ModelSpec(pretrained=str(tiny_bert), decoder=str(tiny_llama)), train, task_of(), wordpiece())
 
 
 # --- generated text --------------------------------------------------------------------------------------------------
@@ -242,16 +244,16 @@ def test_bleu_by_hand():
 
 
 def test_builtin_rows_name_functions_and_do_not_give_the_name_away():
-    rows = corpus.naming()
+    rows = builtin.naming()
     assert len(rows) > 500
     assert len({r["source"].casefold() for r in rows}) == len(rows)
-    assert corpus.in_words("_getHTTPFile_names2") == "get http file names 2"
+    assert builtin.in_words("_getHTTPFile_names2") == "get http file names 2"
 
 
 @pytest.mark.skipif(not E2E.is_dir(), reason="the E2E data are not in ../shared/data")
 def test_targets_of_one_source_stay_in_one_split():
     spec = DataSpec(source="csv", path=str(E2E), train_split="devset", test_split="testset_w_refs")
-    found = data.load(spec, {"source": "mr", "target": "ref"}, "SEQ_2_SEQ_LM")
+    found = dataset.load(spec, {"source": "mr", "target": "ref"}, "SEQ_2_SEQ_LM")
     assert sum(map(len, found.splits.values())) == 4672 + 4693
     train, held = ({r["source"] for r in found.splits[s]} for s in ("train", "eval"))
     assert train and held and not train & held

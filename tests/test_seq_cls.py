@@ -7,10 +7,11 @@ from conftest import wordpiece
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from lorasweep import data
-from lorasweep.spec import DataSpec, TaskSpec
-from lorasweep.tasks import make, maximize
+from lorasweep.config.spec import DataSpec, TaskSpec
+from lorasweep.data import dataset
+from lorasweep.tasks import make
 from lorasweep.tasks.seq_cls import SeqCls
+from lorasweep.tasks.task import maximize
 
 LABELS = {
     "single_label": ["cat", "dog", "cow", "dog", "cat", "dog"],
@@ -27,8 +28,8 @@ def rows_of(kind: str) -> list[dict]:
 def fit(rows, problem_type: str = "auto", **splits) -> tuple[SeqCls, list[str]]:
     task = make(TaskSpec(name="SEQ_CLS", problem_type=problem_type))
     assert isinstance(task, SeqCls)
-    parts = {s: rows for s in data.SPLITS} | splits
-    return task, task.fit(data.Data(splits=parts, fingerprint="", name=""))
+    parts = {s: rows for s in dataset.SPLITS} | splits
+    return task, task.fit(dataset.Data(splits=parts, fingerprint="", name=""))
 
 
 def fitted(kind: str) -> SeqCls:
@@ -139,7 +140,7 @@ def test_baselines_are_the_trivial_answers():
         ("regression", {"mean_mse": float(torch.tensor([1.5, 2, -0.25, 4, 3, 0]).var(correction=0))}),
     ):
         task = fitted(kind)
-        splits = data.Data(splits={s: rows_of(kind) for s in data.SPLITS}, fingerprint="", name="")
+        splits = dataset.Data(splits={s: rows_of(kind) for s in dataset.SPLITS}, fingerprint="", name="")
         assert task.baseline(splits, "eval") == pytest.approx(expected)
 
 

@@ -5,9 +5,11 @@ import json
 
 import pytest
 
-from lorasweep import compose, condition, space
+from lorasweep.config import compose
+from lorasweep.config.overrides import group_options, parse
 from lorasweep.errors import ConfigError
-from lorasweep.space import Space
+from lorasweep.search import condition, space
+from lorasweep.search.space import Space
 
 CONDITIONAL = {
     "lora.init_lora_weights": "true,pissa",
@@ -67,7 +69,7 @@ def test_sweep_syntax_gives_its_values(override, values):
 
 
 def test_glob_lists_a_whole_group():
-    assert [p["model"] for p in sound("model=glob(*)").grid()] == compose.group_options("model")
+    assert [p["model"] for p in sound("model=glob(*)").grid()] == group_options("model")
 
 
 def test_shuffled_values_are_the_same_values():
@@ -306,7 +308,7 @@ def test_lines_give_back_the_values():
     names = {"list": ["query", "a,b"], "text": "it's, well", "yes": "true"}
     found = made({"lora.target_modules": {"choices": names}, "lora.exclude_modules": {"choices": [None, "8", "a b"]}})
     for point in found.grid():
-        parsed, wrong = compose.parse(found.line(point))
+        parsed, wrong = parse(found.line(point))
         assert wrong == []
         values = {o.key_or_group: o.value() for o in parsed}
         assert values["lora.target_modules"] == names[point["lora.target_modules"]]

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from lorasweep import scores, stats
-from lorasweep.scores import Scores
-from lorasweep.spec import TaskSpec
+from lorasweep.config.spec import TaskSpec
+from lorasweep.study import example_scores, significance
+from lorasweep.study.example_scores import Scores
 from lorasweep.tasks import make
 from lorasweep.tasks.feature_extraction import PAIR_METRICS
 
@@ -16,7 +16,7 @@ RNG = np.random.default_rng(0)
 def hits(count: int, right: int) -> Scores:
     marks = np.zeros(count)
     marks[:right] = 1
-    return Scores("accuracy", scores.RATIO, np.arange(count), marks, np.ones(count))
+    return Scores("accuracy", example_scores.RATIO, np.arange(count), marks, np.ones(count))
 
 
 @pytest.mark.parametrize(("count", "right"), [(100, 80), (1000, 500), (400, 20)])
@@ -24,8 +24,8 @@ def test_standard_error_of_a_share_is_the_binomial_one(count, right):
     share = right / count
     found = hits(count, right)
     expected = (share * (1 - share) / count) ** 0.5
-    assert stats.standard_error(found) == pytest.approx(expected, rel=0.08)
-    interval = stats.interval(found)
+    assert significance.standard_error(found) == pytest.approx(expected, rel=0.08)
+    interval = significance.interval(found)
     assert interval.low == pytest.approx(share - 1.96 * expected, abs=0.5 * expected)
     assert interval.high == pytest.approx(share + 1.96 * expected, abs=0.5 * expected)
 
@@ -34,18 +34,23 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
     covered = 0
     for _ in range(200):
         drawn = RNG.normal(1.0, 2.0, size=100)
-        covered += stats.interval(Scores("mse", scores.RATIO, np.arange(100), drawn, np.ones(100))).holds(1.0)
+        covered += significance.interval(
+            Scores("mse", example_scores.RATIO, np.arange(100), drawn, np.ones(100))
+        ).holds(1.0)
     assert 0.90 <= covered / 200 <= 0.99
 
 
 def test_same_predictions_differ_by_nothing():
-    gap = stats.paired([hits(50, 20)], [hits(50, 20)])
+    gap = significance.paired([hits(50, 20)], [hits(50, 20)])
     assert gap is not None
     assert (gap.value, gap.interval.low, gap.interval.high, gap.distinguishable) == (0, 0, 0, False)
 
 
 def test_clear_difference_is_told_apart_and_a_small_one_is_not():
-    clear, small = stats.paired([hits(200, 160)], [hits(200, 100)]), stats.paired([hits(200, 102)], [hits(200, 100)])
+    clear, small = (
+        significance.paired([hits(200, 160)], [hits(200, 100)]),
+        significance.paired([hits(200, 102)], [hits(200, 100)]),
+    )
     assert clear is not None and small is not None
     assert clear.value == pytest.approx(0.3) and clear.distinguishable and clear.interval.low > 0.2
     assert small.value == pytest.approx(0.01) and not small.distinguishable
@@ -53,20 +58,20 @@ def test_clear_difference_is_told_apart_and_a_small_one_is_not():
 
 def test_pairing_tells_apart_what_two_intervals_of_their_own_cannot():
     loss = RNG.exponential(1.0, size=300)
-    ours = Scores("loss", scores.RATIO, np.arange(300), loss, np.ones(300))
-    theirs = Scores("loss", scores.RATIO, np.arange(300), loss + RNG.normal(0.03, 0.05, 300), np.ones(300))
-    gap = stats.paired([ours], [theirs])
+    ours = Scores("loss", example_scores.RATIO, np.arange(300), loss, np.ones(300))
+    theirs = Scores("loss", example_scores.RATIO, np.arange(300), loss + RNG.normal(0.03, 0.05, 300), np.ones(300))
+    gap = significance.paired([ours], [theirs])
     assert gap is not None and gap.distinguishable
-    assert stats.interval(ours).holds(stats.metric(theirs))
+    assert significance.interval(ours).holds(significance.metric(theirs))
 
 
 def test_other_examples_cannot_be_paired():
-    assert stats.paired([hits(50, 20)], [hits(51, 20)]) is None
-    assert stats.paired([], [hits(51, 20)]) is None
+    assert significance.paired([hits(50, 20)], [hits(51, 20)]) is None
+    assert significance.paired([], [hits(51, 20)]) is None
 
 
 def test_interval_over_seeds_is_students():
-    spread = stats.spread([[1.0, 2.0, 3.0], [7.0]])
+    spread = significance.spread([[1.0, 2.0, 3.0], [7.0]])
     assert spread is not None and (spread.error, spread.free) == (1.0, 2)
     found = spread.around([1.0, 2.0, 3.0])
     assert (found.low, found.high) == (pytest.approx(2 - 4.3027 / 3**0.5, abs=1e-3), pytest.approx(4.4841, abs=1e-3))
@@ -74,33 +79,33 @@ def test_interval_over_seeds_is_students():
 
 
 def test_p_value_is_that_of_the_textbooks():
-    gap = stats.paired([hits(400, 220)], [hits(400, 200)])  # 20 of 400 differ, all one way
+    gap = significance.paired([hits(400, 220)], [hits(400, 200)])  # 20 of 400 differ, all one way
     assert gap is not None
     assert gap.p == pytest.approx(7.7e-6, rel=0.6)  # z = 0.05 / sqrt(0.05 * 0.95 / 400)
-    spread = stats.spread([[1.0, 2.0, 3.0]])
+    spread = significance.spread([[1.0, 2.0, 3.0]])
     assert spread is not None
     assert spread.apart([5.0], [1.0]).p == pytest.approx(0.1056, abs=1e-3)  # t = 4 / sqrt 2, 2 degrees of freedom
 
 
 def test_holm_keeps_all_comparisons_together_at_five_percent():
-    assert stats.holm([0.01, 0.04, 0.03]) == [True, False, False]
-    assert stats.holm([0.04]) == [True]
-    assert stats.holm([0.013, 0.03, 0.001, 0.04]) == [True, False, True, False]
-    assert stats.holm([]) == []
+    assert significance.holm([0.01, 0.04, 0.03]) == [True, False, False]
+    assert significance.holm([0.04]) == [True]
+    assert significance.holm([0.013, 0.03, 0.001, 0.04]) == [True, False, True, False]
+    assert significance.holm([]) == []
     false = 0
     for _ in range(400):  # ten comparisons, none of which is a difference
-        false += any(stats.holm(RNG.uniform(size=10).tolist()))
+        false += any(significance.holm(RNG.uniform(size=10).tolist()))
     assert 0.02 <= false / 400 <= 0.09
 
 
 def test_seeds_of_all_candidates_tell_two_apart():
     values = [[0.80, 0.82], [0.50, 0.52], [0.79, 0.81]]
-    spread = stats.spread(values)
+    spread = significance.spread(values)
     assert spread is not None
     assert spread.apart(values[0], values[1]).interval.low > 0
     assert spread.apart(values[0], values[2]).interval.holds(0)
-    assert stats.spread([[0.8], [0.5]]) is None
-    assert stats.spread([[0.8, 0.8], [0.5]]) is None  # that two runs were equal says little
+    assert significance.spread([[0.8], [0.5]]) is None
+    assert significance.spread([[0.8, 0.8], [0.5]]) is None  # that two runs were equal says little
 
 
 # --- each metric is the task's own -----------------------------------------------------------------------------------
@@ -198,11 +203,11 @@ def test_metric_from_the_parts_is_the_tasks_own(case, tmp_path, monkeypatch):
     monkeypatch.setattr(task, "readable", lambda record, p: "an answer")
     own = task.metrics(predictions)
     for metric, value in own.items():
-        scores.write(tmp_path, task, metric, predictions, [{}] * len(predictions))
-        found = scores.read(tmp_path)
+        example_scores.write(tmp_path, task, metric, predictions, [{}] * len(predictions))
+        found = example_scores.read(tmp_path)
         assert found is not None, metric
-        assert stats.metric(found) == pytest.approx(value, abs=1e-5), metric
-        assert 0 < stats.standard_error(found) < 100, metric
+        assert significance.metric(found) == pytest.approx(value, abs=1e-5), metric
+        assert 0 < significance.standard_error(found) < 100, metric
 
 
 def test_resampled_metric_is_the_tasks_own_on_that_resample():
@@ -215,24 +220,27 @@ def test_resampled_metric_is_the_tasks_own_on_that_resample():
 
 
 def assert_resampled(task, metric, predictions):
-    found = scores.of(task, metric, predictions)
-    weights = stats._weights(len(predictions))[5].astype(int)
+    found = example_scores.of(task, metric, predictions)
+    weights = significance._weights(len(predictions))[5].astype(int)
     again = [p for p, n in zip(predictions, weights, strict=True) for _ in range(n)]
-    assert stats.replicates(found)[5] == pytest.approx(task.metrics(again)[metric], abs=1e-5), metric
+    assert significance.replicates(found)[5] == pytest.approx(task.metrics(again)[metric], abs=1e-5), metric
 
 
 def test_trial_without_predictions_has_no_scores(tmp_path):
-    assert scores.read(tmp_path) is None
+    assert example_scores.read(tmp_path) is None
 
 
 @pytest.mark.parametrize("right", [0, 20])
 def test_all_right_or_all_wrong_is_not_certain(right):
     found = hits(20, right)
-    interval, far = stats.interval(found, found), 0.025 ** (1 / 20)  # the exact binomial bound: 0.83 for 20 of 20
+    interval, far = (
+        significance.interval(found, found),
+        0.025 ** (1 / 20),
+    )  # the exact binomial bound: 0.83 for 20 of 20
     assert (interval.low, interval.high) == pytest.approx((far, 1.0) if right else (0.0, 1 - far))
-    assert stats.standard_error(found) == pytest.approx((22 / 24 * 2 / 24 / 24) ** 0.5)
+    assert significance.standard_error(found) == pytest.approx((22 / 24 * 2 / 24 / 24) ** 0.5)
 
 
 def test_losses_are_no_shares():
-    gone = Scores("loss", scores.RATIO, np.arange(5), np.zeros(5), np.ones(5))
-    assert (stats.interval(gone), stats.standard_error(gone)) == (stats.Interval(0.0, 0.0), 0.0)
+    gone = Scores("loss", example_scores.RATIO, np.arange(5), np.zeros(5), np.ones(5))
+    assert (significance.interval(gone), significance.standard_error(gone)) == (significance.Interval(0.0, 0.0), 0.0)

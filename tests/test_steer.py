@@ -12,8 +12,12 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from lorasweep import cli, device, display, model, peak, worker
-from lorasweep.study import Study
+from lorasweep import console
+from lorasweep.cli import main
+from lorasweep.hardware import device, matmul_peak
+from lorasweep.models import base_model
+from lorasweep.runner import worker
+from lorasweep.study.study import Study
 
 SMALL = [
     "model.sha256=null",
@@ -35,7 +39,7 @@ def run(tiny_bert, tmp_path, monkeypatch):
 
     def ran(*words: str) -> int:
         given = {w.split("=")[0] for w in words}
-        return cli.main([*words, *(o for o in small if o.split("=")[0] not in given)])
+        return main.main([*words, *(o for o in small if o.split("=")[0] not in given)])
 
     return ran
 
@@ -45,7 +49,7 @@ def one_trial(tiny_bert, tmp_path_factory) -> Path:
     """Return the outputs folder of a study s of one trial of rank 1, made as `run` makes it."""
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(tmp_path_factory.mktemp("one_trial"))
-        assert cli.main(["lora.r=1", f"model.pretrained={tiny_bert}", *SMALL]) == 0
+        assert main.main(["lora.r=1", f"model.pretrained={tiny_bert}", *SMALL]) == 0
         return Path("outputs").resolve()
 
 
@@ -60,7 +64,7 @@ def states() -> list[str]:
 def test_status_shows_every_trial_and_the_best(run, capsys):
     assert run("lora.r=1,2", "search.target=0.0", "train.slots=1") == 0
     capsys.readouterr()
-    assert cli.main(["status", "outputs/s"]) == 0
+    assert main.main(["status", "outputs/s"]) == 0
     said = capsys.readouterr().out
     assert "1 complete  1 waiting" in said
     assert "no more trials begin: search.target=0 is reached by trial 0" in said
@@ -83,7 +87,7 @@ def test_asha_judges_the_trials_of_a_pass_when_all_were_evaluated(run, tiny_llam
 
 
 def test_worker_tells_all_trials_tokens_a_second_and_share_of_the_peak(run, capsys, monkeypatch):
-    monkeypatch.setattr(display, "LINE_EVERY_S", -1.0)
+    monkeypatch.setattr(console, "LINE_EVERY_S", -1.0)
     assert run("lora.r=1,2", "train.slots=2") == 0
     said = capsys.readouterr().out
     assert re.search(r"trial=1 lora.r=2 step=3/4 loss=\S+; all trials: [\d,]+ tokens/s, \d+% of the matmul peak", said)
@@ -91,11 +95,11 @@ def test_worker_tells_all_trials_tokens_a_second_and_share_of_the_peak(run, caps
 
 def test_worker_that_is_left_alone_takes_all_threads_and_its_share_counts_their_peak(run, monkeypatch):
     assert run("lora.r=1") == 0
-    assert cli.main(["add", "s", "lora.r=2"]) == 0
+    assert main.main(["add", "s", "lora.r=2"]) == 0
     asked, peaks = [], iter([1e12, 4e12])
     monkeypatch.setattr(Study, "sharing", lambda _: 1)
     monkeypatch.setattr(device, "divide_threads", lambda workers: asked.append(workers) or len(asked) == 1)
-    monkeypatch.setattr(peak, "peak_of", lambda _: next(peaks))
+    monkeypatch.setattr(matmul_peak, "peak_of", lambda _: next(peaks))
     worker.Worker(study(), divides=True).run()
     assert set(asked) == {1} and len(asked) >= 4, "at each event"
     result = json.loads((study().trial_folder(1) / "result.json").read_text())
@@ -104,8 +108,8 @@ def test_worker_that_is_left_alone_takes_all_threads_and_its_share_counts_their_
 
 def test_base_is_loaded_once_for_each_group_of_trials(run, monkeypatch):
     """The queue alternates between two groups; each is asked for as long as its base is there."""
-    loads, load = [], model.load
-    monkeypatch.setattr(model, "load", lambda *args: loads.append(args) or load(*args))
+    loads, load = [], base_model.load
+    monkeypatch.setattr(base_model, "load", lambda *args: loads.append(args) or load(*args))
     assert (
         run("train.learning_rate=1e-3,2e-3", "data.max_tokens=16,24", "train.slots=1", "tracking.log_model=false") == 0
     )
@@ -115,10 +119,10 @@ def test_base_is_loaded_once_for_each_group_of_trials(run, monkeypatch):
 
 def test_added_trial_waits_and_resume_runs_it(run, capsys):
     assert run("lora.r=1,2") == 0
-    assert cli.main(["add", "s", "lora.r=16", "lora.lora_dropout=0.1"]) == 0
+    assert main.main(["add", "s", "lora.r=16", "lora.lora_dropout=0.1"]) == 0
     assert "start one with: python -m lorasweep resume outputs/s" in capsys.readouterr().out
     assert states() == ["COMPLETE", "COMPLETE", "WAITING"]
-    assert cli.main(["resume", "outputs/s"]) == 0
+    assert main.main(["resume", "outputs/s"]) == 0
     assert states() == ["COMPLETE"] * 3
     config = json.loads((study().trial_folder(2) / "adapter" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_dropout"]) == (16, 0.1)
@@ -126,9 +130,9 @@ def test_added_trial_waits_and_resume_runs_it(run, capsys):
 
 def test_copy_of_a_trial_starts_from_its_weights(run, capsys):
     assert run("lora.r=2") == 0
-    assert cli.main(["add", "s", "--like", "0", "lora.r=4", "--from-weights"]) == 0
-    assert cli.main(["add", "s", "--like", "0", "lora.r=4"]) == 0
-    assert cli.main(["resume", "s"]) == 0
+    assert main.main(["add", "s", "--like", "0", "lora.r=4", "--from-weights"]) == 0
+    assert main.main(["add", "s", "--like", "0", "lora.r=4"]) == 0
+    assert main.main(["resume", "s"]) == 0
     assert "took" in (study().trial_folder(1) / "log.txt").read_text()
     first = [json.loads((study().trial_folder(n) / "metrics.jsonl").read_text().splitlines()[0]) for n in (1, 2)]
     assert first[0]["train_loss"] != first[1]["train_loss"]
@@ -165,7 +169,7 @@ def test_wrong_commands_are_told_and_change_nothing(run, one_trial, tmp_path, ca
     shutil.copytree(one_trial, tmp_path / "outputs")
     before = states()
     capsys.readouterr()
-    assert cli.main(words) == 1
+    assert main.main(words) == 1
     assert problem in capsys.readouterr().err
     assert states() == before == ["COMPLETE"]
 
@@ -173,18 +177,18 @@ def test_wrong_commands_are_told_and_change_nothing(run, one_trial, tmp_path, ca
 def test_resume_with_another_space_is_refused_with_the_difference(run, capsys):
     assert run("lora.r=1,2", "lora.lora_dropout=0.1") == 0
     capsys.readouterr()
-    assert cli.main(["resume", "s", "lora.r=2,4", "lora.lora_dropout=0.2"]) == 1
+    assert main.main(["resume", "s", "lora.r=2,4", "lora.lora_dropout=0.2"]) == 1
     said = capsys.readouterr().err
     assert "lora.r: was 1,2, is 2,4" in said
     assert "lora.lora_dropout: was 0.1, is 0.2" in said
     assert "extend outputs/s study=NAME" in said
-    assert cli.main(["resume", "s", "lora.r=1,2", "lora.lora_dropout=0.1"]) == 0
+    assert main.main(["resume", "s", "lora.r=1,2", "lora.lora_dropout=0.1"]) == 0
 
 
 def test_extend_copies_the_trials_and_runs_what_is_open(run, capsys):
     assert run("lora.r=1,2") == 0
     capsys.readouterr()
-    assert cli.main(["extend", "s", "study=t", "lora.r=2,4"]) == 0
+    assert main.main(["extend", "s", "study=t", "lora.r=2,4"]) == 0
     assert "1 of 2 trials of s lie in the new space" in capsys.readouterr().out
     new = Study.open(Path("outputs/t"))
     assert [t.user_attrs["swept"] for t in new.trials()] == [{"lora.r": 2}, {"lora.r": 4}]
@@ -194,12 +198,12 @@ def test_extend_copies_the_trials_and_runs_what_is_open(run, capsys):
 
 def test_extend_leaves_out_trials_of_another_configuration(run, capsys):
     assert run("lora.r=1,2") == 0
-    assert cli.main(["add", "s", "--like", "0", "lora.lora_dropout=0.2"]) == 0
-    assert cli.main(["resume", "s"]) == 0
+    assert main.main(["add", "s", "--like", "0", "lora.lora_dropout=0.2"]) == 0
+    assert main.main(["resume", "s"]) == 0
     capsys.readouterr()
-    assert cli.main(["extend", "s", "study=t", "lora.r=1,3"]) == 0
+    assert main.main(["extend", "s", "study=t", "lora.r=1,3"]) == 0
     assert "1 of 3 trials of s lie in the new space" in capsys.readouterr().out
-    assert cli.main(["extend", "s", "study=longer", "lora.r=1,3", "train.max_steps=6"]) == 0
+    assert main.main(["extend", "s", "study=longer", "lora.r=1,3", "train.max_steps=6"]) == 0
     assert "0 of 3 trials of s lie in the new space" in capsys.readouterr().out
     numbers = [json.loads(p.read_text())["number"] for p in sorted(Path("outputs/t").glob("*/result.json"))]
     assert numbers == [0, 1]
@@ -207,7 +211,7 @@ def test_extend_leaves_out_trials_of_another_configuration(run, capsys):
 
 def test_longer_grid_takes_the_points_that_were_left_out(run):
     assert run("lora.r=1,2,3", "search.trials=2") == 0
-    assert cli.main(["resume", "s", "search.trials=3"]) == 0
+    assert main.main(["resume", "s", "search.trials=3"]) == 0
     assert [t.user_attrs["swept"]["lora.r"] for t in study().trials()] == [1, 2, 3]
 
 
@@ -215,19 +219,19 @@ def test_study_is_the_same_from_another_folder(run, tmp_path, monkeypatch):
     assert run("lora.r=1,2", "search.target=0.0", "train.slots=1") == 0
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert cli.main(["resume", str(tmp_path / "outputs" / "s")]) == 0  # the target is reached: nothing more runs
-    assert cli.main(["add", str(tmp_path / "outputs" / "s"), "lora.r=3"]) == 0
-    assert cli.main(["work", str(tmp_path / "outputs" / "s")]) == 0
+    assert main.main(["resume", str(tmp_path / "outputs" / "s")]) == 0  # the target is reached: nothing more runs
+    assert main.main(["add", str(tmp_path / "outputs" / "s"), "lora.r=3"]) == 0
+    assert main.main(["work", str(tmp_path / "outputs" / "s")]) == 0
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_trial_whose_point_cannot_be_drawn_fails_with_its_traceback(run, monkeypatch):
-    from lorasweep import search
+    from lorasweep.search import samplers
 
     def broken(*_):
         raise RuntimeError("no point")
 
-    monkeypatch.setattr(search, "suggest", broken)
+    monkeypatch.setattr(samplers, "suggest", broken)
     assert run("lora.r=interval(1,8)", "search.sampler=random", "search.trials=2") == 3
     assert states() == ["FAIL", "FAIL"]
     result = json.loads((study().trial_folder(0) / "result.json").read_text())
@@ -256,7 +260,7 @@ def test_sweep_file_of_ones_own_is_found_here_and_by_path(run, tmp_path, capsys)
 def test_more_trials_of_a_sampler_go_on_where_it_stopped(run):
     space = ["train.learning_rate=tag(log,interval(1e-4,1e-2))", "search.sampler=random"]
     assert run(*space, "search.trials=2") == 0
-    assert cli.main(["resume", "s", "search.trials=3"]) == 0
+    assert main.main(["resume", "s", "search.trials=3"]) == 0
     assert states() == ["COMPLETE"] * 3
     assert len({t.params["train.learning_rate"] for t in study().trials()}) == 3
 
@@ -291,11 +295,11 @@ def test_study_in_a_database_is_run_and_joined_from_elsewhere(run, postgres, cap
     assert run("lora.r=1,2", f"search.storage={postgres}", "study=far") == 0
     assert "postgresql" in json.loads(Path("outputs/far/study.json").read_text())["storage"]
     assert not Path("outputs/far/journal.log").exists()
-    assert cli.main(["add", postgres, "study=far", "lora.r=3"]) == 0
-    assert cli.main(["work", postgres, "study=far", "outputs=elsewhere"]) == 0
+    assert main.main(["add", postgres, "study=far", "lora.r=3"]) == 0
+    assert main.main(["work", postgres, "study=far", "outputs=elsewhere"]) == 0
     assert (Path("elsewhere") / "far" / "2" / "result.json").exists()
     capsys.readouterr()
-    assert cli.main(["status", postgres, "study=far"]) == 0
+    assert main.main(["status", postgres, "study=far"]) == 0
     assert "3 complete" in capsys.readouterr().out
     assert run("lora.r=1,2", f"search.storage={postgres}", "study=far", "outputs=other") == 1
     assert "the database has a study 'far' already" in capsys.readouterr().err
@@ -323,7 +327,7 @@ def test_stopped_trial_is_pruned_and_the_next_one_runs(run, monkeypatch):
     def begun(s: Study) -> bool:
         return bool(s.trials()[0].intermediate_values)
 
-    thread = later(lambda: cli.main(["stop", "s", "0", "too", "slow"]), begun)
+    thread = later(lambda: main.main(["stop", "s", "0", "too", "slow"]), begun)
     assert run("lora.r=1,2", "train.max_steps=400") == 0
     thread.join()
     assert states() == ["PRUNED", "COMPLETE"]
@@ -333,7 +337,7 @@ def test_stopped_trial_is_pruned_and_the_next_one_runs(run, monkeypatch):
 
 def test_stop_all_saves_and_resume_goes_on(run, monkeypatch, capsys):
     monkeypatch.setattr(worker, "POLL_S", 0.1)
-    thread = later(lambda: cli.main(["stop", "s", "--all"]), lambda s: bool(s.trials()[0].intermediate_values))
+    thread = later(lambda: main.main(["stop", "s", "--all"]), lambda s: bool(s.trials()[0].intermediate_values))
     assert run("lora.r=1,2", "train.max_steps=400", "train.slots=2") == 130
     thread.join()
     assert "go on with: python -m lorasweep resume outputs/s" in capsys.readouterr().out
@@ -343,7 +347,7 @@ def test_stop_all_saves_and_resume_goes_on(run, monkeypatch, capsys):
     client = mlflow.MlflowClient(f"sqlite:///{Path('outputs').resolve()}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("lorasweep").experiment_id])
     assert [r.info.status for r in runs if r.data.tags["kind"] == "trial"] == ["KILLED", "KILLED"]
-    assert cli.main(["resume", "s"]) == 0
+    assert main.main(["resume", "s"]) == 0
     assert states() == ["COMPLETE", "COMPLETE"]
     assert f"goes on from step {step}" in (study().trial_folder(0) / "log.txt").read_text()
     lines = [json.loads(x) for x in (study().trial_folder(0) / "metrics.jsonl").read_text().splitlines()]
@@ -364,7 +368,7 @@ def test_full_disk_stops_the_worker_with_a_clear_message_and_loses_nothing(run, 
 
 
 def test_failed_trials_run_again_when_asked(run, monkeypatch):
-    from lorasweep import adapter
+    from lorasweep.lora import adapter
 
     def broken(*_):
         raise RuntimeError("out of luck")
@@ -374,9 +378,9 @@ def test_failed_trials_run_again_when_asked(run, monkeypatch):
         assert run("lora.r=1,2") == 3
     assert states() == ["FAIL", "FAIL"]
     assert "out of luck" in json.loads((study().trial_folder(0) / "result.json").read_text())["traceback"]
-    assert cli.main(["resume", "s", "--failed"]) == 0
+    assert main.main(["resume", "s", "--failed"]) == 0
     assert states() == ["FAIL", "FAIL", "COMPLETE", "COMPLETE"]
-    assert cli.main(["resume", "s", "--failed"]) == 0
+    assert main.main(["resume", "s", "--failed"]) == 0
     assert len(states()) == 4
 
 

@@ -12,11 +12,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from lorasweep import lease, space, storage
+from lorasweep.config.spec import SearchSpec
+from lorasweep.credentials import keep_password, without_password
 from lorasweep.errors import ConfigError, LostLease, StorageDown
-from lorasweep.meta import Claimed, Entry, StudyMeta, read_meta
-from lorasweep.spec import SearchSpec
-from lorasweep.study import Study
+from lorasweep.search import space
+from lorasweep.study import lease, storage
+from lorasweep.study.meta import Claimed, Entry, StudyMeta, read_meta
+from lorasweep.study.study import Study
 
 SPACE, _ = space.read(["lora.r=2,4,8", "train.learning_rate=tag(log,interval(1e-4,1e-2))", "train.epochs=1"])
 
@@ -378,13 +380,13 @@ def _refused(*_, **__):
 
 
 def test_password_stays_out_of_what_is_written():
-    assert storage.without_password("postgresql://me:se:cret@host:5/db") == "postgresql://me@host:5/db"
-    assert storage.without_password("postgresql://me@host/db") == "postgresql://me@host/db"
+    assert without_password("postgresql://me:se:cret@host:5/db") == "postgresql://me@host:5/db"
+    assert without_password("postgresql://me@host/db") == "postgresql://me@host/db"
 
 
 def test_password_goes_to_the_environment(monkeypatch):
     monkeypatch.setenv("PGPASSWORD", "")
-    kept = storage.keep_password("search.storage=postgresql://me:s%40cret@host/db")
+    kept = keep_password("search.storage=postgresql://me:s%40cret@host/db")
     assert kept == "search.storage=postgresql://me@host/db"
     assert os.environ["PGPASSWORD"] == "s@cret"
 

@@ -8,7 +8,9 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from lorasweep import compose, system, tracking
+from lorasweep.config import compose
+from lorasweep.hardware import system_metrics
+from lorasweep.tracking import runs
 
 NAMES = {
     "system/cpu_utilization_percentage",
@@ -21,7 +23,7 @@ def lines(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def seen(watch: system.Watch, than: float) -> system.Look:
+def seen(watch: system_metrics.Watch, than: float) -> system_metrics.Look:
     deadline = time.monotonic() + 10
     while (look := watch.newer(than)) is None:
         assert time.monotonic() < deadline
@@ -30,8 +32,8 @@ def seen(watch: system.Watch, than: float) -> system.Look:
 
 
 def test_a_look_goes_along_with_the_next_point_and_only_once(tmp_path):
-    watch = system.Watch(first_s=0.05, interval_s=60)
-    run = tracking.TrialRun(tmp_path, machine=watch)
+    watch = system_metrics.Watch(first_s=0.05, interval_s=60)
+    run = runs.TrialRun(tmp_path, machine=watch)
     run.metrics(1, {"train_loss": 0.5})
     seen(watch, 0.0)
     run.metrics(2, {"train_loss": 0.5})
@@ -45,8 +47,8 @@ def test_a_look_goes_along_with_the_next_point_and_only_once(tmp_path):
 
 def test_a_step_has_one_look_however_long_it_takes(tmp_path):
     """Losses, metrics and costs of a step are three points, and a slow machine is looked at in between."""
-    watch = system.Watch(first_s=0.02, interval_s=0.02)
-    run = tracking.TrialRun(tmp_path, machine=watch, after=3)
+    watch = system_metrics.Watch(first_s=0.02, interval_s=0.02)
+    run = runs.TrialRun(tmp_path, machine=watch, after=3)
     for step, values in (
         (3, {"params_r": 1}),
         (4, {"train_loss": 0.5}),
@@ -61,18 +63,18 @@ def test_a_step_has_one_look_however_long_it_takes(tmp_path):
 
 
 def test_a_look_costs_less_than_a_thousandth_of_its_interval():
-    watch = system.Watch(first_s=60)
+    watch = system_metrics.Watch(first_s=60)
     began = time.process_time()
     for _ in range(100):
         watch.look()
-    assert (time.process_time() - began) / 100 < system.INTERVAL_S / 1000
+    assert (time.process_time() - began) / 100 < system_metrics.INTERVAL_S / 1000
 
 
 @pytest.mark.parametrize(("value", "watched"), [("true", True), ("false", False)])
 def test_switch_turns_them_off(value, watched, tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking, "_sender", lambda uri: SimpleNamespace(submit=lambda box: None))
+    monkeypatch.setattr(runs, "_sender", lambda uri: SimpleNamespace(submit=lambda box: None))
     spec = compose.compose_trial([f"outputs={tmp_path}", f"tracking.system_metrics={value}"])
-    run = tracking.start_trial(tmp_path, spec, None, "0", {})
+    run = runs.start_trial(tmp_path, spec, None, "0", {})
     assert (run._machine is not None) == watched
 
 
@@ -107,7 +109,7 @@ def nvml(count: int, broken: bool = False) -> ModuleType:
 
 def test_gpu_is_told_where_its_driver_tells(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", nvml(2))
-    values = system.Watch(first_s=60).look().values
+    values = system_metrics.Watch(first_s=60).look().values
     assert {k: v for k, v in values.items() if k not in NAMES} == {
         "system/gpu_0_memory_usage_megabytes": 20_000,
         "system/gpu_0_memory_usage_percentage": 25,
@@ -119,4 +121,4 @@ def test_gpu_is_told_where_its_driver_tells(monkeypatch):
 @pytest.mark.parametrize("library", [None, nvml(1, broken=True)])
 def test_without_library_or_driver_there_is_no_gpu(library, monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", library)
-    assert set(system.Watch(first_s=60).look().values) == NAMES
+    assert set(system_metrics.Watch(first_s=60).look().values) == NAMES

@@ -9,9 +9,9 @@ import torch
 import transformers
 from conftest import wordpiece
 
-from lorasweep import data, readers
+from lorasweep.config.spec import DataSpec, TaskSpec
+from lorasweep.data import dataset, readers
 from lorasweep.errors import ConfigError
-from lorasweep.spec import DataSpec, TaskSpec
 from lorasweep.tasks import make
 from lorasweep.tasks.task import IGNORE
 from lorasweep.tasks.token_cls import TokenCls, entities, entity_scores, is_bio, word_scores
@@ -27,7 +27,7 @@ ROWS = [
 def fitted(rows=ROWS) -> TokenCls:
     task = make(TaskSpec(name="TOKEN_CLS"))
     assert isinstance(task, TokenCls)
-    assert task.fit(data.Data(splits={s: rows for s in data.SPLITS}, fingerprint="", name="")) == []
+    assert task.fit(dataset.Data(splits={s: rows for s in dataset.SPLITS}, fingerprint="", name="")) == []
     return task
 
 
@@ -113,7 +113,7 @@ def test_readable_marks_entities_and_baseline_is_the_majority():
     task = fitted()
     found = {"prediction": ["B-loc", "I-loc", "O", "O"], "words": [0, 1, 3, 4]}
     assert task.readable(ROWS[0], found) == "[Empire State](loc) Building = ESB"
-    whole = data.Data(splits={s: ROWS for s in data.SPLITS}, fingerprint="", name="")
+    whole = dataset.Data(splits={s: ROWS for s in dataset.SPLITS}, fingerprint="", name="")
     assert task.baseline(whole, "eval") == {"majority_accuracy": 5 / 11}
 
 
@@ -121,7 +121,7 @@ def test_tags_unknown_to_train_are_a_problem_and_iob1_is_noted():
     task = make(TaskSpec(name="TOKEN_CLS"))
     other = [{"tokens": ["x", "y"], "tags": ["I-loc", "B-org"]}]
     splits = {"train": ROWS, "eval": other, "test": ROWS}
-    assert task.fit(data.Data(splits=splits, fingerprint="", name="")) == [
+    assert task.fit(dataset.Data(splits=splits, fingerprint="", name="")) == [
         "data.tags_column: 1 tags of eval are not in train: 'B-org'"
     ]
     assert task.notes == ["1 entities of eval begin with I-, not B-: strict scoring leaves them out"]
@@ -135,7 +135,7 @@ def test_tags_of_rows_beyond_max_train_samples_are_known(tmp_path):
         source="conll", path=str(tmp_path), eval_split="dev", test_split="dev", max_train_samples=20, max_eval_samples=9
     )
     task = make(TaskSpec(name="TOKEN_CLS"))
-    found = data.load(spec, task.columns(spec), "TOKEN_CLS")
+    found = dataset.load(spec, task.columns(spec), "TOKEN_CLS")
     assert ["B-rare"] not in [r["tags"] for r in found.splits["train"]]
     assert task.fit(found) == [] and task.model_kwargs()["num_labels"] == 3
 
@@ -179,7 +179,7 @@ def test_words_and_tags_of_different_number_are_refused_by_row(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text('{"tokens": ["a"], "tags": ["O"]}\n{"tokens": "a b", "tags": ["O"]}\n{"tokens": [], "tags": []}\n')
     with pytest.raises(ConfigError) as caught:
-        data.load(DataSpec(source="jsonl", path=str(path)), {"tokens": "tokens", "tags": "tags"}, "TOKEN_CLS")
+        dataset.load(DataSpec(source="jsonl", path=str(path)), {"tokens": "tokens", "tags": "tags"}, "TOKEN_CLS")
     assert caught.value.problems == [
         f"{path}: row 2: 2 words in 'tokens', 1 tags",
         f"{path}: row 3 has nothing in 'tags'",
@@ -211,7 +211,7 @@ def test_wnut17_has_its_published_sizes():
 
 
 def test_built_in_rows_are_lines_of_python_with_kinds():
-    found = data.load(DataSpec(), {}, "TOKEN_CLS")
+    found = dataset.load(DataSpec(), {}, "TOKEN_CLS")
     rows = [r for split in found.splits.values() for r in split]
     assert 1000 <= len(rows) <= 2000 and len({tuple(r["tokens"]) for r in rows}) == len(rows)
     assert all(5 <= len(r["tokens"]) == len(r["tags"]) <= 60 for r in rows)

@@ -19,8 +19,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from lorasweep import compose, ledger, tracking
-from lorasweep.spec import TrialSpec
+from lorasweep.config import compose
+from lorasweep.config.spec import TrialSpec
+from lorasweep.credentials import keep_credentials
+from lorasweep.tracking import outbox, runs
 
 ROWS = SimpleNamespace(name="rows", fingerprint="f" * 64, splits={"train": [1, 2], "eval": [3]})
 TAGS = {"kind": "trial", "state": "RUNNING"}
@@ -72,13 +74,13 @@ def server(tmp_path_factory):
 def store(new_store, tmp_path) -> str:
     """Return the URI of the default store, a copy that processes of a test's own find, too."""
     shutil.copy(new_store(), tmp_path)
-    return tracking.default_uri(str(tmp_path))
+    return runs.default_uri(str(tmp_path))
 
 
 @pytest.fixture(autouse=True)
 def quick_breaker(monkeypatch):
-    monkeypatch.setattr("lorasweep.sender.RETRY_S", 0.5)
-    monkeypatch.setattr("lorasweep.sender.PUSH_S", 0.05)
+    monkeypatch.setattr("lorasweep.tracking.sender.RETRY_S", 0.5)
+    monkeypatch.setattr("lorasweep.tracking.sender.PUSH_S", 0.05)
 
 
 def free_port() -> int:
@@ -92,19 +94,19 @@ def made(outputs: Path, uri: str | None = None) -> TrialSpec:
     return compose.compose_trial([f"outputs={outputs}", "tracking.system_metrics=false", *own])
 
 
-def start(spec: TrialSpec, parent: str | None, number: int = 0, **rest) -> tracking.TrialRun:
+def start(spec: TrialSpec, parent: str | None, number: int = 0, **rest) -> runs.TrialRun:
     folder = Path(spec.outputs) / "s" / str(number)
     folder.mkdir(parents=True, exist_ok=True)
-    return tracking.start_trial(folder, spec, parent, f"{number} r=8", TAGS, **rest)
+    return runs.start_trial(folder, spec, parent, f"{number} r=8", TAGS, **rest)
 
 
-def write(run: tracking.TrialRun, first: int, last: int, value: float = 0.5) -> None:
+def write(run: runs.TrialRun, first: int, last: int, value: float = 0.5) -> None:
     for step in range(first, last + 1):
         run.metrics(step, VALUES | {"train_loss": value})
 
 
-def remembered(folder: Path) -> ledger.Ledger:
-    note = ledger.load(folder)
+def remembered(folder: Path) -> outbox.Ledger:
+    note = outbox.load(folder)
     assert note is not None
     return note
 
@@ -137,14 +139,14 @@ def in_process(code: str, *arguments: object) -> subprocess.Popen:
 
 def test_killed_server_stops_nothing_and_sync_sends_the_rest_once(server, tmp_path, caplog):
     spec = made(tmp_path, server.uri)
-    parent = tracking.open_study(spec, "s", "`command`")
+    parent = runs.open_study(spec, "s", "`command`")
     assert parent
     run = start(spec, parent)
     run.params(spec, {"lora.r": 8})
     run.dataset(ROWS, spec)
     write(run, 1, 5)
     run.covered(5)
-    assert tracking.flush() == 0
+    assert runs.flush() == 0
     assert len(in_mlflow(server.uri, tmp_path / "s/0")) == 25
 
     server.kill()
@@ -162,10 +164,10 @@ def test_killed_server_stops_nothing_and_sync_sends_the_rest_once(server, tmp_pa
     assert [remembered(tmp_path / f"s/{i}").behind for i in range(2)] == [True, True]
 
     server.start()
-    counts = tracking.sync(tmp_path / "s", spec)
+    counts = runs.sync(tmp_path / "s", spec)
     assert (counts.runs, counts.sent, counts.failed) == (3, 2, 0), counts
     assert counts.points == 25 + 15
-    assert tracking.sync(tmp_path / "s", spec).points == 0
+    assert runs.sync(tmp_path / "s", spec).points == 0
     for number, status in enumerate(["FINISHED", "FAILED"]):
         folder = tmp_path / f"s/{number}"
         assert in_mlflow(server.uri, folder) == in_file(folder)
@@ -180,28 +182,28 @@ def test_killed_server_stops_nothing_and_sync_sends_the_rest_once(server, tmp_pa
     assert [a.path for a in MlflowClient(server.uri).list_artifacts(first.info.run_id)] == ["log.txt"]
     assert len(runs(server.uri)) == 3
 
-    tracking.close_study(spec, parent, {"test_accuracy": 0.75}, ok=True)
+    runs.close_study(spec, parent, {"test_accuracy": 0.75}, ok=True)
     study = MlflowClient(server.uri).get_run(parent)
     assert (study.info.status, study.data.metrics) == ("FINISHED", {"test_accuracy": 0.75})
-    again = tracking.sync(tmp_path / "s", spec)
+    again = runs.sync(tmp_path / "s", spec)
     assert (again.sent, again.points, again.open) == (0, 0, 0)
 
 
 def test_study_begun_without_its_server_is_made_whole_later(tmp_path, store, caplog):
     nowhere = f"http://127.0.0.1:{free_port()}"
-    assert tracking.open_study(made(tmp_path, nowhere), "s", "`command`") is None
+    assert runs.open_study(made(tmp_path, nowhere), "s", "`command`") is None
     run = start(made(tmp_path, nowhere), None)
     write(run, 1, 3)
     run.close("FINISHED")
-    tracking.close_study(made(tmp_path, nowhere), None, {"best": 1.0}, ok=True, folder=tmp_path / "s")
+    runs.close_study(made(tmp_path, nowhere), None, {"best": 1.0}, ok=True, folder=tmp_path / "s")
     assert len(caplog.records) == 1, caplog.text
 
-    counts = tracking.sync(tmp_path / "s", store)
+    counts = runs.sync(tmp_path / "s", store)
     assert (counts.sent, counts.points, counts.problem) == (2, 16, "")
     study, trial = sorted(runs(store), key=lambda r: r.data.tags["kind"])
     assert trial.data.tags["mlflow.parentRunId"] == study.info.run_id
     assert study.data.metrics == {"best": 1.0}
-    assert tracking.sync(tmp_path / "s", store).sent == 0
+    assert runs.sync(tmp_path / "s", store).sent == 0
     assert in_mlflow(store, tmp_path / "s/0") == in_file(tmp_path / "s/0")
 
 
@@ -223,7 +225,7 @@ def test_server_that_never_answers_costs_training_nothing(tmp_path, monkeypatch,
     thirds = [sum(spent[i : i + 500]) for i in (0, 500, 1000)]
     assert min(thirds) / 500 < 0.001, thirds  # other tests may take the machine for a while
     assert max(spent) < 1
-    assert closed < tracking.CLOSE_S + 1
+    assert closed < runs.CLOSE_S + 1
     assert len(in_file(tmp_path / "s/0")) == 7500
     assert remembered(tmp_path / "s/0").behind
     assert len([r for r in caplog.records if r.levelno >= logging.WARNING]) == 1, caplog.text
@@ -231,8 +233,8 @@ def test_server_that_never_answers_costs_training_nothing(tmp_path, monkeypatch,
 
 def test_five_metrics_a_step_cost_under_a_millisecond(tmp_path, store):
     spec = made(tmp_path)
-    run = start(spec, tracking.open_study(spec, "s", "`command`"))
-    tracking.flush()
+    run = start(spec, runs.open_study(spec, "s", "`command`"))
+    runs.flush()
     began = time.process_time()
     for step in range(1, 2001):
         run.metrics(step, VALUES)
@@ -259,7 +261,7 @@ def test_resumed_trial_goes_on_in_its_run_and_doubles_nothing(tmp_path, store):
     assert killed.wait() == -signal.SIGKILL, killed.communicate()[1]
     run_id = remembered(folder).run_id
     assert max(step for _, step, _ in in_mlflow(store, folder)) == 4
-    waiting = tracking.sync(tmp_path / "s", spec)
+    waiting = runs.sync(tmp_path / "s", spec)
     assert (waiting.sent, waiting.points, waiting.open) == (0, 0, 2)
     assert {r.info.status for r in runs(store)} == {"RUNNING"}
 
@@ -273,7 +275,7 @@ def test_resumed_trial_goes_on_in_its_run_and_doubles_nothing(tmp_path, store):
     older = start(spec, None, from_step=2)  # the checkpoint of step 4 was lost
     write(older, 3, 12, value=0.25)
     older.covered(12)
-    tracking.flush()
+    runs.flush()
     assert MlflowClient(store).get_run(run_id).info.status == "RUNNING"
     older.close("FINISHED")
     steps = Counter((k, s) for k, s, _ in in_mlflow(store, folder).elements())
@@ -285,23 +287,23 @@ def test_resumed_trial_goes_on_in_its_run_and_doubles_nothing(tmp_path, store):
 def test_trial_killed_after_its_result_is_ended_by_sync(tmp_path, store, state, status):
     spec, folder = made(tmp_path), tmp_path / "s/0"
     folder.mkdir(parents=True)
-    note = ledger.Ledger(experiment="lorasweep", name="0", tags=dict(TAGS))
+    note = outbox.Ledger(experiment="lorasweep", name="0", tags=dict(TAGS))
     note.save(folder)
     (folder / "metrics.jsonl").write_text('{"step": 1, "time_ms": 5, "loss": 1.0}\n{"step": 2, "ti')
-    assert tracking.sync(tmp_path / "s", spec).open == 1
+    assert runs.sync(tmp_path / "s", spec).open == 1
     metric = {"name": "f1", "value": 0.25}
     (folder / "result.json").write_text(json.dumps({"state": state, "reason": "so", "metric": metric}))
-    assert tracking.sync(tmp_path / "s", spec).sent == 1
+    assert runs.sync(tmp_path / "s", spec).sent == 1
     (run,) = runs(store)
     assert (run.info.status, run.data.tags["state"], run.data.tags["reason"]) == (status, state, "so")
     assert run.data.tags["metric"] == "f1"
     assert [a.path for a in MlflowClient(store).list_artifacts(run.info.run_id)] == ["result.json"]
-    assert in_mlflow(store, folder) == Counter([("loss", 1, 1.0), (ledger.OBJECTIVE, 0, 0.25)])
+    assert in_mlflow(store, folder) == Counter([("loss", 1, 1.0), (outbox.OBJECTIVE, 0, 0.25)])
 
 
 def test_description_of_a_study_holds_question_answer_and_rerun_line(tmp_path, store):
     spec, folder = made(tmp_path), tmp_path / "s/0"
-    parent = tracking.open_study(spec, "s", "Which rank?")
+    parent = runs.open_study(spec, "s", "Which rank?")
     run = start(spec, parent)
     rerun = "python -m lorasweep lora.r=8"
     result = {"metric": {"name": "f1", "value": 0.25}, "rerun": rerun, "params_swept": {"lora.r": 8}}
@@ -318,16 +320,16 @@ def test_description_of_a_study_holds_question_answer_and_rerun_line(tmp_path, s
     }
     (tmp_path / "s/study.json").write_text(json.dumps(meta))
     scores = {"best_trial": 0, "best_eval_f1": 0.25, "test_f1": 0.125}
-    tracking.close_study(spec, parent, scores, ok=True, folder=tmp_path / "s")
+    runs.close_study(spec, parent, scores, ok=True, folder=tmp_path / "s")
     client = MlflowClient(store)
-    note = client.get_run(parent).data.tags[ledger.NOTE]
+    note = client.get_run(parent).data.tags[outbox.NOTE]
     assert "**Question**: Which rank?" in note
     assert f"**Best**: `lora.r=8`, [trial 0](#/runs/{run.run_id}), eval f1 0.2500, test f1 0.1250" in note
     assert f"`{rerun}`" in note
     assert "python -m lorasweep report outputs/s`" in note
-    assert rerun in client.get_run(run.run_id).data.tags[ledger.NOTE]
+    assert rerun in client.get_run(run.run_id).data.tags[outbox.NOTE]
     experiment = client.get_experiment_by_name("lorasweep")
-    assert f"[s](#/runs/{parent})" in experiment.tags[ledger.NOTE]
+    assert f"[s](#/runs/{parent})" in experiment.tags[outbox.NOTE]
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     saved = json.loads(experiment.tags[f"mlflow.sharedViewState.{parent}"])
     view = json.loads(saved["state"])
@@ -346,7 +348,7 @@ def test_run_whose_creation_was_not_answered_is_found_again(tmp_path, store):
     note = remembered(folder)
     note.run_id, note.behind = None, True
     note.save(folder)
-    assert tracking.sync(tmp_path / "s", spec).points == 0
+    assert runs.sync(tmp_path / "s", spec).points == 0
     assert len(runs(store)) == 1
     assert in_mlflow(store, folder) == in_file(folder)
 
@@ -356,7 +358,7 @@ def test_trial_taken_over_by_another_process_is_let_go(tmp_path, store):
     lost = start(spec, None)
     write(lost, 1, 4)
     lost.covered(2)
-    tracking.flush()
+    runs.flush()
     other = start(spec, None, from_step=2)  # waits until the first one lets go
     lost.leave()
     write(other, 3, 4, value=0.25)
@@ -368,14 +370,14 @@ def test_trial_taken_over_by_another_process_is_let_go(tmp_path, store):
 
 def test_study_copied_to_another_store_arrives_whole(tmp_path, store):
     spec = made(tmp_path)
-    run = start(spec, tracking.open_study(spec, "s", "`command`"))
+    run = start(spec, runs.open_study(spec, "s", "`command`"))
     write(run, 1, 3)
     run.close("FINISHED")
-    tracking.close_study(spec, run.run_id, {"best": 1.0}, ok=True, folder=tmp_path / "s")
+    runs.close_study(spec, run.run_id, {"best": 1.0}, ok=True, folder=tmp_path / "s")
     shutil.copytree(tmp_path / "s", tmp_path / "copy/s")
-    other = tracking.default_uri(str(tmp_path / "copy"))
-    assert tracking.sync(tmp_path / "copy/s", other).sent == 2
-    assert tracking.sync(tmp_path / "copy/s", other).sent == 0
+    other = runs.default_uri(str(tmp_path / "copy"))
+    assert runs.sync(tmp_path / "copy/s", other).sent == 2
+    assert runs.sync(tmp_path / "copy/s", other).sent == 0
     assert in_mlflow(other, tmp_path / "copy/s/0") == in_file(tmp_path / "s/0") == in_mlflow(store, tmp_path / "s/0")
     study, trial = sorted(runs(other), key=lambda r: r.data.tags["kind"])
     assert trial.data.tags["mlflow.parentRunId"] == study.info.run_id
@@ -384,11 +386,11 @@ def test_study_copied_to_another_store_arrives_whole(tmp_path, store):
 def test_run_deleted_in_mlflow_is_left_alone(tmp_path, store, caplog):
     spec = made(tmp_path)
     run = start(spec, None)
-    tracking.flush()
+    runs.flush()
     MlflowClient(store).delete_run(run.run_id)
     write(run, 1, 2)
     run.close("FINISHED")
-    counts = tracking.sync(tmp_path / "s", spec)
+    counts = runs.sync(tmp_path / "s", spec)
     assert (counts.failed, counts.sent) == (1, 0)
     assert "deleted" in counts.problem
     assert len(caplog.records) == 1, caplog.text
@@ -411,7 +413,7 @@ while tracking.flush():  # a busy machine is no error
 
 def test_four_processes_share_a_sqlite_store_without_a_loss(tmp_path, store):
     spec = made(tmp_path)
-    parent = tracking.open_study(spec, "s", "`command`")
+    parent = runs.open_study(spec, "s", "`command`")
     writers = [in_process(MANY, tmp_path, parent, i) for i in range(1, 5)]
     for writer in writers:
         _, errors = writer.communicate()
@@ -428,7 +430,7 @@ def test_four_processes_share_a_sqlite_store_without_a_loss(tmp_path, store):
 def test_password_of_the_store_is_written_nowhere(tmp_path, caplog):
     uri = f"http://someone:hunter2@127.0.0.1:{free_port()}"
     spec = made(tmp_path, uri)
-    tracking.open_study(spec, "s", f"`python -m lorasweep tracking.uri={uri}`")
+    runs.open_study(spec, "s", f"`python -m lorasweep tracking.uri={uri}`")
     run = start(spec, None)
     run.params(spec, {"tracking.uri": uri})
     run.tag("reason", f"no answer from {uri}?password=hunter2")
@@ -436,20 +438,20 @@ def test_password_of_the_store_is_written_nowhere(tmp_path, caplog):
     left = "".join(p.read_text() for p in (tmp_path / "s").rglob("*") if p.is_file())
     assert "127.0.0.1" in left
     assert "127.0.0.1" in caplog.text
-    assert "hunter2" not in left + caplog.text + str(tracking.sync(tmp_path / "s", spec))
+    assert "hunter2" not in left + caplog.text + str(runs.sync(tmp_path / "s", spec))
 
 
 @pytest.mark.parametrize(("step", "kept"), [(None, [0, 1, 2, 3]), (0, []), (2, [0, 1, 2]), (9, [0, 1, 2, 3])])
 def test_points_after_the_checkpoint_and_a_torn_line_are_dropped(tmp_path, step, kept):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(f'{{"step": {i}, "time_ms": 1, "loss": 1.0}}\n' for i in range(4)) + '{"step": 4, "los')
-    ledger.drop_after(path, step)
+    outbox.drop_after(path, step)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == kept
 
 
 def test_without_tracking_only_the_file_is_written(tmp_path):
     spec = compose.compose_trial([f"outputs={tmp_path}", "tracking=none"])
-    assert tracking.open_study(spec, "s", "") is None
+    assert runs.open_study(spec, "s", "") is None
     run = start(spec, None)
     write(run, 1, 2)
     run.params(spec, {})
@@ -460,7 +462,7 @@ def test_without_tracking_only_the_file_is_written(tmp_path):
 def test_credentials_of_a_server_go_to_the_environment(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "")
-    kept = tracking.keep_credentials("tracking.uri=http://me:s%40cret@host:5000")
+    kept = keep_credentials("tracking.uri=http://me:s%40cret@host:5000")
     assert kept == "tracking.uri=http://host:5000"
     assert (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]) == ("me", "s@cret")
-    assert tracking.keep_credentials("tracking.uri=http://host:5000") == "tracking.uri=http://host:5000"
+    assert keep_credentials("tracking.uri=http://host:5000") == "tracking.uri=http://host:5000"

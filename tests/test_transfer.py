@@ -6,8 +6,9 @@ import pytest
 import torch
 from test_adapter import logits, move, prepared
 
-from lorasweep import adapter, engine, transfer
 from lorasweep.errors import ConfigError
+from lorasweep.lora import adapter, transfer
+from lorasweep.training import engine
 
 
 def left_by(folder: Path, target: Path, *overrides: str) -> torch.Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from browser import CHROMIUM, close_panel, expand, open_runs, served, tab
 
-from lorasweep import ledger
+from lorasweep.tracking import outbox
 
 pytest.importorskip("playwright.sync_api", reason="the extra dev has playwright")
 
@@ -59,7 +59,7 @@ def page(address) -> Iterator[Any]:
 def results(outputs: Path) -> dict[str, dict]:
     """Return the result.json of each trial, by the name of its run."""
     folders = [outputs / "ranks" / str(i) for i in range(3)]
-    return {json.loads((f / ledger.NAME).read_text())["name"]: ledger.read_result(f) for f in folders}
+    return {json.loads((f / outbox.NAME).read_text())["name"]: outbox.read_result(f) for f in folders}
 
 
 def picture(page: Any, name: str) -> None:
@@ -96,11 +96,11 @@ def test_study_opens_to_its_trials_and_three_compared_say_what_their_results_say
     page.get_by_text("Comparing 3 Runs").wait_for()
     page.get_by_title("Plot chart").first.wait_for()
     chosen = page.locator("[class*=select-selection-item-content]")
-    chosen.filter(has_text=ledger.OBJECTIVE).first.wait_for()  # parallel coordinates begin with what varies and this
+    chosen.filter(has_text=outbox.OBJECTIVE).first.wait_for()  # parallel coordinates begin with what varies and this
     chosen.filter(has_text="lora.r").first.wait_for()
     picture(page, "compare")
     names, ranks = param(page, "Run Name:"), param(page, "lora.r")
-    objectives = page.evaluate(METRIC, ledger.OBJECTIVE)
+    objectives = page.evaluate(METRIC, outbox.OBJECTIVE)
     assert sorted(names) == sorted(wanted)
     for name, rank, objective in zip(names, ranks, objectives, strict=True):
         assert int(rank) == wanted[name]["params_swept"]["lora.r"]
@@ -116,12 +116,12 @@ SCATTER = """() => {
 
 def test_scatter_view_shows_metric_over_rank(page, outputs):
     page.get_by_role("tab", name="Scatter Plot").click()
-    for axis, key in (("x", "lora.r"), ("y", ledger.OBJECTIVE)):
+    for axis, key in (("x", "lora.r"), ("y", outbox.OBJECTIVE)):
         page.locator(f"#{axis}-axis-selector").click()
         page.get_by_role("option", name=key, exact=True).first.click()
-    page.locator(".ytitle", has_text=ledger.OBJECTIVE).wait_for()
+    page.locator(".ytitle", has_text=outbox.OBJECTIVE).wait_for()
     titles, ranks, objectives = page.evaluate(SCATTER)
-    assert titles == ["lora.r", ledger.OBJECTIVE]
+    assert titles == ["lora.r", outbox.OBJECTIVE]
     wanted = {r["params_swept"]["lora.r"]: r["metric"]["value"] for r in results(outputs).values()}
     assert dict(zip(ranks, objectives, strict=True)) == pytest.approx(wanted)
     picture(page, "scatter")
@@ -149,13 +149,13 @@ def test_experiments_note_leads_to_the_trials_best_first(page, address, outputs)
 
 
 def test_study_shows_question_and_answer_and_leads_to_its_best_trial(page, address, outputs):
-    study = ledger.load(outputs / "ranks")
+    study = outbox.load(outputs / "ranks")
     assert study is not None
     page.goto(f"{address}/#/experiments/1/runs/{study.run_id}")
     page.get_by_text(QUESTION).first.wait_for()
     link = page.get_by_role("link", name=re.compile(r"^trial \d$")).first
     number = link.inner_text().removeprefix("trial ")
-    best = ledger.load(outputs / "ranks" / number)
+    best = outbox.load(outputs / "ranks" / number)
     assert best is not None
     assert link.get_attribute("href") == f"#/runs/{best.run_id}"
     page.goto(f"{address}/{link.get_attribute('href')}")
@@ -163,7 +163,7 @@ def test_study_shows_question_and_answer_and_leads_to_its_best_trial(page, addre
 
 
 def test_report_opens_under_the_studys_artifacts(page, address, outputs):
-    study = ledger.load(outputs / "ranks")
+    study = outbox.load(outputs / "ranks")
     assert study is not None
     page.goto(f"{address}/#/experiments/1/runs/{study.run_id}/artifacts/report.html")
     report = page.frame_locator("iframe")

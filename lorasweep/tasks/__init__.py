@@ -1,7 +1,7 @@
 """One file a task type; `make` gives the one a spec names."""
 
+from lorasweep.config.spec import TaskSpec
 from lorasweep.errors import ConfigError
-from lorasweep.spec import TaskSpec
 from lorasweep.tasks.causal_lm import CausalLM
 from lorasweep.tasks.feature_extraction import FeatureExtraction
 from lorasweep.tasks.question_ans import QuestionAns

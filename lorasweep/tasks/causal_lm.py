@@ -12,11 +12,11 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
-from lorasweep.data import Data, Record
+from lorasweep.config.spec import DataSpec, TaskSpec
+from lorasweep.data.dataset import Data, Record
 from lorasweep.errors import ConfigError
-from lorasweep.spec import DataSpec, TaskSpec
 from lorasweep.tasks import generation
-from lorasweep.tasks.head import Head
+from lorasweep.tasks.lm_head import Head
 from lorasweep.tasks.task import IGNORE, Batch, Example, Prediction, Task, mean_loss
 
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
-from lorasweep.data import Data, Record
+from lorasweep.config.spec import DataSpec, TaskSpec
+from lorasweep.data.dataset import Data, Record
 from lorasweep.errors import ConfigError
-from lorasweep.spec import DataSpec, TaskSpec
 from lorasweep.tasks.task import Batch, Example, Prediction, Task, mean_loss
 
 MAX_ANSWER_TOKENS = 30

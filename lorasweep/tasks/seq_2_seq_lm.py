@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorasweep.data import Record
+from lorasweep.config.spec import DataSpec, TaskSpec
+from lorasweep.data.dataset import Record
 from lorasweep.errors import ConfigError
-from lorasweep.spec import DataSpec, TaskSpec
 from lorasweep.tasks import generation
 from lorasweep.tasks.causal_lm import readable_tokens, row_sums, token_metrics, token_predictions
-from lorasweep.tasks.head import Head
+from lorasweep.tasks.lm_head import Head
 from lorasweep.tasks.task import IGNORE, Batch, Example, Prediction, Task, free_length
 
 

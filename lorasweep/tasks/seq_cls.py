@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from lorasweep.data import Data, Record
-from lorasweep.spec import DataSpec, TaskSpec
+from lorasweep.config.spec import DataSpec, TaskSpec
+from lorasweep.data.dataset import Data, Record
 from lorasweep.tasks.task import Batch, Example, Prediction, Task, mean_loss
 
 METRICS: dict[str, tuple[str, ...]] = {

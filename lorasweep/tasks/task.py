@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lorasweep.data import Data, Record
-from lorasweep.spec import DataSpec, TaskSpec
+from lorasweep.config.spec import DataSpec, TaskSpec
+from lorasweep.data.dataset import Data, Record
 
 IGNORE = -100
 """Label of a position that is not supervised; torch's and transformers' convention."""

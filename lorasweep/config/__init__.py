@@ -1,0 +1,1 @@
+"""What a trial is: fields, spec, overrides, sweep files, composing."""

@@ -1,0 +1,572 @@
+"""What a trial is: frozen dataclasses, each field with its meaning, unit and range, and every rule about their values.
+
+A TrialSpec is computed once from override strings (compose.py); after that nobody sees a DictConfig.
+"""
+
+import json
+import math
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from typing import Any
+
+from lorasweep.config import fields as field_rules
+from lorasweep.config.fields import one_of, ranged
+from lorasweep.errors import did_you_mean
+
+TARGET_PRESETS = ("all-linear", "attention", "mlp", "qv", "qkvo", "all")
+"""Words for target_modules that stand for the right names in each model family."""
+
+TASK_TYPES = ("CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    pretrained: str = ""
+    """Hub id, local folder, `package:NAME` (a Python package that carries the model) or `fetched:NAME` (by `fetch`)."""
+    revision: str | None = None
+    """Hub branch, tag or commit; null takes the default branch."""
+    sha256: str | None = None
+    """Expected digest of model.safetensors; a mismatch refuses the model. null checks nothing."""
+    decoder: str | None = None
+    """A second checkpoint that becomes the decoder of an EncoderDecoderModel; its cross-attention is new. Only for
+    SEQ_2_SEQ_LM; written as `pretrained` is."""
+    tokenizer: str | None = None
+    """Where the tokenizer comes from, if not from `pretrained`."""
+    base_dropout: bool = False
+    """Keep the frozen base's own dropout on while training (BERT's 0.1). Off: only the adapters' lora_dropout acts."""
+    pooling: str = one_of("model", "model", "mean")
+    """What a classification head reads: the model's own pooled token, or the mean over tokens, which is how
+    sentence-transformers models were trained. With mean, other code that loads the adapter has to pool so too."""
+    attn_implementation: str = one_of("auto", "auto", "sdpa", "eager", "flash_attention_2")
+    """Attention kernel, transformers' name; auto: flash_attention_2 on a GPU in bf16 or fp16 where it is installed,
+    else sdpa where the model has it, else eager."""
+    quantization: str = one_of("none", "none", "int8", "nf4")
+    """Keep the base's linear layers in 8 or 4 bits (bitsandbytes, extra `quant`): a half or a quarter of the memory.
+    They are multiplied in train.precision; embeddings, output head and new heads stay as they are."""
+    double_quant: bool = True
+    """nf4: quantise the blocks' scales too (QLoRA, arXiv:2305.14314), which saves 0.37 bits a weight."""
+    device_map: str | None = field(default=None, metadata={"options": ("auto", "balanced")})
+    """For a base too large for one GPU: accelerate spreads its layers over all of them, and one worker trains on all.
+    null: one GPU a worker."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the checkpoint. Only for sources you trust."""
+    use_safetensors: bool = True
+    """Load safetensors only. Off: pickled weights (pytorch_model.bin) too. Only for sources you trust."""
+
+    def problems(self) -> list[str]:
+        if self.device_map is not None and self.decoder is not None:
+            return [f"model.device_map: must be null for a model joined with model.decoder, got {self.device_map}"]
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    name: str = one_of("SEQ_CLS", *TASK_TYPES)
+    """peft's TaskType."""
+    primary: str | None = None
+    """Metric that ranks trials; null takes the task's own (accuracy, loss, ...)."""
+    problem_type: str = one_of("auto", "auto", "single_label", "multi_label", "regression")
+    """What SEQ_CLS learns: one class a text, any number of classes (labels as a list, or as a string with `|` between
+    them), or a number. auto: multi_label where the labels are lists, else single_label."""
+    temperature: float = ranged(0.05, 0, 100, above=True)
+    """FEATURE_EXTRACTION on anchors and positives: cosines are divided by it before the softmax."""
+    generate: bool = False
+    """Evaluate generated text too: exact_match of CAUSAL_LM, rouge_l, bleu and chrf of SEQ_2_SEQ_LM. Greedy."""
+    max_new_tokens: int = ranged(64, 1, 1_000_000)
+    """Generated text ends after so many tokens."""
+    generate_samples: int | None = ranged(64, 1)
+    """At most so many inputs of a split are answered by generation, spread evenly over it; null answers all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSpec:
+    """peft's LoraConfig, key by key; source: peft.LoraConfig and arXiv:2106.09685."""
+
+    r: int = ranged(8, 1, 1024)
+    """Rank of the update BA, 1 to 1024."""
+    lora_alpha: float | None = ranged(None, 0, above=True)
+    """The update is scaled by lora_alpha / r, or by lora_alpha / sqrt(r) with use_rslora; null is 16."""
+    alpha_ratio: float | None = ranged(None, 0, above=True)
+    """lora_alpha as a multiple of r, in its place: alpha_ratio=2 keeps the scale at 2 whatever r is."""
+    lora_dropout: float = ranged(0.0, 0, 0.95)
+    """Probability that an input of A is set to zero while training, 0 to 0.95."""
+    target_modules: str | list[str] = "all-linear"
+    """Modules to adapt: names (suffixes) as a list, one regular expression, or one of the words
+    all-linear, attention, mlp, qv, qkvo, all, which know the names of each model family."""
+    exclude_modules: str | list[str] | None = None
+    """Modules to leave out again: names (suffixes) as a list, or one regular expression."""
+    target_parameters: list[str] | None = None
+    """Parameters to adapt by name (suffixes): MoE experts that a model keeps in one 3-D tensor, such as
+    mlp.experts.gate_up_proj and mlp.experts.down_proj. r is the rank for each expert."""
+    bias: str = one_of("none", "none", "all", "lora_only")
+    """Which biases of the base train: none, all, or those of the adapted modules. Not lora_bias."""
+    lora_bias: bool = False
+    """Give B a bias of its own, scaled and merged with the update. The base's biases stay: that is `bias`."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r) (arXiv:2312.03732)."""
+    use_dora: bool = False
+    """Learn magnitude and direction apart (arXiv:2402.09353): slower, for small ranks."""
+    init_lora_weights: bool | str = True
+    """true (B = 0), false (random B), gaussian, olora, pissa, pissa_niter_N, orthogonal, loftq or eva."""
+    loftq_bits: int = field(default=4, metadata={"options": (4, 8)})
+    """Bits of the quantised base that init_lora_weights=loftq makes up for: 4 (NF4) or 8."""
+    loftq_iter: int = ranged(1, 1, 20)
+    """Rounds of quantising and decomposing for loftq (arXiv:2310.08659)."""
+    eva_rho: float = ranged(2.0, 1, 16)
+    """With eva, no module gets a rank above eva_rho times r; 1 keeps all at r (arXiv:2410.07170)."""
+    modules_to_save: list[str] | None = None
+    """Modules trained in full and saved with the adapter; a new head is added by itself."""
+    layers_to_transform: list[int] | int | None = None
+    """Indices of the layers to adapt; null adapts all."""
+    layers_pattern: str | list[str] | None = None
+    """Name of the module list that layers_to_transform indexes; null lets peft find it."""
+    rank_pattern: dict[str, int] | None = None
+    """Ranks of modules that differ from r, by name (suffix) or regular expression."""
+    alpha_pattern: dict[str, float] | None = None
+    """lora_alpha of modules that differ, likewise."""
+    loraplus_lr_ratio: float = ranged(1.0, 1, 256)
+    """LoRA+ (arXiv:2402.12354): B learns so many times faster than A; 1 is off, 16 is its authors' advice."""
+
+    @property
+    def alpha(self) -> float:
+        """lora_alpha as a number, however it was given."""
+        if self.alpha_ratio is not None:
+            return self.alpha_ratio * self.r
+        return 16.0 if self.lora_alpha is None else self.lora_alpha
+
+    @property
+    def eva_directions(self) -> int:
+        """Directions that eva looks for in a module's inputs."""
+        return math.ceil(max([self.r, *(self.rank_pattern or {}).values()]) * self.eva_rho)
+
+    @property
+    def changes_base(self) -> bool:
+        """PiSSA and OLoRA take the adapter's start out of the base weights."""
+        return str(self.init_lora_weights).startswith(("pissa", "olora"))
+
+    def problems(self) -> list[str]:
+        """Return the rules that tie several keys together, as far as they are broken."""
+        out = []
+        init = self.init_lora_weights
+        names = r"gaussian|olora|pissa(_niter_[1-9]\d*)?|orthogonal|loftq|eva"
+        if isinstance(init, str) and not re.fullmatch(names, init):
+            out.append(
+                "lora.init_lora_weights: must be true, false, gaussian, olora, pissa, pissa_niter_N, orthogonal, loftq "
+                f"or eva, got '{init}'"
+            )
+        odd = [r for r in (self.r, *(self.rank_pattern or {}).values()) if r % 2]
+        if init == "orthogonal" and odd:
+            out.append(f"lora.r: must be even with init_lora_weights=orthogonal, got {odd[0]}")
+        if self.lora_alpha is not None and self.alpha_ratio is not None:
+            out.append("lora.alpha_ratio: stands in the place of lora.lora_alpha; give one of them")
+        if not self.target_modules and not self.target_parameters:
+            out.append("lora.target_modules: must name at least one module, got an empty list")
+        if self.use_dora and init == "eva":
+            out.append("lora.use_dora: peft does not initialise DoRA with eva; choose another init_lora_weights")
+        low = [r for r in (self.rank_pattern or {}).values() if not 1 <= r <= 1024]
+        if low:
+            out.append(f"lora.rank_pattern: ranks must be between 1 and 1024, got {low[0]}")
+        return out + self._layer_problems() + self.parameter_problems()
+
+    def _layer_problems(self) -> list[str]:
+        out = []
+        if self.layers_pattern and self.layers_to_transform is None:
+            out.append("lora.layers_pattern: needs lora.layers_to_transform")
+        regex = isinstance(self.target_modules, str) and self.target_modules not in TARGET_PRESETS
+        if self.layers_to_transform is not None and regex:
+            out.append(
+                "lora.layers_to_transform: needs lora.target_modules as a list or a preset (peft ignores layers for a "
+                f"regular expression), got '{self.target_modules}'"
+            )
+        return out
+
+    def parameter_problems(self) -> list[str]:
+        """Return what peft cannot do on 3-D expert parameters."""
+        if not self.target_parameters:
+            return []
+        refused = {
+            "lora_dropout": self.lora_dropout > 0,
+            "use_dora": self.use_dora,
+            "lora_bias": self.lora_bias,
+            f"init_lora_weights={self.init_lora_weights}": self.init_lora_weights not in (True, False, "gaussian"),
+        }
+        return [
+            f"lora.target_parameters: expert parameters cannot be combined with {name}; leave one of them out"
+            for name, asked in refused.items()
+            if asked
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    source: str = one_of("builtin", "builtin", "csv", "jsonl", "parquet", "hub", "conll", "squad", "text")
+    """Where rows come from; `builtin` is the text of this Python's own standard library."""
+    path: str | None = None
+    """File, folder with one file a split, or hub data set id."""
+    config: str | None = None
+    """Configuration name of a hub data set."""
+    train_split: str = "train"
+    """Name of the training split: a hub split, a file name, or a word that one file name in the folder holds."""
+    eval_split: str | None = None
+    """Split for pruning and choosing; null carves it from train by a hash of the text."""
+    test_split: str | None = None
+    """Split read once, after choosing; null carves it from train by a hash of the text."""
+    eval_fraction: float = ranged(0.1, 0, 0.5, above=True)
+    """Share of train that a carved eval split takes."""
+    test_fraction: float = ranged(0.1, 0, 0.5, above=True)
+    """Share of train that a carved test split takes."""
+    max_train_samples: int | None = ranged(None, 1)
+    """At most so many training rows, chosen by hash, so that a smaller set lies within a larger one."""
+    max_eval_samples: int | None = ranged(None, 1)
+    """At most so many rows in the eval split and in the test split."""
+    max_tokens: int = ranged(128, 4, 1_000_000)
+    """Longer examples are cut to so many tokens."""
+    text_column: str = "text"
+    """Column of the text; the `_column` keys that follow name columns likewise."""
+    text_pair_column: str | None = None
+    label_column: str = "label"
+    prompt_column: str | None = None
+    completion_column: str | None = None
+    prompt_suffix: str = "\n"
+    """Text between prompt and completion."""
+    messages_column: str | None = None
+    """Lists of {role, content}, written out by the tokenizer's chat template; the assistant's turns are learned."""
+    source_column: str = "source"
+    """What a SEQ_2_SEQ_LM reads."""
+    target_column: str = "target"
+    """What a SEQ_2_SEQ_LM learns to write."""
+    source_prefix: str = ""
+    """Text before each source, such as `summarize: `."""
+    max_target_tokens: int = ranged(64, 2, 1_000_000)
+    """Longer targets are cut to so many tokens."""
+    score_column: str | None = None
+    """FEATURE_EXTRACTION: how alike text_column and text_pair_column are; null takes anchors and positives."""
+    anchor_column: str = "anchor"
+    positive_column: str = "positive"
+    """The text that belongs to the anchor."""
+    negative_column: str | None = None
+    """A text that does not belong to the anchor."""
+    delimiter: str = ","
+    """Character between the cells of a CSV file; `tab` for tabulators."""
+    quoting: bool = True
+    """Whether quotation marks around a CSV cell are taken off; off: they are characters like any other."""
+    header: list[str] | None = None
+    """Column names of a CSV file without a header line; cells beyond them are left out."""
+    tokens_column: str = "tokens"
+    """A row's words: a list, or a string that white space divides."""
+    tags_column: str = "tags"
+    """One tag for each of the words; BIO tags (B-x, I-x, O) are scored by whole entities."""
+    question_column: str = "question"
+    context_column: str = "context"
+    answers_column: str = "answers"
+    """SQuAD's {"text": [...], "answer_start": [...]} or a list of {"text", "start"}; empty: the text has no answer."""
+    group_column: str | None = None
+    """QUESTION_ANS: rows with one value here, such as an article, stay in one split when eval or test is carved; null
+    keeps the rows of one context together."""
+    doc_stride: int = ranged(64, 0)
+    """Tokens of context that a window of max_tokens shares with the one before; at most three quarters are shared."""
+
+    def problems(self) -> list[str]:
+        out = []
+        if self.source != "builtin" and not self.path:
+            out.append(f"data.path: must be given for data={self.source}, e.g. data.path=folder/or/file")
+        if (self.prompt_column is None) != (self.completion_column is None):
+            out.append("data.prompt_column and data.completion_column: give both or neither")
+        if self.score_column and not self.text_pair_column:
+            out.append("data.text_pair_column: must be given with data.score_column, e.g. data.text_pair_column=text_b")
+        if self.delimiter not in ("tab", "\\t") and len(self.delimiter) != 1:
+            out.append(f"data.delimiter: must be one character or tab, got '{self.delimiter}'")
+        return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    learning_rate: float = ranged(1e-3, 0, 1, above=True)
+    """Peak learning rate of AdamW."""
+    weight_decay: float = ranged(0.0, 0, 10)
+    """Decoupled weight decay of AdamW, on matrices only (no biases, no norms)."""
+    adam_beta1: float = ranged(0.9, 0, 0.9999)
+    """Decay of AdamW's mean of the gradient, a step."""
+    adam_beta2: float = ranged(0.999, 0, 0.99999)
+    """Decay of AdamW's mean of the squared gradient, a step."""
+    adam_epsilon: float = ranged(1e-8, 0, 1, above=True)
+    """Added to AdamW's denominator."""
+    lr_scheduler_type: str = one_of("linear", "linear", "cosine", "constant")
+    """Course of the learning rate after warm-up: to zero in a line, to zero as half a cosine, or flat."""
+    warmup_ratio: float = ranged(0.06, 0, 1)
+    """Share of the steps over which the learning rate rises from zero."""
+    max_grad_norm: float = ranged(1.0, 0)
+    """Gradients are scaled down to this norm; 0 never clips."""
+    epochs: float = ranged(3, 0, 10_000, above=True)
+    """Passes over the training split; max_steps wins where both are given."""
+    max_steps: int | None = ranged(None, 1)
+    """Optimiser steps in all."""
+    batch_size: int = ranged(16, 1, 65_536)
+    """Examples an optimiser step."""
+    micro_batch_size: int | str | None = ranged(None, 1, word="auto")
+    """Examples a forward pass; null takes batch_size, and so does auto, which halves it when memory runs out: the step
+    is done again in more passes, with the same loss, and later trials begin with what fits. Anchors and positives are
+    told from those of their pass alone: auto halves nothing there, and a smaller number is another loss."""
+    gradient_checkpointing: bool = False
+    """Layers keep only their inputs and compute again in the backward pass: a third more time, a part of the memory,
+    the same results. A pass does so that a trial with it shares."""
+    slots: int | str = ranged("auto", 1, 64, word="auto")
+    """Trials of a worker that train at once in one forward and backward pass; auto measures what pays here. It changes
+    speed and memory, not results."""
+    prefix_cache_gib: float = ranged(1.0, 0)
+    """Memory of a worker in which the output of layers that no active trial changes is kept for each example, GiB;
+    beyond it, files in the study's folder. 0 keeps nothing. It changes speed and memory, not results."""
+    eval_batch_size: int = ranged(32, 1)
+    """Examples a forward pass of evaluation."""
+    eval_every: int | None = ranged(None, 1)
+    """Optimiser steps between evaluations; null evaluates after each epoch."""
+    max_loss_ratio: float | None = ranged(10.0, 1, above=True)
+    """A trial whose loss stays over so many times its start ends as PRUNED; null never looks."""
+    optimizer: str = one_of("adamw", "adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
+    """AdamW with fp32 moments, or bitsandbytes' (extra `quant`): moments in 8 bits, and in memory that a GPU may page
+    out."""
+    seed: int = ranged(0, 0, 2**32 - 1)
+    """Seeds the adapter, the head, the order of examples and dropout."""
+    device: str = one_of("auto", "auto", "cpu", "cuda", "mps")
+    """Where trials train; auto takes a GPU where there is one."""
+    precision: str = one_of("auto", "auto", "fp32", "bf16", "fp16")
+    """Number format of the base model; auto: bf16 on a GPU that has it, fp32 on a CPU. What trains is kept in fp32, its
+    moments too, and rounded to this format for products. fp32 on a GPU means TF32; fp16 scales each trial's loss."""
+    deterministic: bool = False
+    """Same seed, device and versions: the same losses bit for bit, at some cost on a GPU. slots=auto then means 1, and
+    no clock decides which trials share a pass."""
+
+    @property
+    def rows(self) -> int:
+        """Examples a forward pass takes."""
+        return self.micro_batch_size if isinstance(self.micro_batch_size, int) else self.batch_size
+
+    @property
+    def fixed_slots(self) -> int | None:
+        """The number of slots, or None where it is to be measured."""
+        return self.slots if isinstance(self.slots, int) else None
+
+    def problems(self) -> list[str]:
+        micro = self.micro_batch_size
+        if isinstance(micro, int) and micro > self.batch_size:
+            return [
+                f"train.micro_batch_size: must be at most train.batch_size, got {micro} of {self.batch_size}; "
+                "it is the part of a step's batch that one forward pass takes"
+            ]
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackSpec:
+    uri: str | None = None
+    """MLflow tracking URI; null is SQLite at <outputs>/mlflow.db."""
+    experiment: str = "lorasweep"
+    """MLflow experiment that holds the studies."""
+    enabled: bool = True
+    """Off: only the trial folders are written."""
+    reload_check: bool = True
+    """Load the saved adapter with peft onto a fresh base, evaluate again and compare."""
+    log_every: int = ranged(1, 1)
+    """Optimiser steps between logged training points."""
+    system_metrics: bool = True
+    """Log CPU, memory and GPU every 10 seconds, under MLflow's names (system/...)."""
+    save_adapters: str = one_of("all", "all", "best", "pareto", "top_k", "none")
+    """Which adapters are left when a study has ended: all, the best, those on the report's Pareto front, or the best
+    keep_top. With anything but all, MLflow gets the best alone, as a model."""
+    keep_top: int = ranged(3, 1)
+    """How many adapters save_adapters=top_k leaves."""
+    log_model: bool = True
+    """Log the best adapter as an MLflow model when a study has ended; the base is found by config, not copied."""
+    register: str | None = None
+    """Name in MLflow's model registry under which the best adapter is registered; its alias is champion where it is
+    better than the champion so far by more than noise, else challenger."""
+
+    def problems(self) -> list[str]:
+        out = []
+        if self.register is not None and not _is_label(self.register, r"/\:"):
+            out += [f"tracking.register: must be a name without '/' and ':', at most 200 long, got {self.register!r}"]
+        if not _is_label(self.experiment, ""):
+            out += [f"tracking.experiment: must be a name of one line, at most 200 long, got {self.experiment!r}"]
+        return out
+
+
+def _is_label(name: str, without: str) -> bool:
+    """Return whether a name can be one of MLflow's: printable, not blank, not too long, no step of a path."""
+    return (
+        name.isprintable() and 0 < len(name.strip()) <= 200 and not set(name) & set(without) and name.strip(". ") != ""
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpec:
+    """How a study searches. These keys belong to the study, not to a trial: its rerun line leaves them out."""
+
+    question: str = ""
+    """What the study is to tell, in a sentence; a sweep file's first comment line."""
+    sampler: str = one_of("grid", "grid", "random", "tpe", "gp", "cmaes", "qmc", "nsga2")
+    """How points are chosen: grid takes each once; the others are Optuna's."""
+    trials: int | None = ranged(None, 1)
+    """Trials in all; null takes every point of a grid, 20 with any other sampler."""
+    seed: int = ranged(0, 0, 2**32 - 1)
+    """Seeds the sampler."""
+    startup_trials: int = ranged(10, 1)
+    """Random trials before tpe and gp model what they saw."""
+    objectives: list[str] | None = None
+    """What is made small besides the primary metric: trainable, adapter_mb, train_s, peak_gib. Pruning and the best
+    trial go by the primary metric."""
+    direction: str = one_of("auto", "auto", "maximize", "minimize")
+    """Of the primary metric; auto knows the tasks' own."""
+    pruner: str = one_of("none", "none", "asha", "hyperband", "median", "wilcoxon", "threshold")
+    """Which trials end early, judged by the primary metric at evaluations. asha is asynchronous successive halving
+    (arXiv:1810.05934)."""
+    min_steps: int | None = ranged(None, 1)
+    """Optimiser steps before a trial may be pruned; null: total / reduction_factor^2 for asha and hyperband, else
+    none."""
+    reduction_factor: int = ranged(4, 2, 64)
+    """asha, hyperband: about one in so many trials goes on at each rung."""
+    pruner_startup_trials: int = ranged(5, 1)
+    """median, wilcoxon: finished trials before the first is pruned."""
+    lower: float | None = None
+    """threshold: a trial whose metric is below this is pruned."""
+    upper: float | None = None
+    """threshold: a trial whose metric is above this is pruned."""
+    device_hours: float | None = ranged(None, 0, above=True)
+    """No trial begins once the trials have used so many hours of a device."""
+    wall_hours: float | None = ranged(None, 0, above=True)
+    """No trial begins so many hours after the study was made."""
+    max_memory_gib: float | None = ranged(None, 0, above=True)
+    """A trial that by itself needs more, as `check` estimates it, never runs: it ends as pruned before its
+    model is loaded. With train.micro_batch_size=auto it is what one row a pass needs."""
+    target: float | None = None
+    """No trial begins once the primary metric is this good."""
+    repeats: int = ranged(0, 0, 1000)
+    """Further seeds with which the best trials run again once the search is over; the best mean wins. A trial that can
+    no longer reach the best is not repeated any more."""
+    repeat_top: int = ranged(3, 1)
+    """How many of the best trials run again, and beside them the cheapest within one standard error of the best."""
+    enqueue: list[str] | None = None
+    """Recipes tried first, each a string of overrides: 'lora.r=8 lora.lora_alpha=16'."""
+    warm_start: list[str] | None = None
+    """Folders of earlier studies whose finished trials the sampler learns from, where their values lie in the space."""
+    workers: int = ranged(1, 1, 1024)
+    """Processes that run trials at once; more than one takes Hydra's joblib launcher unless another is chosen."""
+    storage: str | None = None
+    """Where the queue is kept: null is a journal file in the study's folder; postgresql://USER@HOST/DATABASE for
+    machines that share no disk, the password in PGPASSWORD."""
+    checkpoint_s: float = ranged(30.0, 0)
+    """Seconds of training between checkpoints."""
+    lease_s: float = ranged(60.0, 1)
+    """A worker on another machine that gives no sign of life for so many seconds is dead; its trials go back."""
+    max_retries: int = ranged(3, 0, 1000)
+    """A trial whose workers died so many times without reaching a new checkpoint fails."""
+
+    def problems(self) -> list[str]:
+        out = []
+        if self.pruner == "threshold" and self.lower is None and self.upper is None:
+            out.append("search.pruner: threshold needs search.lower or search.upper")
+        known = ("trainable", "adapter_mb", "train_s", "peak_gib")
+        wrong = [o for o in self.objectives or [] if o not in known]
+        if wrong:
+            out.append(f"search.objectives: must be among {', '.join(known)}, got '{wrong[0]}'")
+        if (self.storage or "").startswith("sqlite"):
+            out.append(
+                "search.storage: SQLite hands one trial to two workers (it ignores SELECT ... FOR UPDATE); leave it "
+                "null for a journal file, or give postgresql://USER@HOST/DATABASE"
+            )
+        elif self.storage and not self.storage.startswith("postgresql://"):
+            out.append(f"search.storage: must be null or postgresql://USER@HOST/DATABASE, got '{self.storage}'")
+        return out
+
+
+SECTIONS: dict[str, type] = {
+    "model": ModelSpec,
+    "task_type": TaskSpec,
+    "lora": LoraSpec,
+    "data": DataSpec,
+    "train": TrainSpec,
+    "tracking": TrackSpec,
+    "search": SearchSpec,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSpec:
+    model: ModelSpec
+    task_type: TaskSpec
+    lora: LoraSpec
+    data: DataSpec
+    train: TrainSpec
+    tracking: TrackSpec
+    search: SearchSpec
+    outputs: str = "./outputs"
+    """Root folder of what runs leave."""
+    study: str | None = None
+    """Name of the study; null makes one from the time."""
+    overrides: tuple[str, ...] = ()
+    """The strings this trial was made from: pasting them after `python -m lorasweep` runs it again."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain nested data for YAML or JSON: the trial, without its overrides and without `search`."""
+        out = asdict(self)
+        del out["overrides"], out["search"]
+        return out
+
+
+NAME_RULE = "must be letters, digits, '.', '_' or '-', at most 200, the last no '.', and no device's name on Windows"
+
+
+def is_name(study: str) -> bool:
+    """Return whether a study may be called so: its name is a folder's, and cannot lead out of the outputs folder."""
+    folder = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", study) and not study.endswith(".")
+    return bool(folder) and not re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", study)
+
+
+def trial_spec(tree: Mapping[str, Any], overrides: tuple[str, ...]) -> tuple[TrialSpec | None, list[str]]:
+    """Return the spec of a nested mapping and its problems; the spec is None where there are any."""
+    problems: list[str] = []
+    parts: dict[str, Any] = {}
+    for name, cls in SECTIONS.items():
+        parts[name] = field_rules.section(cls, tree.get(name) or {}, name, known_keys(), problems)
+    for name in ("outputs", "study"):
+        value = tree.get(name)
+        if value is not None and not isinstance(value, str):
+            problems.append(f"{name}: must be a string, got {value!r}")
+        elif value is not None and "\0" in value:
+            problems.append(f"{name}: {field_rules.NO_NULL}, got {value!r}")
+        parts[name] = value
+    study = parts["study"]
+    if isinstance(study, str) and not is_name(study):
+        problems.append(f"study: {NAME_RULE}, got '{study}'")
+    if parts["outputs"] is None:
+        parts["outputs"] = "./outputs"
+    unknown = set(tree) - set(SECTIONS) - {"outputs", "study"}
+    problems += [f"{key}: no such key{did_you_mean(key, known_keys())}" for key in sorted(unknown)]
+    if not problems and parts["model"].device_map is not None and parts["search"].workers > 1:
+        workers = parts["search"].workers
+        problems.append(f"search.workers: must be 1 with model.device_map, got {workers}; one trains on all GPUs")
+    if problems:
+        return None, problems
+    return TrialSpec(**parts, overrides=overrides), []
+
+
+@cache
+def known_keys() -> list[str]:
+    """Return every config path that may be overridden."""
+    keys = ["outputs", "study"]
+    for name, cls in SECTIONS.items():
+        keys += [f"{name}.{f.name}" for f in fields(cls)]
+    return keys
+
+
+def described_keys() -> list[tuple[str, str, str]]:
+    """Return path, default and meaning with the allowed values, of every key."""
+    texts = field_rules.texts_below_fields(sys.modules[__name__])
+    out = [(k, json.dumps(d), texts["TrialSpec", k]) for k, d in (("outputs", "./outputs"), ("study", None))]
+    for name, cls in SECTIONS.items():
+        for f in fields(cls):
+            meaning = f"{texts.get((cls.__name__, f.name), '')} {field_rules.allowed(f.metadata)}".strip()
+            out.append((f"{name}.{f.name}", json.dumps(f.default), meaning))
+    return out

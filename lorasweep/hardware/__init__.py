@@ -1,0 +1,1 @@
+"""Device, matmul peak, energy, system metrics."""

@@ -1,0 +1,144 @@
+"""Where trials compute, in which number format, and how exactly: the device, its precision, determinism."""
+
+import fcntl
+import importlib.util
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import torch
+
+from lorasweep.config.spec import ModelSpec, TrainSpec
+from lorasweep.errors import ConfigError
+
+FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+"""Environment variable that is read once, at the first product: without it, cuBLAS's sums have no fixed order."""
+
+
+def device_of(train: TrainSpec) -> torch.device:
+    """Return the device that `train.device` names. Raises ConfigError where it is not there."""
+    if train.device == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(name)
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there[train.device]:
+        has = ", ".join(name for name, is_there in there.items() if is_there)
+        why = _why_no_gpu() if train.device == "cuda" else "torch finds no Apple GPU here"
+        raise ConfigError([f"train.device: must be auto or what this machine has ({has}), got {train.device}; {why}"])
+    return torch.device(train.device)
+
+
+def _why_no_gpu() -> str:
+    """Say what keeps torch from a GPU that may well be there."""
+    if not torch.backends.cuda.is_built():
+        return f"torch {torch.__version__} is built without CUDA"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return f"torch {torch.__version__} sees no GPU" + (f", CUDA_VISIBLE_DEVICES={hidden}" if hidden is not None else "")
+
+
+def dtype_of(train: TrainSpec, device: torch.device) -> torch.dtype:
+    """Return the base model's number format; auto is bf16 on a GPU that has it, else fp32.
+
+    Raises ConfigError for bf16 on a GPU without it: it would be emulated, and slow.
+    """
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if train.precision == "auto":
+        return torch.bfloat16 if native else torch.float32
+    if train.precision == "bf16" and device.type == "cuda" and not native:
+        name = torch.cuda.get_device_name(device)
+        raise ConfigError([f"train.precision: {name} has no bf16; use fp16 or fp32"])
+    return FORMATS[train.precision]
+
+
+def attention(spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return transformers' name of the attention kernel; auto is flash attention where it is installed and can run,
+    else None: transformers chooses, sdpa where the model has it (DeBERTa does not).
+
+    Raises ConfigError where flash attention is asked for and cannot run.
+    """
+    half = device.type == "cuda" and dtype != torch.float32
+    installed = importlib.util.find_spec("flash_attn") is not None
+    if spec.attn_implementation == "auto":
+        return "flash_attention_2" if half and installed else None
+    if spec.attn_implementation == "flash_attention_2" and not (half and installed):
+        kind = str(dtype).removeprefix("torch.")
+        lack = f"here is {kind} on the {device.type}" if not half else "flash_attn is not installed"
+        raise ConfigError(
+            [
+                "model.attn_implementation: flash_attention_2 needs the package flash_attn and bf16 or fp16 on a GPU, "
+                f"{lack}; use auto or sdpa"
+            ]
+        )
+    return spec.attn_implementation
+
+
+def set_up(train: TrainSpec, device: torch.device) -> None:
+    """Set torch's switches of this process: TF32 for fp32 products on a GPU, and determinism as the trial asks.
+
+    To be called before the first product on a GPU: cuBLAS has to know its workspace by then, and torch refuses
+    determinism where it did not. So it is set for all trials, as a later one may be the first that asks.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+        os.environ.setdefault(WORKSPACE, ":4096:8")
+    torch.use_deterministic_algorithms(train.deterministic)
+    torch.backends.cudnn.deterministic = train.deterministic
+    if train.deterministic:
+        torch.backends.cudnn.benchmark = False
+
+
+def threads_are_given() -> bool:
+    """Tell whether the user has said how many threads a process may take; to be asked before joblib starts workers, as
+    it says so to them.
+    """
+    return "OMP_NUM_THREADS" in os.environ
+
+
+@contextmanager
+def own(workers: int, every: bool = False, *, divide: bool = True) -> Iterator[bool]:
+    """Take a GPU that no other worker of this machine has, or all for `every`, or with `divide` this worker's part of
+    the CPU's threads; yield whether it was that. Raises ConfigError where several workers want all GPUs.
+    """
+    if every and workers > 1:
+        raise ConfigError([f"search.workers: must be 1 with model.device_map, got {workers}; one trains on all GPUs"])
+    if every:
+        yield False
+        return
+    if torch.cuda.is_available() and torch.cuda.device_count() > 1:
+        with ExitStack() as held:
+            for device in range(torch.cuda.device_count()):
+                name = f"lorasweep-gpu-{torch.cuda.get_device_properties(device).uuid}.lock"
+                file = held.enter_context((Path(tempfile.gettempdir()) / name).open("a"))
+                with suppress(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    torch.cuda.set_device(device)
+                    yield False
+                    return
+            yield False
+            return
+    divide = divide and workers > 1 and "SLURM_JOB_ID" not in os.environ
+    if divide:  # joblib says our part, too; Ray what it likes
+        divide = os.environ.get("OMP_NUM_THREADS") in (None, str(_part(workers)))
+    if divide:
+        divide_threads(workers)
+    yield divide
+
+
+def divide_threads(workers: int) -> bool:
+    """Let the thread that calls this compute with one worker's part of the CPU's threads; return whether it had
+    another number of them.
+    """
+    threads = _part(workers)
+    if threads == torch.get_num_threads():
+        return False
+    torch.set_num_threads(threads)
+    return True
+
+
+def _part(workers: int) -> int:
+    return max(1, len(os.sched_getaffinity(0)) // workers)

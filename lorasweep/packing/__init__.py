@@ -1,0 +1,1 @@
+"""Several trials in one pass: fused layer, dropout streams, the pass, its cost."""

@@ -1,0 +1,132 @@
+"""A study's trials as a table, the best one, and how to run it again."""
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from lorasweep import console
+from lorasweep.config.spec import TrackSpec
+from lorasweep.credentials import redact
+from lorasweep.study import answer, repeats
+from lorasweep.study.answer import Answer, Candidate
+from lorasweep.study.result import read_result
+from lorasweep.study.study import Study
+
+
+def results(study: Study) -> list[dict[str, Any]]:
+    """Return the result.json of every trial that has one, by number."""
+    found = (read_result(study.trial_folder(trial.number)) for trial in study.trials())
+    return [r for r in found if r is not None]
+
+
+def show(study: Study, test: Mapping[str, float], outputs: str, found: Answer, track: TrackSpec) -> None:
+    """Print the table, the answer with its rerun lines, and where to compare in MLflow."""
+    meta = study.meta
+    again = {t.number: t.user_attrs for t in study.trials() if repeats.is_repeat(t)}
+    columns = ["trial", *meta.swept, f"eval {meta.metric}", "trainable", "seconds", "adapter MB", "state"]
+    rows = [_row(r, meta.swept, again.get(r["number"])) for r in results(study)]
+    console.table(f"study {meta.name}", columns, rows)
+    never = sum("never_begun" in t.user_attrs for t in study.trials())
+    if never:
+        most = study.search.max_memory_gib
+        print(f"{never} of {len(study.trials())} trials were never begun: over search.max_memory_gib={most}")
+    if found.best is not None:
+        _show_best(study, found.best, test, found, track)
+        if len(found.candidates) > 1:
+            _show_others(found, found.best)
+        if found.best.overrides:
+            path = console.shown(study.folder / answer.BEST)
+            print(f"the best as a file: {path} (python -m lorasweep --sweep {shlex.quote(str(path))})")
+    if track.enabled:
+        print(f"compare in MLflow: {_ui(outputs, track)}")
+
+
+def _ui(outputs: str, track: TrackSpec) -> str:
+    """Return the address of a server, or the command that opens the UI on a store."""
+    uri = redact(track.uri or "")
+    if uri.startswith("http"):
+        return uri
+    where = [] if outputs == "./outputs" else [f"outputs={outputs}"]
+    where += [f"tracking.uri={uri}"] if uri else []
+    return shlex.join(["python", "-m", "lorasweep", "ui", *where])
+
+
+def _show_best(study: Study, best: Candidate, test: Mapping[str, float], found: Answer, track: TrackSpec) -> None:
+    metric, folder = found.metric, study.trial_folder(best.number)
+    result = read_result(folder)
+    beside = _beside(result["baseline"]) if result else ""
+    seeds = f", {best.over}" if best.repeated else ""
+    sure = f", 95 % interval {best.interval}" if best.interval else ""
+    print(f"\nbest: trial {best.number}, eval {metric} {best.value:.4f}{sure}{seeds}{beside}")
+    trivial = found.no_better(best.value, result["baseline"]) if result else ""
+    if trivial:
+        print(f"{trivial} Perhaps it needs more steps or another learning rate.")
+    if result is None:  # it ran on a machine without our disk
+        return
+    if test:
+        known = {k: v for k, v in test.items() if k in result["baseline"]}
+        print(f"its test {metric}: {test[metric]:.4f}{_beside(known)} (read once, after choosing)")
+    print(f"run it again: {result['rerun']}")
+    kept = track.save_adapters != "none"
+    print(f"its adapter:  {console.shown(folder / 'adapter') if kept else 'not kept (tracking.save_adapters=none)'}")
+
+
+def _show_others(found: Answer, best: Candidate) -> None:
+    """Print what cannot be told apart from the best, what is cheaper and nearly as good, and the Pareto front."""
+    if found.compared:
+        alike = ", ".join(str(c.number) for c in found.alike)
+        print(
+            f"\nnot distinguishable from it: {len(found.alike)} of {found.compared} others"
+            + (f" (trials {alike})" if alike else "")
+            + f"\n  {found.method}"
+        )
+    cheap = found.cheapest
+    if cheap is not None:
+        least = f"cheapest within one standard error ({best.standard_error:.4f})"
+        if cheap.number == best.number:
+            print(f"{least}: the best itself")
+        else:
+            print(f"{least}: trial {cheap.number}, {_in_short(cheap, found.metric)}")
+            print(f"run that again: {cheap.rerun}")
+    print("Pareto front: no other trial beats these in quality and cost at once:")
+    for c in found.front:
+        against = ", ".join(name for cost, name in answer.COSTS.items() if c.number in found.fronts[cost])
+        print(f"  trial {c.number}, {_in_short(c, found.metric)} (by {against})")
+        if c.rerun and c not in (best, cheap):
+            print(f"    {c.rerun}")
+
+
+def _in_short(c: Candidate, metric: str) -> str:
+    return ", ".join([f"eval {metric} {c.value:.4f}", *(f"{_cost(k, v)}" for k, v in c.costs.items())])
+
+
+def _cost(name: str, value: float) -> str:
+    amount = f"{value:,.0f}" if name == "trainable" else f"{value:.2f}"
+    return {
+        "trainable": f"{amount} trainable",
+        "adapter_mb": f"{amount} MB",
+        "train_s": f"{amount} s training",
+        "peak_gib": f"{amount} GiB",
+    }[name]
+
+
+def _row(result: Mapping[str, Any], swept: list[str], repeat: Mapping[str, Any] | None) -> list[str]:
+    done = "params" in result
+    notes = [f"repeats {repeat['repeat_of']}"] if repeat else []
+    notes += [result["reason"]] if result["reason"] else []
+    return [
+        str(result["number"]),
+        *[console.short(result["params_swept"].get(k)) for k in swept],
+        f"{result['metric']['value']:.4f}" if "metric" in result else "-",
+        f"{result['params']['trainable']:,}" if done else "-",
+        f"{result['train_s'] + result['eval_s']:.1f}" if done else "-",
+        f"{result['adapter_mb']:.2f}" if done else "-",
+        result["state"] + (f" ({'; '.join(notes)})" if notes else ""),
+    ]
+
+
+def _beside(baseline: Mapping[str, float]) -> str:
+    """Return the trivial answers' scores in brackets, to be read beside a trial's."""
+    if not baseline:
+        return ""
+    return " (" + ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in baseline.items()) + ")"

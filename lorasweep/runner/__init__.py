@@ -1,0 +1,1 @@
+"""Worker, plan, launchers, resume, check, cleanup."""

@@ -1,0 +1,165 @@
+"""From override strings to a study that runs: validate every point, fill the queue, launch workers, show the outcome.
+
+hydra_plugins hands LorasweepSweeper to Hydra, for the sake of its launchers: each worker is one job of one launch.
+"""
+
+import functools
+import shlex
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from lorasweep.errors import ConfigError
+from lorasweep.runner import plan
+from lorasweep.runner.interrupt import EXIT_INTERRUPTED
+from lorasweep.runner.launchers import Launch
+from lorasweep.runner.plan import Plan
+
+EXIT_OK, EXIT_FAILED_TRIALS = 0, 3
+LAUNCHES_WITHOUT_PROGRESS = 3
+POLL_S = 1.0
+
+
+# --- running it ------------------------------------------------------------------------------------------------------
+
+
+def run_study(planned: Plan, launch: Launch) -> int:
+    """Make the study, run it, show the outcome; return the exit code."""
+    from lorasweep.study.study import Study
+
+    return run_made(Study.create(planned.folder, planned.meta, planned.queue), planned, launch)
+
+
+def run_made(study: Any, planned: Plan, launch: Launch) -> int:
+    """Run a study that has just been made; return the exit code."""
+    from lorasweep.tracking import runs
+
+    for line in planned.never if planned.meta.search["sampler"] == "grid" else ():  # else no trial is at those points
+        print(line, flush=True)
+    command = shlex.join(["python", "-m", "lorasweep", "-m", *planned.meta.overrides])
+    note = f"{planned.meta.question}\n\n`{command}`".strip()
+    study.set_parent(runs.open_study(planned.first, planned.meta.name, note))
+    return carry_on(study, launch, planned.loaded)
+
+
+def _warm_start(study: Any) -> None:
+    """Let the sampler see the finished trials of earlier studies, once."""
+    from lorasweep.study.study import ENDED
+
+    if study.warmed():
+        return
+    for other in plan.teachers(study.search, study.meta.metric, study.meta.maximize):
+        taken = study.take_in([t for t in other.trials() if t.state in ENDED and t.values], origin=str(other.folder))
+        print(f"warm start: {len(taken)} of {len(other.trials())} trials of {other.meta.name} lie in this space")
+    study.set_warmed()
+
+
+def carry_on(study: Any, launch: Launch, loaded: Mapping[str, Any]) -> int:
+    """Run what is left of a study and show the outcome; return the exit code."""
+    from lorasweep import console
+    from lorasweep.runner import interrupt, worker
+    from lorasweep.study import repeat_rounds
+
+    total = len(study.trials())
+    print(
+        f"study {study.meta.name}: {total} trial{'s' if total != 1 else ''}, {console.shown(study.folder)}", flush=True
+    )
+    _warm_start(study)
+    study.begin()
+    worker.prepare(study, loaded)
+    with interrupt.heard(lambda: study.stop(None, "Ctrl-C")) as interrupts:
+        _run_workers(study, launch, interrupts)
+        while not _stopped(study, interrupts) and (again := repeat_rounds.next_round(study)):
+            count = f"{len(again)} trials run" if len(again) > 1 else "1 trial runs"
+            print(f"repeats: {count} again with another seed", flush=True)
+            _run_workers(study, launch, interrupts)
+    if _stopped(study, interrupts):
+        print(
+            f"stopped, nothing is lost; go on with: python -m lorasweep resume {console.shown(study.folder)}",
+            flush=True,
+        )
+        return EXIT_INTERRUPTED
+    return finish(study, loaded)
+
+
+def _stopped(study: Any, interrupts: Any) -> bool:
+    return bool(interrupts.count) or "all" in study.stops()
+
+
+def _run_workers(study: Any, launch: Launch, interrupts: Any) -> None:
+    """Launch workers until nothing is left: a launcher whose process was killed may take the other workers with it."""
+    from lorasweep.hardware import device
+    from lorasweep.runner import worker
+    from lorasweep.tracking import runs
+
+    idle = 0
+    work = functools.partial(_work, str(study.folder), not device.threads_are_given())
+    while not _stopped(study, interrupts):
+        worker.settle(study)
+        if not study.waiting() or study.spent():
+            if not study.running():
+                return
+            time.sleep(POLL_S)  # somebody else's workers are still at it
+            continue
+        before = _state(study)
+        failure: Exception | None = None
+        try:
+            launch(work, max(1, study.search.workers - study.alive()))
+        except ConfigError:
+            raise
+        except Exception as error:  # a launcher's own error, or a worker's: what it had goes back
+            failure = error
+            told = runs.redact(str(error))
+            print(f"a worker ended: {type(error).__name__}: {told.splitlines()[0] if told else ''}")
+        idle = idle + 1 if _state(study) == before else 0
+        if idle >= LAUNCHES_WITHOUT_PROGRESS or worker.is_fatal(failure):
+            raise failure or RuntimeError(f"workers end without running a trial; see {study.folder}")
+
+
+def _state(study: Any) -> list[tuple]:
+    keys = ("checkpoint_step", "deaths")
+    return [(t.number, t.state, *(t.user_attrs.get(k) for k in keys)) for t in study.trials()]
+
+
+def _work(folder: str, divide: bool, config: Any) -> None:
+    """What a launcher runs in each worker's process."""
+    from lorasweep.runner import worker
+
+    worker.run_worker(folder, divide)
+
+
+def _settle_adapters(study: Any, spec: Any) -> None:
+    """Log the winner as an MLflow model, then leave the adapters that tracking.save_adapters keeps."""
+    from lorasweep.runner import cleanup
+    from lorasweep.serving import model_registry
+
+    told = model_registry.log_winner(study, spec)
+    if told:
+        print(told)
+    cleanup.tidy(study, spec.tracking)
+
+
+def finish(study: Any, loaded: Mapping[str, Any]) -> int:
+    """Score the winner on the test split, close the study in MLflow, print the table; return the exit code."""
+    from lorasweep.report import html_page, terminal
+    from lorasweep.runner import outcome
+    from lorasweep.study import answer
+    from lorasweep.tracking import runs
+
+    test = outcome.score_winner(study, loaded)
+    failed = study.failed()
+    found = answer.answer(study)
+    scores = {f"test_{k}": v for k, v in test.items()}
+    if found.best is not None:
+        scores |= {f"best_eval_{study.meta.metric}": found.best.value, "best_trial": found.best.number}
+    if found.best is not None and found.best.standard_error is not None:
+        scores[f"best_eval_{study.meta.metric}_standard_error"] = found.best.standard_error
+    answer.write_best(study, found)
+    html_page.write_if_possible(study, found)
+    spec = study.spec(study.space.fixed)
+    runs.close_study(spec, study.meta.mlflow_parent, scores, ok=not failed, folder=study.folder)
+    terminal.show(study, test, study.meta.outputs, found, spec.tracking)
+    _settle_adapters(study, spec)
+    if study.waiting():
+        print(f"{study.waiting()} trials were not begun: {study.spent()}")
+    return EXIT_FAILED_TRIALS if failed else EXIT_OK

@@ -1,0 +1,60 @@
+"""Hydra's launchers: where workers run and what a launcher lacks."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+Launch = Callable[[Callable[[Any], None], int], None]
+"""(what each worker does, how many workers): returns when all have ended, raises what one of them raised."""
+
+
+def here(work: Callable[[Any], None], count: int) -> None:
+    """Launch one worker in this process, without Hydra."""
+    work(None)
+
+
+SUBMITIT = (
+    "hydra.launcher.timeout_min=10080",
+    "hydra.launcher.submitit_folder={folder}/submitit/%j",
+    "+hydra.launcher.setup=[\"trap '' INT\"]",
+)
+"""A week, not Hydra's hour. A worker begins deaf to SIGINT, then listens itself: submitit passes each one on twice."""
+
+LAUNCHER_NEEDS = {
+    "joblib": ("hydra.launcher.n_jobs={workers}",),
+    "submitit_local": SUBMITIT,
+    "submitit_slurm": SUBMITIT[:2],
+}
+"""What a launcher has to be told, unless the user says otherwise."""
+
+RAY_HERE = ("+hydra.launcher.ray.init.num_cpus={workers}",)
+RAY_CLUSTER = (
+    "+hydra.launcher.ray.init.object_store_memory=null",
+    "+hydra.launcher.ray.remote.scheduling_strategy=SPREAD",
+)
+"""Ray refuses a size for a store that is there already; workers go to all nodes."""
+
+
+def launcher_overrides(own: Sequence[str], workers: int, folder: Path) -> list[str]:
+    """Return Hydra's overrides for so many workers: joblib unless a launcher is chosen; [] for one worker here."""
+    chosen = next((o.split("=")[1] for o in own if o.startswith("hydra/launcher=")), None)
+    if chosen is None and workers == 1:
+        return list(own)
+    launcher = chosen or "joblib"
+    given = {o.split("=")[0].lstrip("+") for o in own}
+    needed = LAUNCHER_NEEDS.get(launcher, ())
+    if launcher == "ray":
+        needed = RAY_CLUSTER if "hydra.launcher.ray.init.address" in given else RAY_HERE
+    extra = [o.format(workers=workers, folder=folder) for o in needed if o.split("=")[0].lstrip("+") not in given]
+    return [*own, *([] if chosen else ["hydra/launcher=joblib"]), *extra]
+
+
+def is_launchers(override: str) -> bool:
+    """Return whether an override is Hydra's own, for a launcher."""
+    return override.lstrip("+~").startswith(("hydra/", "hydra."))
+
+
+def is_elsewhere(launcher: Sequence[str]) -> bool:
+    """Return whether the launcher's workers run on other machines than this one, which may have no GPU."""
+    far = ("hydra/launcher=submitit_slurm", "hydra.launcher.ray.init.address=")
+    return any(o.lstrip("+").startswith(far) for o in launcher)

@@ -1,0 +1,138 @@
+"""What an ended trial leaves: its numbers, its answers, its adapter loaded again; and the winner's test score."""
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorasweep.config import compose
+from lorasweep.config.spec import TrialSpec
+from lorasweep.credentials import redact
+from lorasweep.errors import ConfigError
+from lorasweep.lora import adapter
+from lorasweep.models import base_model
+from lorasweep.study.result import read_result, write_result
+from lorasweep.study.study import Study
+from lorasweep.tasks.task import Prediction, maximize
+from lorasweep.training import evaluation, workload
+from lorasweep.training.engine import Engine, EvalEvent, TrialEnded
+
+SHOWN_EXAMPLES = 8
+"""Rows of the eval split that a trial leaves with the model's answers, for a person to read."""
+
+RELOADED_ROWS = 128
+"""Rows of the eval split that a saved adapter is tried on, beside those with generated answers; all of a large one
+would be paid for twice."""
+
+LEAST_LOSS = 0.01
+"""What a loss counts for at least there: near zero, rounding is a large part of it."""
+
+RELOAD_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+"""Largest relative difference of the eval loss between the trial and its adapter loaded again, by the base's number
+format: plain peft multiplies A and B in fp32, we in the base's format."""
+
+
+def measured(event: TrialEnded, last: EvalEvent | None, work: workload.Workload, primary: str) -> dict[str, Any]:
+    """Return an ended trial's metrics and costs."""
+    out: dict[str, Any] = {"state": event.state, "reason": event.reason, "steps": event.step}
+    if last is not None:
+        out["metric"] = {"name": primary, "value": last.metrics[primary], "maximize": maximize(primary)}
+        out["metrics"] = last.metrics
+        out["baseline"] = work.task.baseline(work.data, "eval")
+    return out | {
+        "train_s": event.train_s,
+        "eval_s": event.eval_s,
+        "prefix_saved_s": sum(event.prefix_saved_s.values()),
+        "packing_saved_s": event.packing_saved_s,
+        "data_fingerprint": work.data.fingerprint,
+    }
+
+
+def sizes(counts: adapter.Counts) -> dict[str, float]:
+    """Return the numbers of parameters, and the share that trains in percent."""
+    found = asdict(counts) | {"trainable": counts.trainable}
+    return found | {"trainable_pct": 100 * counts.trainable / counts.total}
+
+
+def write_examples(path: Path, last: EvalEvent, work: workload.Workload) -> None:
+    """Write a few rows of the eval split and what the model answers."""
+    records = work.data.splits["eval"]
+    first = {p["row"]: p for p in reversed(last.predictions)}
+    lines = []
+    for row in sorted(first)[:SHOWN_EXAMPLES]:
+        record = "\n".join(f"{k}: {str(v)[:500]}" for k, v in records[row].items())
+        lines.append(f"{record}\nanswer: {work.task.readable(records[row], first[row])}\n")
+    path.write_text("\n".join(lines), encoding="utf8")
+
+
+def reload(
+    folder: Path, spec: TrialSpec, last: EvalEvent, work: workload.Workload, trainer: Engine, primary: str
+) -> dict[str, Any]:
+    """Evaluate the adapter saved in `folder` with plain peft on a base loaded afresh, and compare: on all rows of a
+    small eval split, on some of a large one. A metric that such rows have not is None.
+    """
+    began = time.perf_counter()
+    rows = some_rows(last.predictions, RELOADED_ROWS)
+    some = [e for e in trainer.prepared.eval if e.row in rows]
+    fresh = base_model.load(spec.model, spec.train, trainer.task, work.tokenizer)
+    reloaded = adapter.reload(folder, fresh, spec.lora, spec.task_type).base_model.model
+    predictions = evaluation.predict(reloaded, trainer.task, some, spec.train, trainer.prepared.pad_id)
+    metrics = trainer.task.metrics(predictions)
+    before = trainer.task.metrics([p for p in last.predictions if p["row"] in rows])
+    gap = abs(metrics["loss"] - before["loss"]) / max(LEAST_LOSS, abs(before["loss"]))
+    known = math.isfinite(metrics[primary]) and math.isfinite(before[primary])
+    return {
+        "rows": len(rows),
+        "metric": metrics[primary] if known else None,
+        "difference": metrics[primary] - before[primary] if known else None,
+        "loss_relative_difference": gap,
+        "same": gap <= RELOAD_TOLERANCE[trainer.base.model.dtype],
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def some_rows(predictions: Sequence[Prediction], most: int) -> set[int]:
+    """Return rows spread evenly over a split, `most` at most, and those whose answers were generated."""
+    rows = sorted({p["row"] for p in predictions})
+    return {*rows[:: math.ceil(len(rows) / most)], *(p["row"] for p in predictions if "text" in p)}
+
+
+def score_winner(study: Study, loaded: Mapping[str, workload.Workload]) -> dict[str, float]:
+    """Return the best trial's metrics on the test split, which is read here and nowhere else.
+
+    {} without a winner, and, with the reason printed, where this machine cannot load it: it may have launched a study
+    for others.
+    """
+    best = study.best()
+    folder = study.trial_folder(best.number) if best is not None else None
+    if best is None or folder is None or not (folder / "adapter").is_dir():  # it ran on a machine without our disk
+        return {}
+    result = read_result(folder) or {}
+    if "test" in result:
+        return result["test"]
+    spec = compose.compose_trial(best.user_attrs["overrides"])
+    work = loaded.get(workload.key(spec)) or workload.workload(spec)
+    try:
+        base = base_model.load(spec.model, spec.train, work.task, work.tokenizer)
+    except ConfigError as error:
+        print(f"the test split was not read: {redact('; '.join(error.problems))}; `resume` reads it on another machine")
+        return {}
+    adapted = adapter.reload(folder / "adapter", base, spec.lora, spec.task_type).base_model.model
+    found = evaluation.predict(adapted, work.task, work.examples["test"], spec.train, work.tokenizer.pad_token_id)
+    scores = work.task.metrics(found) | work.task.baseline(work.data, "test")
+    write_result(folder, result | {"test": scores})
+    return scores
+
+
+def worker_gib(device: torch.device) -> float:
+    """Return the highest memory use of this worker so far, GiB: of the device, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,0 +1,182 @@
+"""Steering a study from another terminal: status, add, stop; and going on: resume, work, extend, sync."""
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from lorasweep import console
+from lorasweep.config import compose
+from lorasweep.config.overrides import NOT_PART_OF_A_TRIAL, override_text
+from lorasweep.config.spec import SearchSpec
+from lorasweep.errors import ConfigError, StudyMismatch
+from lorasweep.hardware import device
+from lorasweep.runner import interrupt, launch, plan, worker
+from lorasweep.search import space
+from lorasweep.study import repeats
+from lorasweep.study.meta import Entry
+from lorasweep.study.result import read_result, write_result
+from lorasweep.study.study import DEFAULT_TRIALS, ENDED, Study
+
+SETTLED = ("sampler", "question", "objectives", "direction", "storage", "enqueue", "warm_start")
+"""search.* keys that `resume` does not change."""
+
+
+# --- going on --------------------------------------------------------------------------------------------------------
+
+
+def resume(study: Study, overrides: Sequence[str], *, failed: bool = False) -> None:
+    """Make a study ready to go on; `overrides` may change search.* keys that do not change what was asked.
+
+    Raises StudyMismatch where the overrides give another space or another configuration, with the difference.
+    """
+    changed = [o for o in overrides if o.startswith("search.")]
+    others = [o for o in overrides if o not in changed]
+    given = {o.split("=")[0] for o in others}
+    before = [o for o in study.meta.overrides if o.split("=")[0] not in given]
+    if others:
+        _refuse_other_space(study, [*before, *others])
+    if changed:
+        _change_search(study, changed)
+    if failed:
+        again = [t for t in study.failed() if "overrides" in t.user_attrs]
+        study.enqueue([_again(t) for t in again])
+
+
+def _again(trial: Any) -> Entry:
+    known = trial.user_attrs
+    return Entry(
+        known["overrides"],
+        known["swept"],
+        start_from=known.get("start_from"),
+        retry_of=trial.number,
+        repeat_of=known.get("repeat_of"),
+        repeat=known.get("repeat", 0),
+    )
+
+
+def _refuse_other_space(study: Study, overrides: Sequence[str]) -> None:
+    new, problems = space.read(overrides)
+    if problems:
+        raise ConfigError(problems)
+    keys = {o.split("=")[0] for o in overrides}
+    old = replace(study.space, dimensions=tuple(d for d in study.space.dimensions if d.key in keys))
+    found = space.differences(old, new)
+    if found:
+        folder = console.shown(study.folder)
+        way_out = f"copy its trials into a new study with: python -m lorasweep extend {folder} study=NAME ..."
+        raise StudyMismatch("\n  ".join([f"{folder} asks something else", *found, way_out]))
+
+
+def _change_search(study: Study, overrides: Sequence[str]) -> None:
+    """Store changed search.* keys. Raises StudyMismatch for those that a study keeps, before anything is stored."""
+    keys = [o.split("=")[0].removeprefix("search.") for o in overrides]
+    fixed = [k for k in keys if k in SETTLED]
+    if fixed:
+        raise StudyMismatch(f"search.{fixed[0]}: cannot change in a study that has begun; use extend")
+    now = asdict(compose.compose_trial([*_search_overrides(study.meta.search), *overrides]).search)
+    more: list[Entry] = []
+    if "trials" in keys and now["trials"] is not None:
+        have = len([t for t in study.trials() if not repeats.is_repeat(t)])
+        if now["trials"] < have:
+            raise StudyMismatch(f"search.trials: the queue has {have} trials already; stop some of them one by one")
+        if study.search.sampler != "grid":
+            more = [Entry()] * (now["trials"] - have)
+        else:
+            known = [t.user_attrs["swept"] for t in study.trials()]
+            points = [p for p in study.space.grid()[: now["trials"]] if p not in known]
+            more = [Entry(study.space.line(p), dict(p)) for p in points]
+    study.change_search({k: now[k] for k in keys})
+    study.enqueue(more)
+
+
+def _search_overrides(values: Mapping[str, Any]) -> list[str]:
+    """Return search.* overrides of what differs from the defaults."""
+    default = asdict(SearchSpec())
+    return [f"search.{k}={override_text(v)}" for k, v in values.items() if v != default[k]]
+
+
+def work(study: Study) -> int:
+    """Run trials of a study in this process until none is left; return the exit code."""
+    print(f"study {study.meta.name}: {study.waiting()} trials wait", flush=True)
+    with interrupt.heard() as interrupts:
+        while not interrupts.count and "all" not in study.stops():
+            worker.settle(study)
+            if study.waiting() and not study.spent():
+                worker.run_worker(str(study.folder), not device.threads_are_given())
+            elif study.running():
+                time.sleep(2)  # its owner may die
+            else:
+                return launch.EXIT_FAILED_TRIALS if study.failed() else launch.EXIT_OK
+    print(f"stopped, nothing is lost; {study.waiting()} trials wait", flush=True)
+    return interrupt.EXIT_INTERRUPTED
+
+
+def extend(old: Study, overrides: Sequence[str]) -> plan.Plan:
+    """Return the plan of a new study with another space; `take_over` gives it the old one's ended trials.
+
+    Raises ConfigError where no new name is given, and StudyMismatch where trials would be judged otherwise.
+    """
+    if not any(o.startswith("study=") for o in overrides):
+        raise ConfigError(["study: give the new study a name, e.g. study=rank-2"])
+    search = {k: v for k, v in old.meta.search.items() if k not in ("enqueue", "warm_start")}
+    before = [o for o in old.meta.overrides if not o.startswith("search.")] + _search_overrides(search)
+    if any(o.startswith("hydra/launcher=") for o in overrides) is False:
+        before += old.meta.launcher
+    given = {o.split("=")[0] for o in overrides}
+    kept = [o for o in before if o.split("=")[0] not in given]
+    named = {o.split("=")[0] for o in kept} | given
+    dimensions = {d.key: d.as_yaml() for d in old.space.dimensions if d.key not in named}
+    planned = plan.plan([*kept, *overrides], dimensions, old.meta.question)
+    judged = ("metric", "maximize")
+    differ = [k for k in judged if getattr(planned.meta, k) != getattr(old.meta, k)]
+    if planned.meta.search["objectives"] != old.meta.search["objectives"]:
+        differ.append("search.objectives")
+    if differ:
+        raise StudyMismatch(f"{', '.join(differ)}: the trials of {old.meta.name} were judged otherwise")
+    return planned
+
+
+def take_over(old: Study, planned: plan.Plan) -> Study:
+    """Make the new study with the old one's ended trials, folders too, and queue what they leave open."""
+    study = Study.create(planned.folder, planned.meta, [])
+    ended = [t for t in old.trials() if t.state in ENDED and t.state.name != "FAIL"]
+    done = []
+    for trial in ended:
+        if not _same_otherwise(trial, study):
+            continue
+        for number in study.take_in([trial], None):
+            done.append(trial.user_attrs["swept"])
+            _copy_folder(old.trial_folder(trial.number), study.trial_folder(number), number)
+    print(f"extend: {len(done)} of {len(ended)} trials of {old.meta.name} lie in the new space", flush=True)
+    queue = [e for e in planned.queue if e.overrides is None or e.given not in done]
+    if planned.meta.search["sampler"] != "grid":
+        wanted = planned.meta.search["trials"] or DEFAULT_TRIALS
+        queue = queue[: max(0, wanted - len(done))]
+    study.enqueue(queue)
+    return study
+
+
+def _same_otherwise(trial: Any, new: Study) -> bool:
+    """Return whether a trial's configuration, what the new space varies aside, is the new study's."""
+    if "start_from" in trial.user_attrs:
+        return False
+    varied = set(new.space.keys)
+
+    def rest(overrides: Sequence[str]) -> set[str]:
+        own = [o for o in overrides if o.split("=")[0] not in varied]
+        return {o for o in own if o.split(".")[0].split("=")[0] not in NOT_PART_OF_A_TRIAL}
+
+    return rest(trial.user_attrs["overrides"]) == rest(new.space.fixed)
+
+
+def _copy_folder(old: Path, new: Path, number: int) -> None:
+    """Copy what a trial left, without its MLflow run, under its new number."""
+    if not old.is_dir():
+        return
+    shutil.copytree(old, new, ignore=shutil.ignore_patterns("mlflow.json", ".mlflow.lock", "*.part"))
+    result = read_result(new)
+    if result is not None:
+        write_result(new, result | {"number": number})

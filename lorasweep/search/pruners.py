@@ -1,0 +1,131 @@
+"""Pruners: at which steps a trial is judged, and whether it ends there."""
+
+import copy
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import optuna
+from optuna.pruners import BasePruner
+from optuna.trial import FrozenTrial, TrialState
+
+from lorasweep.config.spec import SearchSpec
+from lorasweep.search import study_view
+from lorasweep.search.study_view import FirstObjective
+
+STOPS_AT_RUNGS = ("asha", "hyperband")
+RUNG = "completed_rung_{}"
+"""Where Optuna's successive halving keeps what a trial showed at a rung, among the trial's system attributes."""
+
+
+# --- pruners ---------------------------------------------------------------------------------------------------------
+
+
+def make_pruner(search: SearchSpec, total_steps: int) -> BasePruner:
+    """Return the pruner for a trial of so many optimiser steps."""
+    least = _first_rung(search, total_steps)
+    with study_view.quiet_optuna():
+        match search.pruner:
+            case "asha":
+                return optuna.pruners.SuccessiveHalvingPruner(
+                    min_resource=least, reduction_factor=search.reduction_factor
+                )
+            case "hyperband":
+                return _Hyperband(
+                    min_resource=least, max_resource=total_steps, reduction_factor=search.reduction_factor
+                )
+            case "median":
+                return optuna.pruners.MedianPruner(search.pruner_startup_trials, search.min_steps or 0)
+            case "wilcoxon":
+                return _Wilcoxon(search.pruner_startup_trials, search.min_steps or 0)
+            case "threshold":
+                return optuna.pruners.ThresholdPruner(search.lower, search.upper, search.min_steps or 0)
+    return optuna.pruners.NopPruner()
+
+
+def rungs(search: SearchSpec, total_steps: int) -> frozenset[int]:
+    """Return the steps before the last at which asha and hyperband decide: the engine evaluates there too."""
+    if search.pruner not in STOPS_AT_RUNGS:
+        return frozenset()
+    found, step = set(), _first_rung(search, total_steps)
+    while step < total_steps:
+        found.add(step)
+        step *= search.reduction_factor
+    return frozenset(found)
+
+
+def should_prune(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial, steps: Collection[int] = ()) -> bool:
+    """Return whether a trial ends at the step it reported last, judged by the primary metric alone. `steps` are those
+    of asha's rungs.
+    """
+    asha = isinstance(pruner, optuna.pruners.SuccessiveHalvingPruner)
+    seen = _Rungs.beside(trial, study, sorted(steps)) if asha else _OwnTrials.of(study)
+    with study_view.quiet_optuna():
+        return pruner.prune(seen, trial)
+
+
+def _first_rung(search: SearchSpec, total_steps: int) -> int:
+    return min(search.min_steps or max(1, total_steps // search.reduction_factor**2), max(1, total_steps))
+
+
+class _Hyperband(optuna.pruners.HyperbandPruner):
+    def _create_bracket_study(self, study: optuna.Study, bracket_id: int) -> optuna.Study:
+        return _OwnTrials.of(super()._create_bracket_study(study, bracket_id))
+
+
+class _Wilcoxon(optuna.pruners.WilcoxonPruner):
+    """Optuna's, with a number of finished trials and of steps before the first decision."""
+
+    def __init__(self, startup_trials: int, min_steps: int) -> None:
+        super().__init__()
+        self._startup_trials, self._min_steps = startup_trials, min_steps
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if len(complete) < self._startup_trials or (trial.last_step or 0) < self._min_steps:
+            return False
+        return super().prune(study, trial)
+
+
+class _OwnTrials(FirstObjective):
+    """What pruners compare with: this study's trials, without those that warm-started its sampler, and repeats."""
+
+    def get_trials(self, deepcopy: bool = True, states: Sequence[TrialState] | None = None) -> list[FrozenTrial]:
+        found = self._seen.get_trials(deepcopy=deepcopy, states=states)
+        return [t for t in study_view.searched(found) if "origin" not in t.user_attrs]
+
+    @property
+    def best_trial(self) -> FrozenTrial:
+        done = [t for t in self.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if t.values]
+        if not done:
+            raise ValueError("no trial is complete")
+        sign = -1 if self.direction == optuna.study.StudyDirection.MAXIMIZE else 1
+        return min(done, key=lambda t: sign * t.values[0])
+
+
+class _Rungs(_OwnTrials):
+    """What asha compares with. Optuna lets a trial count at a rung once it was judged there; here it counts once it has
+    reported there: of trials that came to a rung together, the first would else be judged against nobody. Trials of
+    another length, whose rungs are at other steps, count as Optuna has it.
+    """
+
+    _judged: int
+    _steps: Sequence[int]
+
+    @classmethod
+    def beside(cls, trial: FrozenTrial, study: optuna.Study, steps: Sequence[int]) -> Any:
+        """Return the view in which this trial is judged."""
+        view = cls(study)
+        view._judged, view._steps = trial.number, steps
+        return view
+
+    def get_trials(self, deepcopy: bool = True, states: Sequence[TrialState] | None = None) -> list[FrozenTrial]:
+        return [self._counted(t) for t in super().get_trials(deepcopy, states)]
+
+    def _counted(self, trial: FrozenTrial) -> FrozenTrial:
+        if trial.number == self._judged:
+            return trial
+        reported = ((k, trial.intermediate_values.get(step)) for k, step in enumerate(self._steps))
+        reached = {RUNG.format(k): value for k, value in reported if value is not None}
+        seen = copy.copy(trial)
+        seen.system_attrs = reached | trial.system_attrs
+        return seen

@@ -1,0 +1,157 @@
+"""Optuna's samplers and pruners: a space as its distributions, a point for a trial, and whether a trial ends early.
+
+Each claim makes its own sampler, in whichever process claims; what samplers have to remember is in the study's storage.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial
+
+from lorasweep.config.spec import SearchSpec
+from lorasweep.search import study_view
+from lorasweep.search.dimension import Dimension, Value, close, same
+from lorasweep.search.space import Lookup, Space
+from lorasweep.search.study_view import FirstObjective
+
+GENERATIONS = 4
+"""nsga2 splits a study's trials into so many generations, each of 4 to 50 trials."""
+
+
+# --- points ----------------------------------------------------------------------------------------------------------
+
+
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """Return Optuna's distribution of each dimension; named choices stand by their names."""
+    return {d.key: _distribution(d) for d in space.dimensions}
+
+
+def _distribution(d: Dimension) -> BaseDistribution:
+    if d.names:
+        return CategoricalDistribution(d.names)
+    if d.whole:
+        return IntDistribution(int(d.low), int(d.high), log=d.log, step=int(d.step or 1))
+    return FloatDistribution(d.low, d.high, log=d.log, step=d.step)
+
+
+def holds(distribution: BaseDistribution, value: Any) -> bool:
+    """Return whether a value lies in a distribution."""
+    if isinstance(distribution, CategoricalDistribution):
+        return any(same(choice, value) for choice in distribution.choices)
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if not distribution.low <= value <= distribution.high:
+        return False
+    if isinstance(distribution, IntDistribution) and value != int(value):
+        return False
+    step = distribution.step
+    return step is None or close(value, distribution.low + round((value - distribution.low) / step) * step)
+
+
+def suggest(trial: optuna.Trial, space: Space, lookup: Lookup | None = None) -> dict[str, Value]:
+    """Return a trial's point, drawn by its study's sampler; keys whose condition does not hold are left out.
+
+    `lookup` gives what a key is configured to that does not vary; None takes what the space knows.
+    """
+    # As Study.ask does, samplers are to see what others finished; but not what runs again with another seed.
+    trial.study._thread_local.cached_all_trials = study_view.searched(trial.study.get_trials(deepcopy=False))
+    sampler = trial.study.sampler
+    if isinstance(sampler, _Sobol):
+        sampler.space = distributions(space)
+    point: dict[str, Value] = {}
+    with study_view.quiet_optuna():
+        for d in space.dimensions:
+            if space.applies(d, point, lookup):
+                point[d.key] = d.snap(_suggest(trial, d))
+    return point
+
+
+def _suggest(trial: optuna.Trial, d: Dimension) -> Any:
+    if d.names:
+        return trial.suggest_categorical(d.key, d.names)
+    if d.whole:
+        return trial.suggest_int(d.key, int(d.low), int(d.high), log=d.log, step=int(d.step or 1))
+    return trial.suggest_float(d.key, d.low, d.high, log=d.log, step=d.step)
+
+
+# --- samplers --------------------------------------------------------------------------------------------------------
+
+
+def make_sampler(search: SearchSpec, number: int) -> BaseSampler:
+    """Return the sampler for one trial: seed and number together seed it, so that no two trials draw alike.
+
+    A grid has its points before it starts; what is drawn beside it is random.
+    """
+    seed = int(np.random.SeedSequence([search.seed, number]).generate_state(1)[0])
+    with study_view.quiet_optuna():
+        match search.sampler:
+            case "tpe":
+                return _Tpe(
+                    n_startup_trials=search.startup_trials,
+                    seed=seed,
+                    multivariate=True,
+                    group=True,
+                    constant_liar=True,
+                )
+            case "gp":
+                return optuna.samplers.GPSampler(
+                    seed=seed, n_startup_trials=search.startup_trials, warn_independent_sampling=False
+                )
+            case "cmaes":
+                return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+            case "qmc":
+                return _Sobol(search.seed, number)
+            case "nsga2":
+                size = min(50, max(4, (search.trials or 20) // GENERATIONS))
+                return optuna.samplers.NSGAIISampler(population_size=size, seed=seed)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def problems(search: SearchSpec, space: Space) -> list[str]:
+    """Return why a sampler cannot search a space."""
+    numbers = [d.key for d in space.dimensions if not d.names and d.low < d.high and d.when is None]
+    if search.sampler == "cmaes" and search.objectives:
+        return ["search.sampler: cmaes has one objective; take tpe, gp or nsga2, or leave out search.objectives"]
+    if search.sampler == "cmaes" and not numbers:
+        return ["search.sampler: cmaes moves ranges of numbers without a condition, got none; take tpe, or give one"]
+    return []
+
+
+class _Tpe(optuna.samplers.TPESampler):
+    """TPE that goes by objective 0 when it orders pruned trials, which Optuna's refuses with several objectives."""
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return super().sample_relative(FirstObjective.of(study), trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return super().sample_independent(FirstObjective.of(study), trial, param_name, param_distribution)
+
+
+class _Sobol(optuna.samplers.QMCSampler):
+    """Sobol's sequence over all dimensions, conditional ones too. A trial's number is its place in the sequence."""
+
+    space: Mapping[str, BaseDistribution]
+
+    def __init__(self, seed: int, number: int) -> None:
+        super().__init__(scramble=True, seed=seed, warn_independent_sampling=False)
+        self._number = number
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {key: d for key, d in self.space.items() if not d.single()}
+
+    def _find_sample_id(self, study: optuna.Study, search_space: dict[str, BaseDistribution]) -> int:
+        return self._number

@@ -1,0 +1,53 @@
+"""Views of an Optuna study that samplers and pruners see in the study's place."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.trial import FrozenTrial, TrialState
+
+# --- what samplers and pruners see of a study ------------------------------------------------------------------------
+
+
+class FirstObjective:
+    """A study whose direction is that of objective 0, where Optuna raises for a study of several."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._seen = study
+
+    @classmethod
+    def of(cls, study: optuna.Study) -> Any:
+        """Return the view, as Optuna's signatures want a study."""
+        return cls(study)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._seen, name)
+
+    def _get_trials(self, deepcopy: bool, states: Sequence[TrialState] | None, use_cache: bool) -> list[FrozenTrial]:
+        return searched(self._seen._get_trials(deepcopy, states, use_cache))
+
+    @property
+    def direction(self) -> optuna.study.StudyDirection:
+        return self._seen.directions[0]
+
+
+def searched(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the trials that are no repeats of others with another seed."""
+    return [t for t in trials if "repeat_of" not in t.user_attrs]
+
+
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Keep Optuna's remarks to ourselves: experimental parts, unlike steps of two trials, a missing greenlet."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(level)

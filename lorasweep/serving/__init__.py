@@ -1,0 +1,1 @@
+"""Use the winner: predict, export, MLflow model, registry."""

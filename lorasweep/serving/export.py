@@ -1,0 +1,218 @@
+"""The winner as a folder ready for a hub: its adapter, or base and adapter as one, with tokenizer and model card.
+
+Nothing is pushed. The card's front matter is YAML as the hub reads it; every value that comes from data or settings is
+escaped.
+"""
+
+import html
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lorasweep.config.spec import ModelSpec, TrialSpec
+from lorasweep.credentials import redact
+from lorasweep.errors import ConfigError
+from lorasweep.lora import adapter
+from lorasweep.models import base_model
+from lorasweep.serving import winner
+from lorasweep.serving.winner import Loaded
+from lorasweep.study import answer, example_scores, provenance, significance
+from lorasweep.study.study import Study
+
+PIPELINES = {
+    "SEQ_CLS": "text-classification",
+    "TOKEN_CLS": "token-classification",
+    "QUESTION_ANS": "question-answering",
+    "CAUSAL_LM": "text-generation",
+    "SEQ_2_SEQ_LM": "text2text-generation",
+    "FEATURE_EXTRACTION": "feature-extraction",
+}
+"""The hub's names."""
+
+TOLD = ("model", "task_type", "lora", "data", "train")
+"""Sections of the settings that the card shows."""
+
+
+def export(study: Study, number: int, folder: Path, *, merged: bool) -> None:
+    """Write a trial's adapter, or base and adapter as one, with tokenizer and card, into a new or empty folder.
+
+    Raises ConfigError where the folder holds something, and where the adapter cannot be merged.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError([f"{folder}: is there already; remove it, or name another folder with --to"])
+    trial = study.trial_folder(number)
+    loaded = winner.load(trial, ordinary=merged)
+    whole = merge(loaded.model) if merged else None
+    folder.mkdir(parents=True, exist_ok=True)
+    if whole is not None:
+        whole.save_pretrained(folder)
+    else:
+        shutil.copytree(trial / "adapter", folder, dirs_exist_ok=True)
+        _name_base(folder / "adapter_config.json", loaded.spec.model)
+    loaded.tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(card(study, number, loaded, merged=merged), encoding="utf8")
+
+
+def merge(peft_model: Any) -> Any:
+    """Return the base with the adapter's update in its weights. Raises ConfigError where that cannot be."""
+    for layer in adapter.lora_layers(peft_model):
+        if any(layer.lora_bias.values()) and getattr(layer.get_base_layer(), "bias", None) is None:
+            raise ConfigError(
+                [
+                    "--merged: lora.lora_bias gave a bias to layers whose base has none, so base and adapter "
+                    "cannot become one; export without --merged"
+                ]
+            )
+    try:
+        return peft_model.merge_and_unload(safe_merge=True)
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError([f"--merged: peft cannot merge this adapter ({reason}); export without --merged"]) from error
+
+
+def hub_id(spec: ModelSpec) -> str | None:
+    """Return the base's id on the hub, None for a folder or a model out of a package."""
+    name = spec.pretrained
+    known = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name) and ":" not in name and not Path(name).is_dir()
+    return name if known else None
+
+
+def _name_base(path: Path, spec: ModelSpec) -> None:
+    """Let the adapter name its base as the settings do: peft has put this machine's folder there."""
+    found = json.loads(path.read_text(encoding="utf8"))
+    found["base_model_name_or_path"] = hub_id(spec) or base_model.name_of(spec)
+    found["revision"] = spec.revision
+    path.write_text(json.dumps(found, indent=2, sort_keys=True), encoding="utf8")
+
+
+# --- the card --------------------------------------------------------------------------------------------------------
+
+
+def card(study: Study, number: int, loaded: Loaded, *, merged: bool) -> str:
+    """Return README.md: front matter, what it is, how to load it, its metrics, its settings, how to make it again."""
+    result, spec = winner.result(study, number), loaded.spec
+    title = f"{study.meta.name}, trial {number}"
+    kind = "LoRA merged into its base" if merged else "LoRA adapter"
+    parts = [
+        f"---\n{yaml.safe_dump(_front(study, result, spec, merged), sort_keys=False, allow_unicode=True)}---\n",
+        f"# {_plain(title)}\n",
+        f"{kind} for {spec.task_type.name}, on {_plain(base_model.name_of(spec.model))}.\n",
+        f"## Use\n\n```python\n{_use(loaded, merged)}```\n{_pooling(spec)}",
+        f"## Metrics\n\n{_metrics(study, number, result)}",
+        f"## Data\n\n{_data(result, spec)}",
+        f"## Settings\n\n```yaml\n{_settings(spec)}```\n",
+        f"## Make it again\n\n```bash\n{_rerun(result)}\n```\n",
+        f"Made with {', '.join(f'{k} {v}' for k, v in provenance.versions().items() if k in VERSIONS)}.\n",
+    ]
+    return "\n".join(parts)
+
+
+def _rerun(result: Mapping[str, Any]) -> str:
+    """Return the rerun line without tracking.*: whose server it was logged to is nothing for a hub."""
+    overrides = [o for o in result.get("overrides", ()) if not re.match(r"tracking[.=]", o)]
+    return redact(shlex.join(["python", "-m", "lorasweep", *overrides]))
+
+
+VERSIONS = ("lorasweep", "torch", "transformers", "peft")
+
+
+def _front(study: Study, result: Mapping[str, Any], spec: TrialSpec, merged: bool) -> dict[str, Any]:
+    """Return what the hub reads. Without a hub id the base is left out: the hub takes no other name."""
+    out: dict[str, Any] = {"library_name": "transformers" if merged else "peft"}
+    base = hub_id(spec.model)
+    if base:
+        out |= {"base_model": base, "base_model_relation": "merge" if merged else "adapter"}
+    out |= {"pipeline_tag": PIPELINES[spec.task_type.name], "tags": ["lora", "lorasweep", "base_model:" + (base or "")]}
+    out["tags"] = [t for t in out["tags"] if not t.endswith(":")]
+    out["metrics"] = [study.meta.metric]
+    values = [{"type": k, "value": float(v), "name": f"eval {k}"} for k, v in result.get("metrics", {}).items()]
+    tested = {k: v for k, v in result.get("test", {}).items() if k in result.get("metrics", {})}
+    values += [{"type": k, "value": float(v), "name": f"test {k}"} for k, v in tested.items()]
+    task = {"type": PIPELINES[spec.task_type.name]}
+    dataset = {"name": _data_name(spec), "type": _data_name(spec)}
+    out["model-index"] = [{"name": study.meta.name, "results": [{"task": task, "dataset": dataset, "metrics": values}]}]
+    return out
+
+
+def _data_name(spec: TrialSpec) -> str:
+    path = redact(spec.data.path or "builtin")
+    return path if spec.data.source == "hub" else Path(path).name
+
+
+def _plain(text: str) -> str:
+    """Return text that Markdown and HTML show as it is, on one line."""
+    return re.sub(r"([\\`*_{}\[\]#|])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
+
+
+def _use(loaded: Loaded, merged: bool) -> str:
+    """Return Python that loads the folder with plain transformers and peft."""
+    spec, task = loaded.spec, loaded.task
+    base = repr(hub_id(spec.model) or f"path/to/{base_model.name_of(spec.model)}")
+    auto = "EncoderDecoderModel" if spec.model.decoder else task.auto_class
+    head = "".join(f", {k}={v!r}" for k, v in task.model_kwargs().items())
+    lines = [f"from transformers import {auto}, AutoTokenizer"]
+    if merged:
+        lines += ["", f"model = {auto}.from_pretrained('.').eval()"]
+    elif spec.model.decoder:
+        lines = ["# base and decoder are joined by lorasweep", "import lorasweep", ""]
+        return "\n".join([*lines, "model, tokenizer = lorasweep.load_best('outputs/STUDY')", ""])
+    else:
+        kind, _, name = spec.model.pretrained.partition(":")
+        known = {"package": f"in the Python package {name}", "fetched": f"that `lorasweep fetch {name}` makes"}
+        where = [f"# the base: the folder with config.json {known[kind]}"] if kind in known else []
+        lines += ["from peft import PeftModel", "", *where, f"base = {auto}.from_pretrained({base}{head})"]
+        lines += ["model = PeftModel.from_pretrained(base, '.').eval()"]
+    return "\n".join([*lines, "tokenizer = AutoTokenizer.from_pretrained('.')", ""])
+
+
+def _pooling(spec: TrialSpec) -> str:
+    """Return what other code has to do like the training did, where that is not the model's own way."""
+    notes = []
+    if spec.model.pooling == "mean" and spec.task_type.name != "FEATURE_EXTRACTION":
+        notes.append(
+            "The head was trained on the mean over the token vectors (`model.pooling=mean`), not on the model's "
+            "pooled first token: other code has to pool so too, e.g. `lorasweep.models.base_model.pool_by_mean(base)` "
+            "before peft."
+        )
+    if spec.lora.init_lora_weights == "loftq":
+        notes.append("The base has to be quantised as LoftQ did (`lora.loftq_bits`); the merged form has that in it.")
+    return "".join(f"\n{n}\n" for n in notes)
+
+
+def _metrics(study: Study, number: int, result: Mapping[str, Any]) -> str:
+    """Return a table of all metrics, the one that ranked the trials with its interval."""
+    parts = example_scores.read(study.trial_folder(number))
+    interval = f"{significance.interval(parts)}" if parts is not None else "-"
+    lines = ["| split | metric | value | 95 % interval |", "|---|---|--:|---|"]
+    for split, key in (("eval", "metrics"), ("test", "test")):
+        for name, value in result.get(key, {}).items():
+            shown = interval if (split, name) == ("eval", study.meta.metric) else "-"
+            trivial = "" if name in result.get("metrics", {}) else " (trivial answer)"
+            lines.append(f"| {split} | {_plain(name)}{trivial} | {value:.4f} | {shown} |")
+    lines += [f"| eval | {_plain(k)} (trivial answer) | {v:.4f} | - |" for k, v in result.get("baseline", {}).items()]
+    told = "The interval is a bootstrap over the eval examples. Test was read once, after choosing."
+    judged = next((c for c in answer.answer(study).candidates if c.number == number), None)
+    if judged is not None and judged.repeated:
+        told += (
+            f" Its configuration ran again with {len(judged.values)} new seeds: eval {_plain(study.meta.metric)} "
+            f"{judged.value:.4f} on average, 95 % interval {judged.interval}."
+        )
+    return "\n".join([*lines, "", f"{told}\n"])
+
+
+def _data(result: Mapping[str, Any], spec: TrialSpec) -> str:
+    name, print_ = _plain(_data_name(spec)), result.get("data_fingerprint", "unknown")
+    return f"{name} ({spec.data.source}), fingerprint `{print_}`\n"
+
+
+def _settings(spec: TrialSpec) -> str:
+    """Return the settings as YAML, in a fence that no value can close."""
+    tree = {k: v for k, v in spec.to_dict().items() if k in TOLD}
+    text = redact(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    return text.replace("```", "` ` `")

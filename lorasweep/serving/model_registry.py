@@ -1,0 +1,175 @@
+"""The winner in MLflow: logged as a model, and its place in the model registry."""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorasweep.config.spec import TrialSpec
+from lorasweep.credentials import redact
+from lorasweep.errors import ConfigError, MlflowDown, MlflowRefused
+from lorasweep.files import replace_file
+from lorasweep.serving import mlflow_model, winner
+from lorasweep.study import answer, example_scores, significance
+from lorasweep.study.study import Study
+from lorasweep.tracking import outbox, runs
+from lorasweep.tracking.mlflow_store import Mirror
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+TAG = "lorasweep."
+NORMAL_95 = 1.96
+"""Standard errors to each side of a 95 % interval."""
+
+
+# --- a study's winner ------------------------------------------------------------------------------------------------
+
+
+NOT_LOGGED = "the model was not logged"
+"""How the answer of `log_winner` begins where MLflow does not have the model."""
+
+
+def log_winner(study: Study, spec: TrialSpec) -> str:
+    """Log the winner as an MLflow model, register it where `tracking.register` asks for that; return what was done.
+
+    "" where nothing was asked for, or it was done before. A study does not fail by MLflow: what went wrong is told.
+    """
+    track = spec.tracking
+    best = study.best()
+    if not track.enabled or best is None or not (track.log_model or track.register):
+        return ""
+    try:
+        number = winner.pick(study, best.number)
+        return Registry(runs.store_uri(spec)).put(study, number, track.experiment, track.register)
+    except (MlflowDown, MlflowRefused, ConfigError, OSError) as error:
+        return f"{NOT_LOGGED}: {redact(str(error))}"
+
+
+class Registry(Mirror):
+    """The models of a store."""
+
+    def put(self, study: Study, number: int, experiment: str, name: str | None) -> str:
+        """Log a trial as a model, and register it under `name`, each once; return what was done, "" for nothing."""
+        folder = study.trial_folder(number)
+        path = study.folder / "model.json"
+        note = json.loads(path.read_text(encoding="utf8")) if path.exists() else {}
+        if (note.get("uri"), note.get("trial")) != (self._here, number):
+            note = {"uri": self._here, "trial": number, "model_id": self._model(folder, experiment), "registered": ""}
+            replace_file(path, json.dumps(note, indent=1))
+        elif note["registered"] == (name or note["registered"]):
+            return ""
+        told = f"model in MLflow: models:/{note['model_id']}"
+        if name:
+            told += f"\n{self._register(name, note['model_id'], study, number)}"
+            replace_file(path, json.dumps(note | {"registered": name}, indent=1))
+        return told
+
+    def _model(self, folder: Path, experiment: str) -> str:
+        """Return the id of a new model that holds the trial's adapter and settings."""
+        from mlflow.entities import LoggedModelOutput
+
+        run = outbox.load(folder)
+        run_id = run.run_id if run and run.uri == self._here else None
+        with tempfile.TemporaryDirectory() as place:
+            saved = Path(place) / "model"
+            mlflow_model.save(folder, saved, folder.parent.parent / mlflow_model.BASES)
+            model = self._ask("create_logged_model", self._experiment(experiment), "model", run_id)
+            self._ask("log_model_artifacts", model.model_id, str(saved))
+        self._ask("finalize_logged_model", model.model_id, "READY")
+        if run_id:
+            self._ask("log_outputs", run_id, [LoggedModelOutput(model.model_id, 0)])
+        return str(model.model_id)
+
+    def _register(self, name: str, model_id: str, study: Study, number: int) -> str:
+        """Make a version of a registered model, and give it an alias; return what was done, and why."""
+        try:
+            self._ask("get_registered_model", name)
+        except MlflowRefused:
+            self._ask("create_registered_model", name)
+        score = Score.of(study, number)
+        model = self._ask("get_logged_model", model_id)
+        version = self._ask(
+            "create_model_version",
+            name,
+            model.artifact_location,
+            model.source_run_id,
+            score.tags(),
+            await_creation_for=0,
+            model_id=model_id,
+        ).version
+        alias, why = CHAMPION, "the first"
+        try:
+            champion = self._ask("get_model_version_by_alias", name, CHAMPION)
+        except MlflowRefused:
+            champion = None
+        if champion is not None:
+            better, why = score.beats(Score.from_tags(champion.tags))
+            alias = CHAMPION if better else CHALLENGER
+        self._ask("set_registered_model_alias", name, alias, version)
+        return f"registered as {name} version {version}, {alias}: {why}"
+
+
+# --- champion or challenger ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Score:
+    """How good a version is, and where its evidence lies."""
+
+    metric: str
+    value: float
+    maximize: bool
+    standard_error: float | None
+    """None where no example has a part in the metric."""
+    fingerprint: str
+    """Of the data."""
+    folders: list[str]
+    """Of the runs that make the value, on the machine that made them: the trial's, or its repeats'."""
+
+    @staticmethod
+    def of(study: Study, number: int) -> "Score":
+        found = next(c for c in answer.answer(study).candidates if c.number == number)
+        fingerprint = winner.result(study, number)["data_fingerprint"]
+        folders = [str(f) for f in found.scored]
+        return Score(study.meta.metric, found.value, study.meta.maximize, found.standard_error, fingerprint, folders)
+
+    def tags(self) -> dict[str, str]:
+        return {f"{TAG}{k}": redact(json.dumps(v)) for k, v in vars(self).items()}
+
+    @staticmethod
+    def from_tags(tags: dict[str, str]) -> "Score | None":
+        """Return what a version's tags say, None for a version that lorasweep did not make."""
+        try:
+            return Score(**{k: json.loads(tags[f"{TAG}{k}"]) for k in Score.__dataclass_fields__})
+        except KeyError:
+            return None
+
+    def beats(self, champion: "Score | None") -> tuple[bool, str]:
+        """Return whether this one is better than the champion by more than noise, and a sentence about it."""
+        if champion is None:
+            return False, "the champion has no score of lorasweep's to compare with"
+        if (self.metric, self.maximize) != (champion.metric, champion.maximize):
+            return False, f"the champion is judged by {champion.metric}, this one by {self.metric}"
+        interval = self._same_examples(champion) or self._apart(champion)
+        by = f"{self.metric} {self.value:.4f}, the champion's {champion.value:.4f}"
+        if interval is None:
+            return False, f"{by}; their noise is not known"
+        better = interval.low > 0 if self.maximize else interval.high < 0
+        sure = "better by more than noise" if better else "not better by more than noise"
+        return better, f"{by}, {sure} (difference {interval}, 95 %)"
+
+    def _same_examples(self, champion: "Score") -> significance.Interval | None:
+        """Return the interval of the difference on the same examples, None where they differ or are gone."""
+        if self.fingerprint != champion.fingerprint:
+            return None
+        ours, theirs = ([example_scores.read(Path(f)) for f in one.folders] for one in (self, champion))
+        if None in ours or None in theirs:
+            return None
+        found = significance.paired([s for s in ours if s], [s for s in theirs if s])
+        return found.interval if found else None
+
+    def _apart(self, champion: "Score") -> significance.Interval | None:
+        """Return the interval of the difference from the standard errors of both."""
+        if self.standard_error is None or champion.standard_error is None:
+            return None
+        half = NORMAL_95 * (self.standard_error**2 + champion.standard_error**2) ** 0.5
+        return significance.Interval(self.value - champion.value - half, self.value - champion.value + half)

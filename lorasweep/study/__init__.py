@@ -1,0 +1,1 @@
+"""Queue, leases, storage, results, repeats, significance, the answer."""

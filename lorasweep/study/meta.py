@@ -1,0 +1,92 @@
+"""What a study is, apart from its trials: study.json, and the entries of its queue."""
+
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lorasweep.config import fields as field_rules
+from lorasweep.config.spec import SearchSpec, known_keys
+from lorasweep.errors import ConfigError
+from lorasweep.search.dimension import Value
+
+
+@dataclass(frozen=True)
+class StudyMeta:
+    """What study.json holds, and the storage too."""
+
+    name: str
+    swept: list[str]
+    """Keys that vary."""
+    overrides: list[str]
+    """What the study was started with."""
+    metric: str
+    maximize: bool
+    created: str
+    question: str = ""
+    space: dict[str, Any] = field(default_factory=dict)
+    """Space.describe()."""
+    search: dict[str, Any] = field(default_factory=dict)
+    """SearchSpec as a dict."""
+    outputs: str = "./outputs"
+    launcher: list[str] = field(default_factory=list)
+    """Overrides of Hydra's own keys, for `resume`."""
+    storage: str | None = None
+    """The database, without its password; None is the journal file beside study.json."""
+    mlflow_parent: str | None = None
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A trial that is ours to run."""
+
+    number: int
+    overrides: list[str]
+    swept: dict[str, Any]
+    """The values of the swept keys, by key."""
+    start_from: int | None = None
+    """The trial whose weights it takes over."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A trial for the queue. Without overrides its point is drawn when it is claimed; `given` is fixed before."""
+
+    overrides: list[str] | None = None
+    given: dict[str, Value] = field(default_factory=dict)
+    extra: list[str] = field(default_factory=list)
+    """Overrides that lie outside the space."""
+    start_from: int | None = None
+    retry_of: int | None = None
+    """The failed trial that it does again."""
+    repeat_of: int | None = None
+    """The trial that it runs again with another seed."""
+    repeat: int = 0
+    """Which of its repeats, from 1."""
+    added: bool = False
+    """By hand, while the study ran: it goes first."""
+
+
+def new_name(swept: Sequence[str]) -> str:
+    """Return a study's name from the time and what it sweeps."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", "-".join([time.strftime("%Y%m%d-%H%M%S"), *swept])[:100])
+
+
+def read_meta(folder: Path) -> StudyMeta:
+    """Return what study.json holds. Raises ConfigError if there is none."""
+    try:
+        return StudyMeta(**json.loads((folder / "study.json").read_text(encoding="utf8")))
+    except FileNotFoundError:
+        half = " (its making was cut short: delete the folder)" if (folder / "journal.log").exists() else ""
+        raise ConfigError([f"{folder}: no study here, it has no study.json{half}"]) from None
+
+
+def search_spec(values: Mapping[str, Any]) -> SearchSpec:
+    problems: list[str] = []
+    found = field_rules.section(SearchSpec, values, "search", known_keys(), problems)
+    if problems:
+        raise ConfigError(problems)
+    return found

@@ -1,0 +1,517 @@
+"""A study: a queue of trials in an Optuna storage, beside what they leave.
+
+The queue is the budget: every trial waits in it from the start, and workers claim one at a time. A trial changes hands
+under the store's lock, and its owner is written beside it, so that a dead owner's trial can go back.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import DuplicatedStudyError
+from optuna.trial import FrozenTrial, TrialState
+
+from lorasweep.config import compose
+from lorasweep.config.spec import TrialSpec
+from lorasweep.credentials import without_password
+from lorasweep.errors import ConfigError, LostLease
+from lorasweep.search import pruners, samplers
+from lorasweep.search.space import Space
+from lorasweep.study import lease, repeats, storage
+from lorasweep.study.meta import Claimed, Entry, StudyMeta, read_meta, search_spec
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+DEFAULT_TRIALS = 20
+LOOK_AT = 32
+"""Waiting trials among which one is sought that shares what a worker has loaded."""
+KEPT = ("reason", "steps", "train_s", "eval_s", "adapter_mb", "peak_gib", "device_s", "trainable")
+"""Of a trial of another study that is taken in, what stays true."""
+
+
+class Study:
+    """A study's folder and its queue. One object is one worker in the eyes of the others."""
+
+    def __init__(self, folder: Path, meta: StudyMeta, *, create: bool = False) -> None:
+        self.folder = folder
+        self.meta = meta
+        self.owner = lease.me()
+        self.space = Space.from_json(meta.space)
+        self.search = search_spec(meta.search)
+        self._beats = 0
+        self._watch = lease.Watch(self.search.lease_s)
+        self._store = storage.open_store(folder, meta.storage)
+        self._optuna = _optuna_study(meta, self._store, len(self.search.objectives or []), create)
+        self._id = self._optuna._study_id
+        self._ids: dict[int, int] = {}
+
+    # --- making and opening ------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def create(folder: Path, meta: StudyMeta, queue: Sequence[Entry]) -> "Study":
+        """Make the folder and fill the queue. Raises ConfigError where a study of this name is there already."""
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            raise ConfigError(
+                [
+                    f"study: {folder} is there already; go on with `python -m lorasweep resume {folder}`, or choose "
+                    "another name with study=NAME"
+                ]
+            ) from None
+        except OSError as error:
+            raise ConfigError([f"outputs: cannot make {folder} ({error.strerror}); set outputs=FOLDER"]) from error
+        try:
+            study = Study(folder, meta, create=True)
+        except ConfigError:
+            folder.rmdir()
+            raise
+        study.enqueue(queue)
+        study._write_meta()
+        return study
+
+    @staticmethod
+    def open(folder: Path) -> "Study":
+        """Return the study in `folder`. Raises ConfigError if there is none."""
+        return Study(folder, read_meta(folder))
+
+    @staticmethod
+    def join(url: str, name: str, outputs: Path) -> "Study":
+        """Return the study of a database; its folder is made here where this machine has none.
+
+        Raises ConfigError where the database has no such study.
+        """
+        folder = outputs / name
+        store = storage.open_store(folder, url)
+        names = [s.study_name for s in store.optuna.get_all_studies()]
+        if name not in names:
+            known = ", ".join(names) or "none"
+            raise ConfigError([f"study: the database has no study '{name}'; it has {known}"])
+        attributes = store.optuna.get_study_user_attrs(store.optuna.get_study_id_from_name(name))
+        if "meta" not in attributes:
+            raise ConfigError([f"study: '{name}' was not made by lorasweep, or its making was cut short"])
+        folder.mkdir(parents=True, exist_ok=True)
+        meta = StudyMeta(**attributes["meta"])
+        study = Study(folder, replace(meta, storage=without_password(url)))
+        study._write_file()
+        return study
+
+    def set_parent(self, run_id: str | None) -> None:
+        """Remember the MLflow run that holds the trials' runs."""
+        self.meta = replace(self.meta, mlflow_parent=run_id)
+        self._write_meta()
+
+    def change_search(self, changed: Mapping[str, Any]) -> None:
+        """Store other search keys, as `resume` takes them."""
+        self.meta = replace(self.meta, search={**self.meta.search, **changed})
+        self.search = search_spec(self.meta.search)
+        self._write_meta()
+
+    def _write_meta(self) -> None:
+        self._optuna.set_user_attr("meta", asdict(self.meta))
+        self._write_file()
+
+    def _write_file(self) -> None:
+        path = self.folder / "study.json"
+        temporary = path.with_suffix(f".{self.owner.name}")
+        temporary.write_text(json.dumps(asdict(self.meta), indent=1), encoding="utf8")
+        os.replace(temporary, path)
+
+    def spec(self, overrides: Sequence[str]) -> TrialSpec:
+        """Return the spec of override strings, kept where this study is, wherever it was started."""
+        elsewhere = [o for o in overrides if not o.startswith("outputs=")]
+        return replace(compose.compose_trial(elsewhere), outputs=str(self.folder.parent))
+
+    def trial_folder(self, number: int) -> Path:
+        return self.folder / str(number)
+
+    # --- the queue ---------------------------------------------------------------------------------------------------
+
+    def enqueue(self, queue: Sequence[Entry]) -> list[int]:
+        """Add waiting trials; return their numbers."""
+        space = samplers.distributions(self.space)
+        numbers = []
+        for entry in queue:
+            attributes: dict[str, Any] = {"extra": entry.extra} if entry.extra else {}
+            if entry.start_from is not None:
+                attributes["start_from"] = entry.start_from
+            if entry.retry_of is not None:
+                attributes["retry_of"] = entry.retry_of
+            if entry.repeat_of is not None:
+                attributes |= {"repeat_of": entry.repeat_of, "repeat": entry.repeat}
+            inside = {k: v for k, v in entry.given.items() if k in space and samplers.holds(space[k], v)}
+            if entry.overrides is not None:
+                attributes |= {"overrides": entry.overrides, "swept": entry.given}
+            frozen = optuna.create_trial(
+                state=TrialState.WAITING,
+                params=inside if entry.overrides is not None else {},
+                distributions={k: space[k] for k in inside} if entry.overrides is not None else {},
+                user_attrs=attributes,
+                system_attrs={} if entry.overrides is not None else {"fixed_params": inside},
+            )
+            trial_id = self._store.optuna.create_new_trial(self._id, template_trial=frozen)
+            numbers.append(self._store.optuna.get_trial_number_from_id(trial_id))
+            if entry.added:
+                self._optuna.set_user_attr(f"first:{trial_id}", True)
+        return numbers
+
+    @storage.patient
+    def claim(self, shares: Callable[[list[str]], bool] | None = None) -> int | None:
+        """Return the number of a waiting trial that nobody else has; None: none waits, or a budget is spent.
+
+        `shares` tells of a trial's overrides whether its base is loaded: of the next trials, such a one goes first.
+        """
+        with self._store.exclusive():
+            trial_id = self._dropped_answer()
+            if trial_id is None:
+                waiting = self._store.ids(self._id, TrialState.WAITING)
+                if not waiting or self.spent():
+                    return None
+                first = self._attributes()
+                trial_id = next((i for i in waiting if f"first:{i}" in first), None)
+                if trial_id is None:
+                    trial_id = self._alike(waiting[:LOOK_AT], shares)
+                self._store.optuna.set_trial_state_values(trial_id, TrialState.RUNNING)
+                self._store.optuna.set_trial_user_attr(trial_id, "owner", self.owner.to_dict())
+        number = self._store.optuna.get_trial(trial_id).number
+        self._ids[number] = trial_id
+        return number
+
+    def _alike(self, waiting: Sequence[int], shares: Callable[[list[str]], bool] | None) -> int:
+        """Return the first trial whose point is known and shares what is loaded, or else the first."""
+        for trial_id in waiting if shares else ():
+            known = self._store.optuna.get_trial(trial_id).user_attrs
+            if "overrides" in known and shares is not None and shares(known["overrides"]):
+                return trial_id
+        return waiting[0]
+
+    def _dropped_answer(self) -> int | None:
+        """Return a trial that is ours without our knowing: the database took a claim and the answer was lost."""
+        for trial_id in self._store.ids(self._id, TrialState.RUNNING):
+            owner = self._store.optuna.get_trial(trial_id).user_attrs.get("owner") or {}
+            if owner.get("name") == self.owner.name and trial_id not in self._ids.values():
+                return trial_id
+        return None
+
+    @storage.patient
+    def drawn(self, number: int, lookup: Callable[[str], Any]) -> Claimed:
+        """Return a claimed trial with its point, drawn now if it has none yet.
+
+        `lookup` gives the configured value of a key that does not vary, for the space's conditions.
+        """
+        trial = self._store.optuna.get_trial(self._ids[number])
+        if "overrides" not in trial.user_attrs:
+            trial = self._draw(trial, lookup)
+        known = trial.user_attrs
+        return Claimed(number, list(known["overrides"]), dict(known["swept"]), known.get("start_from"))
+
+    def _draw(self, trial: FrozenTrial, lookup: Callable[[str], Any]) -> FrozenTrial:
+        """Let the sampler choose a point, and store the trial's overrides."""
+        self._optuna.sampler = samplers.make_sampler(self.search, trial.number)
+        point = samplers.suggest(optuna.Trial(self._optuna, trial._trial_id), self.space, lookup)
+        extra = trial.user_attrs.get("extra", [])
+        fixed = {e.split("=")[0] for e in extra}
+        line = [o for o in self.space.line(point) if o.split("=")[0] not in fixed] + extra
+        self._store.optuna.set_trial_user_attr(trial._trial_id, "swept", dict(point))
+        self._store.optuna.set_trial_user_attr(trial._trial_id, "overrides", line)
+        return self._store.optuna.get_trial(trial._trial_id)
+
+    @storage.patient
+    def spent(self) -> str:
+        """Return which budget is used up, in words, or nothing."""
+        budget = self.search
+        if budget.wall_hours and time.time() - self._attributes().get("began", time.time()) > 3600 * budget.wall_hours:
+            return f"search.wall_hours={budget.wall_hours:g} are over"
+        if budget.device_hours and self.device_s() > 3600 * budget.device_hours:
+            return f"search.device_hours={budget.device_hours:g} are used"
+        if budget.target is not None:
+            best = self.best()
+            sign = 1 if self.meta.maximize else -1
+            if best is not None and sign * best.values[0] >= sign * budget.target:
+                return f"search.target={budget.target:g} is reached by trial {best.number}"
+        return ""
+
+    def device_s(self) -> float:
+        """Return the seconds that ended trials held a device."""
+        return sum(t.user_attrs.get("device_s", 0.0) for t in self.trials())
+
+    # --- what the owner of a trial does ------------------------------------------------------------------------------
+
+    @storage.patient
+    def report(self, number: int, step: int, value: float) -> None:
+        """Store the primary metric at a step."""
+        self._store.optuna.set_trial_intermediate_value(self._ids[number], step, value)
+
+    @storage.patient
+    def should_prune(self, number: int, total_steps: int) -> bool:
+        """Return whether the pruner ends the trial at the step it reported last."""
+        pruner = pruners.make_pruner(self.search, total_steps)
+        trial = self._store.optuna.get_trial(self._ids[number])
+        rungs = pruners.rungs(self.search, total_steps)
+        return not repeats.is_repeat(trial) and pruners.should_prune(pruner, self._optuna, trial, rungs)
+
+    @storage.patient
+    def checkpointed(self, number: int, step: int) -> None:
+        """Remember that a trial can go on from a step. Raises LostLease where it is no longer ours."""
+        self.ensure_ours(number)
+        self._store.optuna.set_trial_user_attr(self._ids[number], "checkpoint_step", step)
+
+    @storage.patient
+    def condemn(self, number: int, verdict: str) -> None:
+        """Store why a trial is to end: a pruner asked again at the same step may answer otherwise."""
+        self._store.optuna.set_trial_user_attr(self._ids[number], "verdict", verdict)
+
+    @storage.patient
+    def verdict(self, number: int) -> str:
+        """Return what `condemn` stored, or nothing."""
+        return self._store.optuna.get_trial(self._ids[number]).user_attrs.get("verdict", "")
+
+    @storage.patient
+    def tell(self, number: int, state: str, values: Sequence[float] | None, attributes: Mapping[str, Any]) -> None:
+        """End a trial as COMPLETE, PRUNED or FAIL. Raises LostLease where it is no longer ours."""
+        with self._store.exclusive():
+            if self._told(number, state):
+                return
+            self.ensure_ours(number)
+            for key, entry in attributes.items():
+                self._store.optuna.set_trial_user_attr(self._ids[number], key, entry)
+            self._store.optuna.set_trial_state_values(self._ids[number], TrialState[state], values)
+
+    @storage.patient
+    def give_back(self, number: int) -> None:
+        """Put a trial of ours back into the queue; it goes on from its checkpoint."""
+        with self._store.exclusive():
+            self.ensure_ours(number)
+            self._put_back(self._ids[number])
+
+    def _told(self, number: int, state: str) -> bool:
+        """Return whether the trial has ended so by us: the answer to an earlier call may have been lost."""
+        trial = self._store.optuna.get_trial(self._ids[number])
+        owner = trial.user_attrs.get("owner") or {}
+        return trial.state == TrialState[state] and owner.get("name") == self.owner.name
+
+    @storage.patient
+    def ensure_ours(self, number: int) -> None:
+        """Raises LostLease where a trial is no longer ours."""
+        trial = self._store.optuna.get_trial(self._ids[number])
+        owner = trial.user_attrs.get("owner") or {}
+        if trial.state != TrialState.RUNNING or owner.get("name") != self.owner.name:
+            raise LostLease(f"trial {number} was given to another worker while this one gave no sign of life")
+
+    def _put_back(self, trial_id: int) -> None:
+        self._store.optuna.set_trial_user_attr(trial_id, "owner", None)
+        self._store.optuna.set_trial_state_values(trial_id, TrialState.WAITING)
+
+    # --- signs of life -----------------------------------------------------------------------------------------------
+
+    @storage.patient
+    def beat(self, progress: Mapping[int, Mapping[str, float]], busy_s: float, idle_s: float) -> None:
+        """Give a sign of life, with how far each trial of ours is, and the seconds with and without one so far."""
+        self._beats += 1
+        shown = {str(n): dict(p) for n, p in progress.items()}
+        spent = {"busy_s": round(busy_s, 3), "idle_s": round(idle_s, 3)}
+        sign = {"beat": self._beats, "trials": shown, "host": self.owner.host, **spent}
+        self._optuna.set_user_attr(f"worker:{self.owner.name}", sign)
+
+    @storage.patient
+    def reclaim(self) -> list[int]:
+        """Put the trials of dead owners back; return those given up, whose owners died too often without progress."""
+        given_up = []
+        for trial_id in self._store.ids(self._id, TrialState.RUNNING):
+            if not self._orphaned(trial_id):
+                continue
+            with self._store.exclusive():
+                if self._orphaned(trial_id) and self._bury(trial_id):
+                    given_up.append(self._store.optuna.get_trial_number_from_id(trial_id))
+        return given_up
+
+    def _orphaned(self, trial_id: int) -> bool:
+        trial = self._store.optuna.get_trial(trial_id)
+        if trial.state != TrialState.RUNNING:
+            return False
+        owner = trial.user_attrs.get("owner")
+        beat = self._attributes().get(f"worker:{owner['name']}", {}).get("beat", 0) if owner else 0
+        return self._watch.dead(owner, beat)
+
+    def _bury(self, trial_id: int) -> bool:
+        """Put a dead owner's trial back, or fail it; return whether it failed."""
+        trial = self._store.optuna.get_trial(trial_id)
+        attributes = trial.user_attrs
+        if (self.trial_folder(trial.number) / "result.json").exists():  # it has ended: the next owner only tells it
+            self._put_back(trial_id)
+            return False
+        reached = attributes.get("checkpoint_step", 0)
+        deaths = 1 if reached > attributes.get("step_at_death", 0) else attributes.get("deaths", 0) + 1
+        self._store.optuna.set_trial_user_attr(trial_id, "deaths", deaths)
+        self._store.optuna.set_trial_user_attr(trial_id, "step_at_death", reached)
+        if deaths <= self.search.max_retries:
+            self._put_back(trial_id)
+            return False
+        reason = f"its workers died {deaths} times without reaching a checkpoint after step {reached}"
+        self._store.optuna.set_trial_user_attr(trial_id, "reason", reason)
+        self._store.optuna.set_trial_state_values(trial_id, TrialState.FAIL)
+        return True
+
+    # --- steering ----------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Start the wall clock, and forget an earlier `stop --all`."""
+        if "began" not in self._attributes():
+            self._optuna.set_user_attr("began", time.time())
+        self._optuna.set_user_attr("stop:all", None)
+
+    def warmed(self) -> bool:
+        """Return whether search.warm_start has been done."""
+        return bool(self._attributes().get("warmed"))
+
+    def set_warmed(self) -> None:
+        self._optuna.set_user_attr("warmed", True)
+
+    def stop(self, number: int | None, reason: str) -> None:
+        """Ask the workers to end one trial as PRUNED, or all of them to stop as after Ctrl-C."""
+        self._optuna.set_user_attr("stop:all" if number is None else f"stop:{number}", reason)
+
+    @storage.patient
+    def stops(self) -> dict[str, str]:
+        """Return what was asked to stop, `all` or a trial's number, with the reason."""
+        found = self._attributes().items()
+        return {k.removeprefix("stop:"): v for k, v in found if k.startswith("stop:") and v}
+
+    def end_waiting(self, number: int, reason: str) -> bool:
+        """End a trial as PRUNED that has not begun; return whether it was waiting."""
+        with self._store.exclusive():
+            trial = self.trial(number)
+            if trial.state != TrialState.WAITING:
+                return False
+            self._store.optuna.set_trial_user_attr(trial._trial_id, "reason", reason)
+            self._store.optuna.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+            self._store.optuna.set_trial_state_values(trial._trial_id, TrialState.PRUNED)
+        return True
+
+    def take_in(self, trials: Sequence[FrozenTrial], origin: str | None) -> list[int]:
+        """Add ended trials of another study as far as their values lie in this space; return their new numbers.
+
+        With an origin they serve the sampler alone; without, they are this study's own.
+        """
+        space = samplers.distributions(self.space)
+        numbers = []
+        for trial in trials:
+            if repeats.is_repeat(trial):
+                continue
+            swept = trial.user_attrs.get("swept", trial.params)
+            if trial.values is not None and len(trial.values) != len(self._optuna.directions):
+                continue
+            inside = {k: v for k, v in swept.items() if k in space and samplers.holds(space[k], v)}
+            if not inside or not self.space.contains(inside):
+                continue
+            attributes = {k: v for k, v in trial.user_attrs.items() if k in KEPT}
+            attributes |= {"swept": inside, "overrides": self.space.line(inside)} | (
+                {"origin": origin} if origin else {}
+            )
+            frozen = optuna.create_trial(
+                state=trial.state,
+                values=trial.values,
+                params=inside,
+                distributions={k: space[k] for k in inside},
+                user_attrs=attributes,
+                intermediate_values=trial.intermediate_values,
+            )
+            trial_id = self._store.optuna.create_new_trial(self._id, template_trial=frozen)
+            numbers.append(self._store.optuna.get_trial_number_from_id(trial_id))
+        return numbers
+
+    # --- what there is -----------------------------------------------------------------------------------------------
+
+    def _attributes(self) -> dict[str, Any]:
+        return self._store.optuna.get_study_user_attrs(self._id)
+
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """Return the last sign of life of every worker, by name."""
+        return {k.removeprefix("worker:"): v for k, v in self._attributes().items() if k.startswith("worker:")}
+
+    @storage.patient
+    def trials(self) -> list[FrozenTrial]:
+        """Return this study's own trials."""
+        found = self._optuna.get_trials(deepcopy=False)
+        return [t for t in found if "origin" not in t.user_attrs]
+
+    @storage.patient
+    def trial(self, number: int) -> FrozenTrial:
+        """Raises ConfigError where there is no such trial."""
+        found = {t.number: t for t in self.trials()}
+        if number not in found:
+            has = f"0 to {max(found)}" if found else "none yet"
+            raise ConfigError([f"trial {number}: {self.meta.name} has no such trial; it has {has}"])
+        return found[number]
+
+    def failed(self) -> list[FrozenTrial]:
+        """Return the failed trials that no later one has made up for."""
+        trials = self.trials()
+        redone = {t.user_attrs.get("retry_of") for t in trials if t.state != TrialState.FAIL}
+        return [t for t in trials if t.state == TrialState.FAIL and t.number not in redone]
+
+    @storage.patient
+    def waiting(self) -> int:
+        return len(self._store.ids(self._id, TrialState.WAITING))
+
+    @storage.patient
+    def alive(self) -> int:
+        """Return how many workers hold a trial and live."""
+        return len({owner.get("name") for owner in self._living()})
+
+    def _living(self) -> list[dict[str, Any]]:
+        """Return the owner of each running trial, where it lives."""
+        ids = [i for i in self._store.ids(self._id, TrialState.RUNNING) if not self._orphaned(i)]
+        return [self._store.optuna.get_trial(i).user_attrs.get("owner") or {} for i in ids]
+
+    @storage.patient
+    def sharing(self) -> int:
+        """Return how many workers share this machine: all while trials wait, then those that live and hold one, and
+        this one.
+        """
+        if self._store.ids(self._id, TrialState.WAITING):
+            return self.search.workers
+        here = {owner["name"] for owner in self._living() if owner.get("host") == self.owner.host}
+        return len(here | {self.owner.name})
+
+    @storage.patient
+    def running(self) -> int:
+        return len(self._store.ids(self._id, TrialState.RUNNING))
+
+    def best(self) -> FrozenTrial | None:
+        """Return the complete trial with the best primary metric; of equals, the first.
+
+        Where configurations run again with other seeds, the one with the best mean, by its first trial.
+        """
+        return repeats.leader(self.trials(), self.racing(), self.meta.maximize)
+
+    def racing(self) -> repeats.Race:
+        """Return which trials run again with other seeds."""
+        return repeats.Race.from_dict(self._attributes().get("race"))
+
+    def run_again(self, found: repeats.Race, round_: Sequence[Entry]) -> list[int]:
+        """Store a race and queue what of its next round is not there yet; return the new numbers."""
+        with self._store.exclusive():
+            self._optuna.set_user_attr("race", found.to_dict())
+            there = repeats.repeats(self.trials())
+            new = [e for e in round_ if e.repeat_of is None or e.repeat not in there.get(e.repeat_of, {})]
+            return self.enqueue(new)
+
+
+def _optuna_study(meta: StudyMeta, store: storage.Store, more_objectives: int, create: bool) -> optuna.Study:
+    kind = optuna.study.StudyDirection
+    first = kind.MAXIMIZE if meta.maximize else kind.MINIMIZE
+    if not create:
+        return optuna.load_study(study_name=meta.name, storage=store.optuna)
+    try:
+        return optuna.create_study(
+            study_name=meta.name, storage=store.optuna, directions=[first] + [kind.MINIMIZE] * more_objectives
+        )
+    except DuplicatedStudyError:
+        raise ConfigError([f"study: the database has a study '{meta.name}' already; choose another name"]) from None

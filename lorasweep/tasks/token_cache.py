@@ -1,0 +1,235 @@
+"""Examples that were made once for a data set, a tokenizer and a task's settings, in files that are mapped into memory.
+
+<outputs>/.tokens/<key>/about.json    names of the inputs, checksums, what encoding told the task
+                        <split>.ids.npy     [inputs, tokens of all examples], int32
+                        <split>.places.npy  [examples, 4], int64: row, supervised, ends in the other two files
+                        <split>.rest.npy    target and info of all examples, pickled one by one
+
+A folder is written under another name and then renamed, so that it is whole or not there. Unpickled are plain values
+alone: nothing in these files can run.
+"""
+
+import hashlib
+import importlib.metadata
+import io
+import json
+import logging
+import pickle
+import shutil
+import tempfile
+import uuid
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from lorasweep import tasks
+from lorasweep.config.spec import DataSpec, TrialSpec
+from lorasweep.data.dataset import Record
+from lorasweep.tasks.question_ans import Window
+from lorasweep.tasks.task import Example, Task
+
+FOLDER = ".tokens"
+MAKING = "making-"
+"""Begins the name of a folder that is being written."""
+
+PACKAGES = ("lorasweep", "transformers", "tokenizers")
+OWN = ("spec", "tokenizer", "notes")
+"""Attributes of a task that are not what encoding told it."""
+
+COLUMNS = ("ids", "places", "rest")
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, pickle.UnpicklingError, EOFError)
+
+log = logging.getLogger(__name__)
+
+TASK_FILES = (
+    "task",
+    "generation",
+    "lm_head",
+    "causal_lm",
+    "seq_cls",
+    "seq_2_seq_lm",
+    "token_cls",
+    "question_ans",
+    "feature_extraction",
+)
+"""Files whose code decides what the examples are: a change of one makes them anew."""
+
+
+class _Plain(pickle.Unpickler):
+    """Reads numbers, texts, lists, tuples, dicts and a question's window."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == (Window.__module__, Window.__qualname__):
+            return Window
+        raise pickle.UnpicklingError(f"{module}.{name} is no plain value")
+
+
+class Examples(Sequence[Example]):
+    """The examples of a split, each made when it is asked for."""
+
+    def __init__(self, names: Sequence[str], ids: np.ndarray, places: np.ndarray, rest: np.ndarray) -> None:
+        self.names = list(names)
+        self._ids, self._places, self._rest = ids, places, rest
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each."""
+        return np.diff(self._places[:, 2], prepend=0).tolist()
+
+    @overload
+    def __getitem__(self, i: int) -> Example: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Example]: ...
+    def __getitem__(self, i: int | slice) -> Example | list[Example]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        k = range(len(self))[i]
+        row, supervised, end, rest_end = self._places[k].tolist()
+        start, rest_start = self._places[k - 1, 2:].tolist() if k else (0, 0)
+        target, info = _Plain(io.BytesIO(self._rest[rest_start:rest_end].tobytes())).load()
+        inputs = dict(zip(self.names, self._ids[:, start:end], strict=True))
+        return Example(row, inputs, target, supervised, info)
+
+
+# --- what a store is for ---------------------------------------------------------------------------------------------
+
+
+def place(spec: TrialSpec, task: Task, tokenizer: Any, fingerprint: str) -> Path:
+    """Return the folder of a trial's examples: another one for other data, tokenizers, settings or versions."""
+    facts = {
+        "data": fingerprint,
+        "settings": [asdict(spec.data), asdict(spec.task_type)],
+        "task": task.name,
+        "tokenizer": _tokenizer_digest(tokenizer),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "code": _digest([Path(tasks.__file__).with_name(f"{name}.py") for name in TASK_FILES]),
+    }
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    return Path(spec.outputs).expanduser() / FOLDER / key
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    """Return a digest of all that a tokenizer saves: vocabulary, rules, special tokens, chat template."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return _digest(sorted(p for p in Path(folder).rglob("*") if p.is_file()))
+
+
+def _digest(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)} ".encode() + content)
+    return digest.hexdigest()
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read(folder: Path) -> tuple[dict[str, Sequence[Example]], dict[str, Any]] | None:
+    """Return the examples of each split, and what encoding told the task; None where there is no whole store."""
+    if not folder.is_dir():
+        return None
+    try:
+        about = json.loads((folder / "about.json").read_text(encoding="utf8"))
+        found: dict[str, Sequence[Example]] = {}
+        for split, part in about["splits"].items():
+            columns = [_mapped(folder / f"{split}.{name}.npy", part["checksums"][name]) for name in COLUMNS]
+            found[split] = Examples(part["names"], *columns)
+    except DAMAGED as error:
+        log.warning("%s is damaged and is made again: %s", folder, error)
+        return None
+    return found, about
+
+
+def tell(task: Task, tokenizer: Any, facts: Mapping[str, Any]) -> None:
+    """Tell a task what encoding would have told it."""
+    task.notes += facts["notes"]
+    for name, value in facts["told"].items():
+        setattr(task, name, tuple(value) if isinstance(value, list) else value)
+    if hasattr(task, "tokenizer"):
+        task.tokenizer = tokenizer
+
+
+def _mapped(path: Path, checksum: int) -> np.ndarray:
+    """Return an array whose bytes stay on disk until they are needed. Raises ValueError where they are not the ones
+    that were written.
+    """
+    if _checksum(path) != checksum:
+        raise ValueError(f"{path.name} does not hold what was written")
+    return np.asarray(np.load(path, mmap_mode="c"))  # copy on write: torch wants arrays that could be written to
+
+
+def _checksum(path: Path) -> int:
+    found = 0
+    with path.open("rb") as file:
+        while part := file.read(2**22):
+            found = zlib.crc32(part, found)
+    return found
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def encoded(
+    task: Task, records: Mapping[str, Sequence[Record]], tokenizer: Any, spec: DataSpec
+) -> tuple[dict[str, Sequence[Example]], dict[str, Any]]:
+    """Return the examples of each split, made now, and what that told the task."""
+    before, notes = dict(vars(task)), len(task.notes)
+    examples: dict[str, Sequence[Example]] = {s: task.encode(rows, tokenizer, spec) for s, rows in records.items()}
+    changed = {k: v for k, v in vars(task).items() if k not in OWN and before.get(k) != v}
+    return examples, {"notes": task.notes[notes:], "told": changed}
+
+
+def write(folder: Path, splits: Mapping[str, Sequence[Example]], facts: Mapping[str, Any]) -> bool:
+    """Write a store; return whether there is one now. Without room or the right to write, there is none."""
+    part = folder.parent / f"{MAKING}{uuid.uuid4().hex}"
+    try:
+        part.mkdir(parents=True)
+        about = {split: _write_split(part, split, examples) for split, examples in splits.items()}
+        (part / "about.json").write_text(json.dumps({**facts, "splits": about}), encoding="utf8")
+        _take_place(part, folder)
+    except (OSError, pickle.PickleError) as error:
+        log.warning("%s: the tokens are not kept (%s)", folder.parent, error)
+        return (folder / "about.json").is_file()
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return True
+
+
+def _take_place(part: Path, folder: Path) -> None:
+    """Rename a store to its name, in the place of a damaged one; where another process was faster, leave its store."""
+    try:
+        part.rename(folder)
+    except OSError:
+        if read(folder) is not None:
+            return
+        if not folder.exists():
+            raise
+        folder.rename(part / "damaged")
+        part.rename(folder)
+    shutil.rmtree(folder / "damaged", ignore_errors=True)
+
+
+def _write_split(part: Path, split: str, examples: Sequence[Example]) -> dict[str, Any]:
+    names = list(examples[0].inputs)
+    ids = [np.concatenate([np.asarray(e.inputs[n], dtype=np.int32) for e in examples]) for n in names]
+    rest = [pickle.dumps((e.target, e.info), protocol=5) for e in examples]
+    for text in rest:
+        _Plain(io.BytesIO(text)).load()  # raises now, not in the middle of training
+    ends = np.cumsum([[len(e), len(r)] for e, r in zip(examples, rest, strict=True)], axis=0)
+    places = np.array([[e.row, e.supervised] for e in examples])
+    columns = np.stack(ids), np.hstack([places, ends]), np.frombuffer(b"".join(rest), dtype=np.uint8)
+    checksums = {}
+    for name, column in zip(COLUMNS, columns, strict=True):
+        path = part / f"{split}.{name}.npy"
+        np.save(path, column)
+        checksums[name] = _checksum(path)
+    return {"names": names, "checksums": checksums}

@@ -1,0 +1,1 @@
+"""Events to the folder and to MLflow."""

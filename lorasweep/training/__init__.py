@@ -1,0 +1,1 @@
+"""Engine, slot, optimizer, checkpoint, prefix cache, evaluation."""

@@ -1,0 +1,99 @@
+"""What trials can share: base model, task, data set, tokenised once. And every problem of it before training."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lorasweep import tasks
+from lorasweep.config.spec import TrialSpec
+from lorasweep.data import dataset
+from lorasweep.errors import ConfigError
+from lorasweep.memory import estimate
+from lorasweep.models import base_model
+from lorasweep.tasks import token_cache
+from lorasweep.tasks.task import Example, Task
+
+
+@dataclass
+class Prepared:
+    """A data set as a task's examples, ready for any trial that shares the base."""
+
+    train: Sequence[Example]
+    eval: Sequence[Example]
+    pad_id: int
+
+    @property
+    def examples(self) -> estimate.Examples:
+        return {"train": self.train, "eval": self.eval}
+
+
+@dataclass
+class Workload:
+    """Task, data and tokens of a group of trials; all a trial needs but the base model."""
+
+    task: Task
+    data: dataset.Data
+    tokenizer: Any
+    examples: dict[str, Sequence[Example]]
+    place: Path
+    """Where the tokens are kept, or may be."""
+    told: dict[str, Any] | None = None
+    """What encoding told the task, where the tokens were made now."""
+
+    def keep(self) -> "Workload":
+        """Write the tokens down where they were made now, and go on with those on disk; return this workload."""
+        if self.told is not None and token_cache.write(self.place, self.examples, self.told):
+            found = token_cache.read(self.place)
+            self.examples = found[0] if found else self.examples
+        self.told = None
+        return self
+
+    def prepared(self) -> Prepared:
+        return Prepared(self.examples["train"], self.examples["eval"], self.tokenizer.pad_token_id)
+
+
+SECTIONS = ("model", "task_type", "data")
+TRAIN = ("device", "precision", "deterministic")
+"""Keys of train that a base is loaded with."""
+
+
+def varies(swept: Sequence[str]) -> bool:
+    """Tell whether trials that differ in these keys may need different bases or data."""
+    return any(k.split(".")[0] in SECTIONS or k in [f"train.{t}" for t in TRAIN] for k in swept)
+
+
+def key(spec: TrialSpec) -> str:
+    """Return a string that is equal for trials that can share a base and its data."""
+    train = {k: v for k, v in asdict(spec.train).items() if k in TRAIN}
+    return json.dumps([asdict(spec.model), asdict(spec.task_type), asdict(spec.data), train], sort_keys=True)
+
+
+def workload(spec: TrialSpec) -> Workload:
+    """Return the group's data as tokens, from disk where they are there.
+
+    Raises ConfigError with all that is wrong with the data.
+    """
+    task = tasks.make(spec.task_type)
+    rows = dataset.load(spec.data, task.columns(spec.data), task.name)
+    problems = task.fit(rows)
+    if problems:
+        raise ConfigError(problems)
+    tokenizer = base_model.load_tokenizer(spec.model)
+    place, told = token_cache.place(spec, task, tokenizer, rows.fingerprint), None
+    found = token_cache.read(place)
+    if found is not None:
+        examples = found[0]
+        token_cache.tell(task, tokenizer, found[1])
+    else:
+        examples, told = token_cache.encoded(task, rows.splits, tokenizer, spec.data)
+    empty = [
+        f"data.max_tokens: nothing is left to learn in the {split} split: every example's supervised part lies beyond "
+        f"{spec.data.max_tokens} tokens"
+        for split, made in examples.items()
+        if not made
+    ]
+    if empty:
+        raise ConfigError(empty)
+    return Workload(task, rows, tokenizer, examples, place, told)
