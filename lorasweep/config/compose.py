@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
@@ -20,6 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 from lorasweep.config import spec
 from lorasweep.config.overrides import data_folder, parse, says_what
 from lorasweep.errors import ConfigError
+
+OF_THE_CHECKPOINT = ("revision", "sha256", "decoder", "tokenizer", "pooling")
+"""Keys of a model group that hold for its `pretrained` alone."""
 
 
 def register_schemas() -> None:
@@ -52,10 +55,22 @@ def settings(overrides: Sequence[str]) -> dict[str, Any]:
 def _settings(parsed: Sequence[Override]) -> dict[str, Any]:
     """Compose the groups once for all trials that choose the same ones, and set plain values on a copy."""
     values = [p for p in parsed if _is_plain_value(p)]
-    tree = copy.deepcopy(_composed(tuple(str(p.input_line) for p in parsed if not _is_plain_value(p)), resolve=False))
+    groups = _composed(tuple(str(p.input_line) for p in parsed if not _is_plain_value(p)), resolve=False)
+    tree = copy.deepcopy(groups)
     if "${" in str(tree) or not all(_set(tree, p.key_or_group, p.value()) for p in values):
-        return copy.deepcopy(_composed(tuple(str(p.input_line) for p in parsed), resolve=True))
+        tree = copy.deepcopy(_composed(tuple(str(p.input_line) for p in parsed), resolve=True))
+    _forget_old_model(tree, groups, {p.key_or_group for p in parsed})
     return tree
+
+
+def _forget_old_model(tree: dict[str, Any], groups: Mapping[str, Any], given: Collection[str]) -> None:
+    """Drop what the model group says of its own checkpoint where the user names another one."""
+    model, group = tree["model"], groups["model"]
+    if model["pretrained"] == group["pretrained"]:
+        return
+    for key in OF_THE_CHECKPOINT:
+        if f"model.{key}" not in given:
+            model[key] = getattr(spec.ModelSpec, key)
 
 
 def _is_plain_value(override: Override) -> bool:
