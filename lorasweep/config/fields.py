@@ -6,7 +6,8 @@ import json
 import math
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import field, fields
+from dataclasses import Field, field, fields
+from enum import Flag, auto
 from itertools import pairwise
 from types import ModuleType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -14,16 +15,43 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from lorasweep.errors import did_you_mean
 
 
-def ranged(default: Any, low: float, high: float = math.inf, *, above: bool = False, word: str | None = None) -> Any:
+class Affects(Flag):
+    """What changes with a key's value. Each key says so: caches, sharing, estimates and resuming go by it."""
+
+    BASE = auto()
+    """Model, task or data: trials that differ here need bases of their own, and share no pass."""
+    TOKENS = auto()
+    """The encoded examples, which are kept on disk for trials that agree here."""
+    MEMORY = auto()
+    """What a trial is estimated to need."""
+    RESULT = auto()
+    """What a trial computes: a checkpoint is for one value alone, and the card of an exported adapter shows it."""
+    STUDY = auto()
+    """What a study asks: settled once it has begun."""
+
+
+def setting(default: Any, *, affects: Affects, **rules: Any) -> Any:
+    """Return a field of a section; its type says what it takes, and `rules` what of that."""
+    return field(default=default, metadata={"affects": affects, **rules})
+
+
+def ranged(
+    default: Any, low: float, high: float = math.inf, *, affects: Affects, above: bool = False, word: str | None = None
+) -> Any:
     """Return a field that must lie in [low, high], or in (low, high] with `above`; None passes where it is allowed, and
     so does `word`.
     """
-    return field(default=default, metadata={"range": (low, high, above)} | ({"word": word} if word else {}))
+    return setting(default, affects=affects, range=(low, high, above), **({"word": word} if word else {}))
 
 
-def one_of(default: str, *options: str) -> Any:
+def one_of(default: Any, *options: Any, affects: Affects) -> Any:
     """Return a field that takes one of `options`."""
-    return field(default=default, metadata={"options": options})
+    return setting(default, affects=affects, options=options)
+
+
+def affects(setting: Field[Any]) -> Affects:
+    """Return what a field affects. Raises KeyError for one that does not say."""
+    return setting.metadata["affects"]
 
 
 def texts_below_fields(module: ModuleType) -> dict[tuple[str, str], str]:

@@ -8,12 +8,12 @@ import math
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from typing import Any
 
 from lorasweep.config import fields as field_rules
-from lorasweep.config.fields import one_of, ranged
+from lorasweep.config.fields import Affects, affects, one_of, ranged, setting
 from lorasweep.errors import did_you_mean
 
 TARGET_PRESETS = ("all-linear", "attention", "mlp", "qv", "qkvo", "all")
@@ -21,39 +21,53 @@ TARGET_PRESETS = ("all-linear", "attention", "mlp", "qv", "qkvo", "all")
 
 TASK_TYPES = ("CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 
+# What a key affects, strongest first: each of these holds what follows from it.
+
+BASE = Affects.BASE | Affects.MEMORY | Affects.RESULT
+"""Another frozen base is loaded."""
+TOKENS = BASE | Affects.TOKENS
+"""Examples are read and encoded anew, too."""
+MEMORY = Affects.MEMORY | Affects.RESULT
+"""The trial computes something else, in tensors of other sizes."""
+RESULT = Affects.RESULT
+"""The trial computes something else; sizes stay."""
+STUDY = Affects.STUDY
+"""A study that has begun keeps its value."""
+NOTHING = Affects(0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    pretrained: str = ""
+    pretrained: str = setting("", affects=BASE)
     """Hub id, local folder, `package:NAME` (a Python package that carries the model) or `fetched:NAME` (by `fetch`)."""
-    revision: str | None = None
+    revision: str | None = setting(None, affects=BASE)
     """Hub branch, tag or commit; null takes the default branch."""
-    sha256: str | None = None
+    sha256: str | None = setting(None, affects=BASE)
     """Expected digest of model.safetensors; a mismatch refuses the model. null checks nothing."""
-    decoder: str | None = None
+    decoder: str | None = setting(None, affects=BASE)
     """A second checkpoint that becomes the decoder of an EncoderDecoderModel; its cross-attention is new. Only for
     SEQ_2_SEQ_LM; written as `pretrained` is."""
-    tokenizer: str | None = None
+    tokenizer: str | None = setting(None, affects=BASE)
     """Where the tokenizer comes from, if not from `pretrained`."""
-    base_dropout: bool = False
+    base_dropout: bool = setting(False, affects=BASE)
     """Keep the frozen base's own dropout on while training (BERT's 0.1). Off: only the adapters' lora_dropout acts."""
-    pooling: str = one_of("model", "model", "mean")
+    pooling: str = one_of("model", "model", "mean", affects=BASE)
     """What a classification head reads: the model's own pooled token, or the mean over tokens, which is how
     sentence-transformers models were trained. With mean, other code that loads the adapter has to pool so too."""
-    attn_implementation: str = one_of("auto", "auto", "sdpa", "eager", "flash_attention_2")
+    attn_implementation: str = one_of("auto", "auto", "sdpa", "eager", "flash_attention_2", affects=BASE)
     """Attention kernel, transformers' name; auto: flash_attention_2 on a GPU in bf16 or fp16 where it is installed,
     else sdpa where the model has it, else eager."""
-    quantization: str = one_of("none", "none", "int8", "nf4")
+    quantization: str = one_of("none", "none", "int8", "nf4", affects=BASE)
     """Keep the base's linear layers in 8 or 4 bits (bitsandbytes, extra `quant`): a half or a quarter of the memory.
     They are multiplied in train.precision; embeddings, output head and new heads stay as they are."""
-    double_quant: bool = True
+    double_quant: bool = setting(True, affects=BASE)
     """nf4: quantise the blocks' scales too (QLoRA, arXiv:2305.14314), which saves 0.37 bits a weight."""
-    device_map: str | None = field(default=None, metadata={"options": ("auto", "balanced")})
+    device_map: str | None = one_of(None, "auto", "balanced", affects=BASE)
     """For a base too large for one GPU: accelerate spreads its layers over all of them, and one worker trains on all.
     null: one GPU a worker."""
-    trust_remote_code: bool = False
+    trust_remote_code: bool = setting(False, affects=BASE)
     """Run Python code that comes with the checkpoint. Only for sources you trust."""
-    use_safetensors: bool = True
+    use_safetensors: bool = setting(True, affects=BASE)
     """Load safetensors only. Off: pickled weights (pytorch_model.bin) too. Only for sources you trust."""
 
     def problems(self) -> list[str]:
@@ -64,20 +78,20 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
-    name: str = one_of("SEQ_CLS", *TASK_TYPES)
+    name: str = one_of("SEQ_CLS", *TASK_TYPES, affects=TOKENS)
     """peft's TaskType."""
-    primary: str | None = None
+    primary: str | None = setting(None, affects=TOKENS)
     """Metric that ranks trials; null takes the task's own (accuracy, loss, ...)."""
-    problem_type: str = one_of("auto", "auto", "single_label", "multi_label", "regression")
+    problem_type: str = one_of("auto", "auto", "single_label", "multi_label", "regression", affects=TOKENS)
     """What SEQ_CLS learns: one class a text, any number of classes (labels as a list, or as a string with `|` between
     them), or a number. auto: multi_label where the labels are lists, else single_label."""
-    temperature: float = ranged(0.05, 0, 100, above=True)
+    temperature: float = ranged(0.05, 0, 100, above=True, affects=TOKENS)
     """FEATURE_EXTRACTION on anchors and positives: cosines are divided by it before the softmax."""
-    generate: bool = False
+    generate: bool = setting(False, affects=TOKENS)
     """Evaluate generated text too: exact_match of CAUSAL_LM, rouge_l, bleu and chrf of SEQ_2_SEQ_LM. Greedy."""
-    max_new_tokens: int = ranged(64, 1, 1_000_000)
+    max_new_tokens: int = ranged(64, 1, 1_000_000, affects=TOKENS)
     """Generated text ends after so many tokens."""
-    generate_samples: int | None = ranged(64, 1)
+    generate_samples: int | None = ranged(64, 1, affects=TOKENS)
     """At most so many inputs of a split are answered by generation, spread evenly over it; null answers all."""
 
 
@@ -85,49 +99,49 @@ class TaskSpec:
 class LoraSpec:
     """peft's LoraConfig, key by key; source: peft.LoraConfig and arXiv:2106.09685."""
 
-    r: int = ranged(8, 1, 1024)
+    r: int = ranged(8, 1, 1024, affects=MEMORY)
     """Rank of the update BA, 1 to 1024."""
-    lora_alpha: float | None = ranged(None, 0, above=True)
+    lora_alpha: float | None = ranged(None, 0, above=True, affects=RESULT)
     """The update is scaled by lora_alpha / r, or by lora_alpha / sqrt(r) with use_rslora; null is 16."""
-    alpha_ratio: float | None = ranged(None, 0, above=True)
+    alpha_ratio: float | None = ranged(None, 0, above=True, affects=RESULT)
     """lora_alpha as a multiple of r, in its place: alpha_ratio=2 keeps the scale at 2 whatever r is."""
-    lora_dropout: float = ranged(0.0, 0, 0.95)
+    lora_dropout: float = ranged(0.0, 0, 0.95, affects=MEMORY)
     """Probability that an input of A is set to zero while training, 0 to 0.95."""
-    target_modules: str | list[str] = "all-linear"
+    target_modules: str | list[str] = setting("all-linear", affects=MEMORY)
     """Modules to adapt: names (suffixes) as a list, one regular expression, or one of the words
     all-linear, attention, mlp, qv, qkvo, all, which know the names of each model family."""
-    exclude_modules: str | list[str] | None = None
+    exclude_modules: str | list[str] | None = setting(None, affects=MEMORY)
     """Modules to leave out again: names (suffixes) as a list, or one regular expression."""
-    target_parameters: list[str] | None = None
+    target_parameters: list[str] | None = setting(None, affects=MEMORY)
     """Parameters to adapt by name (suffixes): MoE experts that a model keeps in one 3-D tensor, such as
     mlp.experts.gate_up_proj and mlp.experts.down_proj. r is the rank for each expert."""
-    bias: str = one_of("none", "none", "all", "lora_only")
+    bias: str = one_of("none", "none", "all", "lora_only", affects=MEMORY)
     """Which biases of the base train: none, all, or those of the adapted modules. Not lora_bias."""
-    lora_bias: bool = False
+    lora_bias: bool = setting(False, affects=MEMORY)
     """Give B a bias of its own, scaled and merged with the update. The base's biases stay: that is `bias`."""
-    use_rslora: bool = False
+    use_rslora: bool = setting(False, affects=RESULT)
     """Scale by lora_alpha / sqrt(r) (arXiv:2312.03732)."""
-    use_dora: bool = False
+    use_dora: bool = setting(False, affects=MEMORY)
     """Learn magnitude and direction apart (arXiv:2402.09353): slower, for small ranks."""
-    init_lora_weights: bool | str = True
+    init_lora_weights: bool | str = setting(True, affects=MEMORY)
     """true (B = 0), false (random B), gaussian, olora, pissa, pissa_niter_N, orthogonal, loftq or eva."""
-    loftq_bits: int = field(default=4, metadata={"options": (4, 8)})
+    loftq_bits: int = one_of(4, 4, 8, affects=MEMORY)
     """Bits of the quantised base that init_lora_weights=loftq makes up for: 4 (NF4) or 8."""
-    loftq_iter: int = ranged(1, 1, 20)
+    loftq_iter: int = ranged(1, 1, 20, affects=MEMORY)
     """Rounds of quantising and decomposing for loftq (arXiv:2310.08659)."""
-    eva_rho: float = ranged(2.0, 1, 16)
+    eva_rho: float = ranged(2.0, 1, 16, affects=MEMORY)
     """With eva, no module gets a rank above eva_rho times r; 1 keeps all at r (arXiv:2410.07170)."""
-    modules_to_save: list[str] | None = None
+    modules_to_save: list[str] | None = setting(None, affects=MEMORY)
     """Modules trained in full and saved with the adapter; a new head is added by itself."""
-    layers_to_transform: list[int] | int | None = None
+    layers_to_transform: list[int] | int | None = setting(None, affects=MEMORY)
     """Indices of the layers to adapt; null adapts all."""
-    layers_pattern: str | list[str] | None = None
+    layers_pattern: str | list[str] | None = setting(None, affects=MEMORY)
     """Name of the module list that layers_to_transform indexes; null lets peft find it."""
-    rank_pattern: dict[str, int] | None = None
+    rank_pattern: dict[str, int] | None = setting(None, affects=MEMORY)
     """Ranks of modules that differ from r, by name (suffix) or regular expression."""
-    alpha_pattern: dict[str, float] | None = None
+    alpha_pattern: dict[str, float] | None = setting(None, affects=MEMORY)
     """lora_alpha of modules that differ, likewise."""
-    loraplus_lr_ratio: float = ranged(1.0, 1, 256)
+    loraplus_lr_ratio: float = ranged(1.0, 1, 256, affects=RESULT)
     """LoRA+ (arXiv:2402.12354): B learns so many times faster than A; 1 is off, 16 is its authors' advice."""
 
     @property
@@ -202,71 +216,73 @@ class LoraSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    source: str = one_of("builtin", "builtin", "csv", "jsonl", "parquet", "hub", "conll", "squad", "text")
+    source: str = one_of(
+        "builtin", "builtin", "csv", "jsonl", "parquet", "hub", "conll", "squad", "text", affects=TOKENS
+    )
     """Where rows come from; `builtin` is the text of this Python's own standard library."""
-    path: str | None = None
+    path: str | None = setting(None, affects=TOKENS)
     """File, folder with one file a split, or hub data set id."""
-    config: str | None = None
+    config: str | None = setting(None, affects=TOKENS)
     """Configuration name of a hub data set."""
-    train_split: str = "train"
+    train_split: str = setting("train", affects=TOKENS)
     """Name of the training split: a hub split, a file name, or a word that one file name in the folder holds."""
-    eval_split: str | None = None
+    eval_split: str | None = setting(None, affects=TOKENS)
     """Split for pruning and choosing; null carves it from train by a hash of the text."""
-    test_split: str | None = None
+    test_split: str | None = setting(None, affects=TOKENS)
     """Split read once, after choosing; null carves it from train by a hash of the text."""
-    eval_fraction: float = ranged(0.1, 0, 0.5, above=True)
+    eval_fraction: float = ranged(0.1, 0, 0.5, above=True, affects=TOKENS)
     """Share of train that a carved eval split takes."""
-    test_fraction: float = ranged(0.1, 0, 0.5, above=True)
+    test_fraction: float = ranged(0.1, 0, 0.5, above=True, affects=TOKENS)
     """Share of train that a carved test split takes."""
-    max_train_samples: int | None = ranged(None, 1)
+    max_train_samples: int | None = ranged(None, 1, affects=TOKENS)
     """At most so many training rows, chosen by hash, so that a smaller set lies within a larger one."""
-    max_eval_samples: int | None = ranged(None, 1)
+    max_eval_samples: int | None = ranged(None, 1, affects=TOKENS)
     """At most so many rows in the eval split and in the test split."""
-    max_tokens: int = ranged(128, 4, 1_000_000)
+    max_tokens: int = ranged(128, 4, 1_000_000, affects=TOKENS)
     """Longer examples are cut to so many tokens."""
-    text_column: str = "text"
+    text_column: str = setting("text", affects=TOKENS)
     """Column of the text; the `_column` keys that follow name columns likewise."""
-    text_pair_column: str | None = None
-    label_column: str = "label"
-    prompt_column: str | None = None
-    completion_column: str | None = None
-    prompt_suffix: str = "\n"
+    text_pair_column: str | None = setting(None, affects=TOKENS)
+    label_column: str = setting("label", affects=TOKENS)
+    prompt_column: str | None = setting(None, affects=TOKENS)
+    completion_column: str | None = setting(None, affects=TOKENS)
+    prompt_suffix: str = setting("\n", affects=TOKENS)
     """Text between prompt and completion."""
-    messages_column: str | None = None
+    messages_column: str | None = setting(None, affects=TOKENS)
     """Lists of {role, content}, written out by the tokenizer's chat template; the assistant's turns are learned."""
-    source_column: str = "source"
+    source_column: str = setting("source", affects=TOKENS)
     """What a SEQ_2_SEQ_LM reads."""
-    target_column: str = "target"
+    target_column: str = setting("target", affects=TOKENS)
     """What a SEQ_2_SEQ_LM learns to write."""
-    source_prefix: str = ""
+    source_prefix: str = setting("", affects=TOKENS)
     """Text before each source, such as `summarize: `."""
-    max_target_tokens: int = ranged(64, 2, 1_000_000)
+    max_target_tokens: int = ranged(64, 2, 1_000_000, affects=TOKENS)
     """Longer targets are cut to so many tokens."""
-    score_column: str | None = None
+    score_column: str | None = setting(None, affects=TOKENS)
     """FEATURE_EXTRACTION: how alike text_column and text_pair_column are; null takes anchors and positives."""
-    anchor_column: str = "anchor"
-    positive_column: str = "positive"
+    anchor_column: str = setting("anchor", affects=TOKENS)
+    positive_column: str = setting("positive", affects=TOKENS)
     """The text that belongs to the anchor."""
-    negative_column: str | None = None
+    negative_column: str | None = setting(None, affects=TOKENS)
     """A text that does not belong to the anchor."""
-    delimiter: str = ","
+    delimiter: str = setting(",", affects=TOKENS)
     """Character between the cells of a CSV file; `tab` for tabulators."""
-    quoting: bool = True
+    quoting: bool = setting(True, affects=TOKENS)
     """Whether quotation marks around a CSV cell are taken off; off: they are characters like any other."""
-    header: list[str] | None = None
+    header: list[str] | None = setting(None, affects=TOKENS)
     """Column names of a CSV file without a header line; cells beyond them are left out."""
-    tokens_column: str = "tokens"
+    tokens_column: str = setting("tokens", affects=TOKENS)
     """A row's words: a list, or a string that white space divides."""
-    tags_column: str = "tags"
+    tags_column: str = setting("tags", affects=TOKENS)
     """One tag for each of the words; BIO tags (B-x, I-x, O) are scored by whole entities."""
-    question_column: str = "question"
-    context_column: str = "context"
-    answers_column: str = "answers"
+    question_column: str = setting("question", affects=TOKENS)
+    context_column: str = setting("context", affects=TOKENS)
+    answers_column: str = setting("answers", affects=TOKENS)
     """SQuAD's {"text": [...], "answer_start": [...]} or a list of {"text", "start"}; empty: the text has no answer."""
-    group_column: str | None = None
+    group_column: str | None = setting(None, affects=TOKENS)
     """QUESTION_ANS: rows with one value here, such as an article, stay in one split when eval or test is carved; null
     keeps the rows of one context together."""
-    doc_stride: int = ranged(64, 0)
+    doc_stride: int = ranged(64, 0, affects=TOKENS)
     """Tokens of context that a window of max_tokens shares with the one before; at most three quarters are shared."""
 
     def problems(self) -> list[str]:
@@ -284,58 +300,58 @@ class DataSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSpec:
-    learning_rate: float = ranged(1e-3, 0, 1, above=True)
+    learning_rate: float = ranged(1e-3, 0, 1, above=True, affects=RESULT)
     """Peak learning rate of AdamW."""
-    weight_decay: float = ranged(0.0, 0, 10)
+    weight_decay: float = ranged(0.0, 0, 10, affects=RESULT)
     """Decoupled weight decay of AdamW, on matrices only (no biases, no norms)."""
-    adam_beta1: float = ranged(0.9, 0, 0.9999)
+    adam_beta1: float = ranged(0.9, 0, 0.9999, affects=RESULT)
     """Decay of AdamW's mean of the gradient, a step."""
-    adam_beta2: float = ranged(0.999, 0, 0.99999)
+    adam_beta2: float = ranged(0.999, 0, 0.99999, affects=RESULT)
     """Decay of AdamW's mean of the squared gradient, a step."""
-    adam_epsilon: float = ranged(1e-8, 0, 1, above=True)
+    adam_epsilon: float = ranged(1e-8, 0, 1, above=True, affects=RESULT)
     """Added to AdamW's denominator."""
-    lr_scheduler_type: str = one_of("linear", "linear", "cosine", "constant")
+    lr_scheduler_type: str = one_of("linear", "linear", "cosine", "constant", affects=RESULT)
     """Course of the learning rate after warm-up: to zero in a line, to zero as half a cosine, or flat."""
-    warmup_ratio: float = ranged(0.06, 0, 1)
+    warmup_ratio: float = ranged(0.06, 0, 1, affects=RESULT)
     """Share of the steps over which the learning rate rises from zero."""
-    max_grad_norm: float = ranged(1.0, 0)
+    max_grad_norm: float = ranged(1.0, 0, affects=RESULT)
     """Gradients are scaled down to this norm; 0 never clips."""
-    epochs: float = ranged(3, 0, 10_000, above=True)
+    epochs: float = ranged(3, 0, 10_000, above=True, affects=MEMORY)
     """Passes over the training split; max_steps wins where both are given."""
-    max_steps: int | None = ranged(None, 1)
+    max_steps: int | None = ranged(None, 1, affects=MEMORY)
     """Optimiser steps in all."""
-    batch_size: int = ranged(16, 1, 65_536)
+    batch_size: int = ranged(16, 1, 65_536, affects=MEMORY)
     """Examples an optimiser step."""
-    micro_batch_size: int | str | None = ranged(None, 1, word="auto")
+    micro_batch_size: int | str | None = ranged(None, 1, word="auto", affects=MEMORY)
     """Examples a forward pass; null takes batch_size, and so does auto, which halves it when memory runs out: the step
     is done again in more passes, with the same loss, and later trials begin with what fits. Anchors and positives are
     told from those of their pass alone: auto halves nothing there, and a smaller number is another loss."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = setting(False, affects=MEMORY)
     """Layers keep only their inputs and compute again in the backward pass: a third more time, a part of the memory,
     the same results. A pass does so that a trial with it shares."""
-    slots: int | str = ranged("auto", 1, 64, word="auto")
+    slots: int | str = ranged("auto", 1, 64, word="auto", affects=NOTHING)
     """Trials of a worker that train at once in one forward and backward pass; auto measures what pays here. It changes
     speed and memory, not results."""
-    prefix_cache_gib: float = ranged(1.0, 0)
+    prefix_cache_gib: float = ranged(1.0, 0, affects=Affects.MEMORY)
     """Memory of a worker in which the output of layers that no active trial changes is kept for each example, GiB;
     beyond it, files in the study's folder. 0 keeps nothing. It changes speed and memory, not results."""
-    eval_batch_size: int = ranged(32, 1)
+    eval_batch_size: int = ranged(32, 1, affects=MEMORY)
     """Examples a forward pass of evaluation."""
-    eval_every: int | None = ranged(None, 1)
+    eval_every: int | None = ranged(None, 1, affects=RESULT)
     """Optimiser steps between evaluations; null evaluates after each epoch."""
-    max_loss_ratio: float | None = ranged(10.0, 1, above=True)
+    max_loss_ratio: float | None = ranged(10.0, 1, above=True, affects=RESULT)
     """A trial whose loss stays over so many times its start ends as PRUNED; null never looks."""
-    optimizer: str = one_of("adamw", "adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
+    optimizer: str = one_of("adamw", "adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", affects=MEMORY)
     """AdamW with fp32 moments, or bitsandbytes' (extra `quant`): moments in 8 bits, and in memory that a GPU may page
     out."""
-    seed: int = ranged(0, 0, 2**32 - 1)
+    seed: int = ranged(0, 0, 2**32 - 1, affects=RESULT)
     """Seeds the adapter, the head, the order of examples and dropout."""
-    device: str = one_of("auto", "auto", "cpu", "cuda", "mps")
+    device: str = one_of("auto", "auto", "cpu", "cuda", "mps", affects=BASE)
     """Where trials train; auto takes a GPU where there is one."""
-    precision: str = one_of("auto", "auto", "fp32", "bf16", "fp16")
+    precision: str = one_of("auto", "auto", "fp32", "bf16", "fp16", affects=BASE)
     """Number format of the base model; auto: bf16 on a GPU that has it, fp32 on a CPU. What trains is kept in fp32, its
     moments too, and rounded to this format for products. fp32 on a GPU means TF32; fp16 scales each trial's loss."""
-    deterministic: bool = False
+    deterministic: bool = setting(False, affects=BASE)
     """Same seed, device and versions: the same losses bit for bit, at some cost on a GPU. slots=auto then means 1, and
     no clock decides which trials share a pass."""
 
@@ -361,26 +377,26 @@ class TrainSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackSpec:
-    uri: str | None = None
+    uri: str | None = setting(None, affects=NOTHING)
     """MLflow tracking URI; null is SQLite at <outputs>/mlflow.db."""
-    experiment: str = "lorasweep"
+    experiment: str = setting("lorasweep", affects=NOTHING)
     """MLflow experiment that holds the studies."""
-    enabled: bool = True
+    enabled: bool = setting(True, affects=NOTHING)
     """Off: only the trial folders are written."""
-    reload_check: bool = True
+    reload_check: bool = setting(True, affects=Affects.MEMORY)
     """Load the saved adapter with peft onto a fresh base, evaluate again and compare."""
-    log_every: int = ranged(1, 1)
+    log_every: int = ranged(1, 1, affects=NOTHING)
     """Optimiser steps between logged training points."""
-    system_metrics: bool = True
+    system_metrics: bool = setting(True, affects=NOTHING)
     """Log CPU, memory and GPU every 10 seconds, under MLflow's names (system/...)."""
-    save_adapters: str = one_of("all", "all", "best", "pareto", "top_k", "none")
+    save_adapters: str = one_of("all", "all", "best", "pareto", "top_k", "none", affects=NOTHING)
     """Which adapters are left when a study has ended: all, the best, those on the report's Pareto front, or the best
     keep_top. With anything but all, MLflow gets the best alone, as a model."""
-    keep_top: int = ranged(3, 1)
+    keep_top: int = ranged(3, 1, affects=NOTHING)
     """How many adapters save_adapters=top_k leaves."""
-    log_model: bool = True
+    log_model: bool = setting(True, affects=NOTHING)
     """Log the best adapter as an MLflow model when a study has ended; the base is found by config, not copied."""
-    register: str | None = None
+    register: str | None = setting(None, affects=NOTHING)
     """Name in MLflow's model registry under which the best adapter is registered; its alias is champion where it is
     better than the champion so far by more than noise, else challenger."""
 
@@ -404,63 +420,63 @@ def _is_label(name: str, without: str) -> bool:
 class SearchSpec:
     """How a study searches. These keys belong to the study, not to a trial: its rerun line leaves them out."""
 
-    question: str = ""
+    question: str = setting("", affects=STUDY)
     """What the study is to tell, in a sentence; a sweep file's first comment line."""
-    sampler: str = one_of("grid", "grid", "random", "tpe", "gp", "cmaes", "qmc", "nsga2")
+    sampler: str = one_of("grid", "grid", "random", "tpe", "gp", "cmaes", "qmc", "nsga2", affects=STUDY)
     """How points are chosen: grid takes each once; the others are Optuna's."""
-    trials: int | None = ranged(None, 1)
+    trials: int | None = ranged(None, 1, affects=NOTHING)
     """Trials in all; null takes every point of a grid, 20 with any other sampler."""
-    seed: int = ranged(0, 0, 2**32 - 1)
+    seed: int = ranged(0, 0, 2**32 - 1, affects=NOTHING)
     """Seeds the sampler."""
-    startup_trials: int = ranged(10, 1)
+    startup_trials: int = ranged(10, 1, affects=NOTHING)
     """Random trials before tpe and gp model what they saw."""
-    objectives: list[str] | None = None
+    objectives: list[str] | None = setting(None, affects=STUDY)
     """What is made small besides the primary metric: trainable, adapter_mb, train_s, peak_gib. Pruning and the best
     trial go by the primary metric."""
-    direction: str = one_of("auto", "auto", "maximize", "minimize")
+    direction: str = one_of("auto", "auto", "maximize", "minimize", affects=STUDY)
     """Of the primary metric; auto knows the tasks' own."""
-    pruner: str = one_of("none", "none", "asha", "hyperband", "median", "wilcoxon", "threshold")
+    pruner: str = one_of("none", "none", "asha", "hyperband", "median", "wilcoxon", "threshold", affects=NOTHING)
     """Which trials end early, judged by the primary metric at evaluations. asha is asynchronous successive halving
     (arXiv:1810.05934)."""
-    min_steps: int | None = ranged(None, 1)
+    min_steps: int | None = ranged(None, 1, affects=NOTHING)
     """Optimiser steps before a trial may be pruned; null: total / reduction_factor^2 for asha and hyperband, else
     none."""
-    reduction_factor: int = ranged(4, 2, 64)
+    reduction_factor: int = ranged(4, 2, 64, affects=NOTHING)
     """asha, hyperband: about one in so many trials goes on at each rung."""
-    pruner_startup_trials: int = ranged(5, 1)
+    pruner_startup_trials: int = ranged(5, 1, affects=NOTHING)
     """median, wilcoxon: finished trials before the first is pruned."""
-    lower: float | None = None
+    lower: float | None = setting(None, affects=NOTHING)
     """threshold: a trial whose metric is below this is pruned."""
-    upper: float | None = None
+    upper: float | None = setting(None, affects=NOTHING)
     """threshold: a trial whose metric is above this is pruned."""
-    device_hours: float | None = ranged(None, 0, above=True)
+    device_hours: float | None = ranged(None, 0, above=True, affects=NOTHING)
     """No trial begins once the trials have used so many hours of a device."""
-    wall_hours: float | None = ranged(None, 0, above=True)
+    wall_hours: float | None = ranged(None, 0, above=True, affects=NOTHING)
     """No trial begins so many hours after the study was made."""
-    max_memory_gib: float | None = ranged(None, 0, above=True)
+    max_memory_gib: float | None = ranged(None, 0, above=True, affects=NOTHING)
     """A trial that by itself needs more, as `check` estimates it, never runs: it ends as pruned before its
     model is loaded. With train.micro_batch_size=auto it is what one row a pass needs."""
-    target: float | None = None
+    target: float | None = setting(None, affects=NOTHING)
     """No trial begins once the primary metric is this good."""
-    repeats: int = ranged(0, 0, 1000)
+    repeats: int = ranged(0, 0, 1000, affects=NOTHING)
     """Further seeds with which the best trials run again once the search is over; the best mean wins. A trial that can
     no longer reach the best is not repeated any more."""
-    repeat_top: int = ranged(3, 1)
+    repeat_top: int = ranged(3, 1, affects=NOTHING)
     """How many of the best trials run again, and beside them the cheapest within one standard error of the best."""
-    enqueue: list[str] | None = None
+    enqueue: list[str] | None = setting(None, affects=STUDY)
     """Recipes tried first, each a string of overrides: 'lora.r=8 lora.lora_alpha=16'."""
-    warm_start: list[str] | None = None
+    warm_start: list[str] | None = setting(None, affects=STUDY)
     """Folders of earlier studies whose finished trials the sampler learns from, where their values lie in the space."""
-    workers: int = ranged(1, 1, 1024)
+    workers: int = ranged(1, 1, 1024, affects=NOTHING)
     """Processes that run trials at once; more than one takes Hydra's joblib launcher unless another is chosen."""
-    storage: str | None = None
+    storage: str | None = setting(None, affects=STUDY)
     """Where the queue is kept: null is a journal file in the study's folder; postgresql://USER@HOST/DATABASE for
     machines that share no disk, the password in PGPASSWORD."""
-    checkpoint_s: float = ranged(30.0, 0)
+    checkpoint_s: float = ranged(30.0, 0, affects=NOTHING)
     """Seconds of training between checkpoints."""
-    lease_s: float = ranged(60.0, 1)
+    lease_s: float = ranged(60.0, 1, affects=NOTHING)
     """A worker on another machine that gives no sign of life for so many seconds is dead; its trials go back."""
-    max_retries: int = ranged(3, 0, 1000)
+    max_retries: int = ranged(3, 0, 1000, affects=NOTHING)
     """A trial whose workers died so many times without reaching a new checkpoint fails."""
 
     def problems(self) -> list[str]:
@@ -501,9 +517,9 @@ class TrialSpec:
     train: TrainSpec
     tracking: TrackSpec
     search: SearchSpec
-    outputs: str = "./outputs"
+    outputs: str = setting("./outputs", affects=NOTHING)
     """Root folder of what runs leave."""
-    study: str | None = None
+    study: str | None = setting(None, affects=NOTHING)
     """Name of the study; null makes one from the time."""
     overrides: tuple[str, ...] = ()
     """The strings this trial was made from: pasting them after `python -m lorasweep` runs it again."""
@@ -513,6 +529,41 @@ class TrialSpec:
         out = asdict(self)
         del out["overrides"], out["search"]
         return out
+
+    def get(self, key: str) -> Any:
+        """Return the value of a config path such as `lora.r`."""
+        value: Any = self
+        for name in key.split("."):
+            value = getattr(value, name)
+        return value
+
+    def affecting(self, what: Affects) -> dict[str, dict[str, Any]]:
+        """Return the settings that affect `what`, by section and key; sections without one are left out."""
+        out = {}
+        for name in SECTIONS:
+            section = getattr(self, name)
+            keys = [f.name for f in fields(section) if what & affects(f)]
+            if keys:
+                values = asdict(section)
+                out[name] = {key: values[key] for key in keys}
+        return out
+
+
+def flattened(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a tree by config path: `lora.r`. A setting that is a mapping itself stays one."""
+    out: dict[str, Any] = {}
+    for name, value in tree.items():
+        if name in SECTIONS:
+            out |= {f"{name}.{key}": setting for key, setting in value.items()}
+        else:
+            out[name] = value
+    return out
+
+
+@cache
+def keys_affecting(what: Affects) -> tuple[str, ...]:
+    """Return the config paths of the settings that affect `what`."""
+    return tuple(f"{name}.{f.name}" for name, cls in SECTIONS.items() for f in fields(cls) if what & affects(f))
 
 
 NAME_RULE = "must be letters, digits, '.', '_' or '-', at most 200, the last no '.', and no device's name on Windows"

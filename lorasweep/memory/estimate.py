@@ -6,13 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
 
+from lorasweep.config.fields import Affects
 from lorasweep.config.spec import TrainSpec, TrialSpec
 from lorasweep.errors import ConfigError
 from lorasweep.hardware.device import device_of, dtype_of
@@ -109,20 +110,12 @@ _known: dict[str, Estimate] = {}
 
 def _key(spec: TrialSpec, slots: int, missing: tuple[str, ...] | None) -> str:
     """Return what an estimate depends on: neither on rates, nor on seeds."""
-    lora = asdict(spec.lora) | {"lora_dropout": spec.lora.lora_dropout > 0}
-    for name in ("lora_alpha", "alpha_ratio", "use_rslora", "loraplus_lr_ratio"):
-        lora.pop(name)
-    lora["init_lora_weights"] = spec.lora.changes_base, spec.lora.init_lora_weights == "loftq"
-    train = {k: v for k, v in asdict(spec.train).items() if k in SIZED}
-    own = [asdict(spec.model), asdict(spec.task_type), asdict(spec.data), lora, train]
-    return json.dumps([*own, spec.tracking.reload_check, slots, missing], sort_keys=True)
-
-
-SIZED = (
-    *("batch_size", "micro_batch_size", "eval_batch_size", "device", "precision", "gradient_checkpointing"),
-    *("prefix_cache_gib", "deterministic", "epochs", "max_steps", "optimizer"),
-)
-"""Keys of train that change the memory."""
+    settings = spec.affecting(Affects.MEMORY)
+    settings["lora"] |= {
+        "lora_dropout": spec.lora.lora_dropout > 0,
+        "init_lora_weights": [spec.lora.changes_base, spec.lora.init_lora_weights == "loftq"],
+    }
+    return json.dumps([settings, slots, missing], sort_keys=True)
 
 
 def _estimate(

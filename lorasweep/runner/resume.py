@@ -9,8 +9,9 @@ from typing import Any
 
 from lorasweep import console
 from lorasweep.config import compose
+from lorasweep.config.fields import Affects
 from lorasweep.config.overrides import NOT_PART_OF_A_TRIAL, override_text
-from lorasweep.config.spec import SearchSpec
+from lorasweep.config.spec import SearchSpec, keys_affecting
 from lorasweep.errors import ConfigError, StudyMismatch
 from lorasweep.hardware import device
 from lorasweep.runner import interrupt, launch, plan, worker
@@ -19,10 +20,6 @@ from lorasweep.study import repeats
 from lorasweep.study.meta import Entry
 from lorasweep.study.result import read_result, write_result
 from lorasweep.study.study import DEFAULT_TRIALS, ENDED, Study
-
-SETTLED = ("sampler", "question", "objectives", "direction", "storage", "enqueue", "warm_start")
-"""search.* keys that `resume` does not change."""
-
 
 # --- going on --------------------------------------------------------------------------------------------------------
 
@@ -73,9 +70,9 @@ def _refuse_other_space(study: Study, overrides: Sequence[str]) -> None:
 def _change_search(study: Study, overrides: Sequence[str]) -> None:
     """Store changed search.* keys. Raises StudyMismatch for those that a study keeps, before anything is stored."""
     keys = [o.split("=")[0].removeprefix("search.") for o in overrides]
-    fixed = [k for k in keys if k in SETTLED]
-    if fixed:
-        raise StudyMismatch(f"search.{fixed[0]}: cannot change in a study that has begun; use extend")
+    settled = [k for k in keys if f"search.{k}" in keys_affecting(Affects.STUDY)]
+    if settled:
+        raise StudyMismatch(f"search.{settled[0]}: cannot change in a study that has begun; use extend")
     now = asdict(compose.compose_trial([*_search_overrides(study.meta.search), *overrides]).search)
     more: list[Entry] = []
     if "trials" in keys and now["trials"] is not None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from lorasweep.config.fields import Affects
 from lorasweep.config.spec import ModelSpec, TrialSpec
 from lorasweep.credentials import redact
 from lorasweep.errors import ConfigError
@@ -34,9 +35,6 @@ PIPELINES = {
     "FEATURE_EXTRACTION": "feature-extraction",
 }
 """The hub's names."""
-
-TOLD = ("model", "task_type", "lora", "data", "train")
-"""Sections of the settings that the card shows."""
 
 
 def export(study: Study, number: int, folder: Path, *, merged: bool) -> None:
@@ -212,7 +210,6 @@ def _data(result: Mapping[str, Any], spec: TrialSpec) -> str:
 
 
 def _settings(spec: TrialSpec) -> str:
-    """Return the settings as YAML, in a fence that no value can close."""
-    tree = {k: v for k, v in spec.to_dict().items() if k in TOLD}
-    text = redact(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    """Return the settings that the adapter is a result of, as YAML in a fence that no value can close."""
+    text = redact(yaml.safe_dump(spec.affecting(Affects.RESULT), sort_keys=False, allow_unicode=True))
     return text.replace("```", "` ` `")

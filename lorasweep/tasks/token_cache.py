@@ -20,13 +20,13 @@ import tempfile
 import uuid
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
 from lorasweep import tasks
+from lorasweep.config.fields import Affects
 from lorasweep.config.spec import DataSpec, TrialSpec
 from lorasweep.data.dataset import Record
 from lorasweep.tasks.question_ans import Window
@@ -103,9 +103,10 @@ class Examples(Sequence[Example]):
 
 def place(spec: TrialSpec, task: Task, tokenizer: Any, fingerprint: str) -> Path:
     """Return the folder of a trial's examples: another one for other data, tokenizers, settings or versions."""
+    settings = spec.affecting(Affects.TOKENS)
     facts = {
         "data": fingerprint,
-        "settings": [asdict(spec.data), asdict(spec.task_type)],
+        "settings": [settings[section] for section in sorted(settings)],
         "task": task.name,
         "tokenizer": _tokenizer_digest(tokenizer),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},

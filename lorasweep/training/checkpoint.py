@@ -7,14 +7,14 @@ import os
 import pickle
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lorasweep.config.spec import TrialSpec
+from lorasweep.config.fields import Affects
+from lorasweep.config.spec import TrialSpec, flattened
 from lorasweep.errors import ConfigError
 
 CHECKPOINT = "checkpoint.pt"
@@ -22,12 +22,6 @@ CHECKPOINT = "checkpoint.pt"
 VERSION = 3
 """Of the file's layout; a file of another version is not read. In 1, moments of B lay the other way round; in 2, the
 last evaluation was not sealed."""
-
-SECTIONS = ("model", "task_type", "lora", "data", "train")
-"""Parts of a spec that a checkpoint depends on."""
-
-FREE = ("train.slots", "train.prefix_cache_gib")
-"""Keys that change no number."""
 
 UNREADABLE = (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, AssertionError)
 """What zipfile and torch raise on a file that was cut short or holds something else."""
@@ -37,9 +31,7 @@ log = logging.getLogger(__name__)
 
 def identity(number: int, spec: TrialSpec, examples: int) -> dict[str, Any]:
     """Return what has to be the same for a checkpoint to fit, by name: the spec, key by key, and the data's size."""
-    sections = {name: asdict(getattr(spec, name)) for name in SECTIONS}
-    keys = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
-    keys = {key: value for key, value in keys.items() if key not in FREE}
+    keys = flattened(spec.affecting(Affects.RESULT))
     return json.loads(json.dumps({"number": number, "training examples": examples} | keys))
 
 

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorasweep import tasks
-from lorasweep.config.spec import TrialSpec
+from lorasweep.config.fields import Affects
+from lorasweep.config.spec import TrialSpec, keys_affecting
 from lorasweep.data import dataset
 from lorasweep.errors import ConfigError
 from lorasweep.memory import estimate
@@ -54,20 +55,16 @@ class Workload:
         return Prepared(self.examples["train"], self.examples["eval"], self.tokenizer.pad_token_id)
 
 
-SECTIONS = ("model", "task_type", "data")
-TRAIN = ("device", "precision", "deterministic")
-"""Keys of train that a base is loaded with."""
-
-
 def varies(swept: Sequence[str]) -> bool:
-    """Tell whether trials that differ in these keys may need different bases or data."""
-    return any(k.split(".")[0] in SECTIONS or k in [f"train.{t}" for t in TRAIN] for k in swept)
+    """Tell whether trials that differ in these keys, or groups of keys, may need different bases or data."""
+    keys = keys_affecting(Affects.BASE)
+    groups = {key.partition(".")[0] for key in keys}
+    return any(key in groups or key in keys for key in swept)
 
 
 def key(spec: TrialSpec) -> str:
     """Return a string that is equal for trials that can share a base and its data."""
-    train = {k: v for k, v in asdict(spec.train).items() if k in TRAIN}
-    return json.dumps([asdict(spec.model), asdict(spec.task_type), asdict(spec.data), train], sort_keys=True)
+    return json.dumps(spec.affecting(Affects.BASE), sort_keys=True)
 
 
 def workload(spec: TrialSpec) -> Workload:
