@@ -5,7 +5,8 @@ import itertools
 import pytest
 
 from lorasweep.config import compose, spec, sweep_file
-from lorasweep.config.overrides import data_folder, group_options, override_text, parse
+from lorasweep.config.overrides import group_options, override_text, parse
+from lorasweep.config.registry import data_folder
 from lorasweep.errors import ConfigError
 from lorasweep.search import space
 

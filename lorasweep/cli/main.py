@@ -136,7 +136,7 @@ def _hydra(arguments: Sequence[str]) -> int:
     import hydra
 
     from lorasweep.config import compose
-    from lorasweep.config.overrides import data_folder
+    from lorasweep.config.registry import data_folder
 
     compose.import_plugins()
     compose.register_schemas()

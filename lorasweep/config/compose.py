@@ -18,7 +18,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lorasweep.config import spec
-from lorasweep.config.overrides import data_folder, parse, says_what
+from lorasweep.config.overrides import parse, says_what
+from lorasweep.config.registry import data_folder
 from lorasweep.errors import ConfigError
 
 OF_THE_CHECKPOINT = ("revision", "sha256", "decoder", "tokenizer", "pooling")

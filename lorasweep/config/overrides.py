@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -11,6 +10,7 @@ from hydra.core.override_parser.types import Glob, IntervalSweep, Override, Quot
 from hydra.errors import HydraException
 
 from lorasweep.config import spec
+from lorasweep.config.registry import data_folder, outside_conf
 from lorasweep.errors import did_you_mean
 
 NOT_PART_OF_A_TRIAL = ("study", "outputs", "hydra", "search")
@@ -18,19 +18,10 @@ PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./+-]*", re.ASCII)
 """Strings that an override holds without quotes."""
 
 
-@cache
-def data_folder(name: str) -> Path:
-    """Return the folder `conf` or `sweeps`: beside the package in a checkout, inside it in a wheel."""
-    here = Path(__file__).resolve().parent.parent
-    for folder in (here.parent / name, here / "_data" / name):
-        if folder.is_dir():
-            return folder
-    raise FileNotFoundError(f"lorasweep is incomplete: no folder {name} beside {here}")
-
-
 def group_options(group: str) -> list[str]:
     """Return the names that `group=` takes."""
-    return sorted(p.stem for p in (data_folder("conf") / group).glob("*.yaml"))
+    folders = [data_folder("conf"), *outside_conf()]
+    return sorted({p.stem for folder in folders for p in (folder / group).glob("*.yaml")})
 
 
 def override_text(value: Any) -> str:

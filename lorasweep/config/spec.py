@@ -13,13 +13,12 @@ from functools import cache
 from typing import Any
 
 from lorasweep.config import fields as field_rules
+from lorasweep.config import registry
 from lorasweep.config.fields import Affects, affects, one_of, ranged, setting
 from lorasweep.errors import did_you_mean
 
 TARGET_PRESETS = ("all-linear", "attention", "mlp", "qv", "qkvo", "all")
 """Words for target_modules that stand for the right names in each model family."""
-
-TASK_TYPES = ("CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 
 # What a key affects, strongest first: each of these holds what follows from it.
 
@@ -78,8 +77,8 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
-    name: str = one_of("SEQ_CLS", *TASK_TYPES, affects=TOKENS)
-    """peft's TaskType."""
+    name: str = setting("", affects=TOKENS, options=registry.TASKS)
+    """Which task: peft's TaskType, or the name of an outside package's."""
     primary: str | None = setting(None, affects=TOKENS)
     """Metric that ranks trials; null takes the task's own (accuracy, loss, ...)."""
     problem_type: str = one_of("auto", "auto", "single_label", "multi_label", "regression", affects=TOKENS)
@@ -216,9 +215,7 @@ class LoraSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    source: str = one_of(
-        "builtin", "builtin", "csv", "jsonl", "parquet", "hub", "conll", "squad", "text", affects=TOKENS
-    )
+    source: str = setting("builtin", affects=TOKENS, options=registry.READERS)
     """Where rows come from; `builtin` is the text of this Python's own standard library."""
     path: str | None = setting(None, affects=TOKENS)
     """File, folder with one file a split, or hub data set id."""

@@ -9,7 +9,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from lorasweep.config import spec
-from lorasweep.config.overrides import data_folder, override_text
+from lorasweep.config.overrides import override_text
+from lorasweep.config.registry import data_folder
 from lorasweep.errors import ConfigError, did_you_mean
 
 

@@ -8,22 +8,38 @@ import json
 import re
 import textwrap
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorasweep.config import registry
 from lorasweep.config.spec import DataSpec
 from lorasweep.errors import ConfigError
 
 Record = dict[str, Any]
-SUFFIX = {
-    "csv": ".csv",
-    "jsonl": ".jsonl",
-    "parquet": ".parquet",
-    "conll": ".conll",
-    "squad": ".json",
-    "text": ".txt",
-}
+
+
+@dataclass(frozen=True)
+class Reader:
+    suffix: str
+    """How its files end, where a folder holds one a split."""
+    read: Callable[[Path, DataSpec], list[Record]]
+
+
+def reader(suffix: str) -> Callable[[Callable[..., list[Record]]], Callable[..., list[Record]]]:
+    """Register a function as the reader of the source that it is named after: `read_csv` is `data.source=csv`.
+
+    It takes a file and the settings of `data`, and returns a dict for each row, column name -> value. With a file
+    conf/data/NAME.yaml like ours, `data=NAME` chooses it. One of another package is an entry point of the
+    group lorasweep.readers, of the source's name.
+    """
+
+    def register(read: Callable[..., list[Record]]) -> Callable[..., list[Record]]:
+        registry.READERS.add(read.__name__.removeprefix("read_"), Reader(suffix, read))
+        return read
+
+    return register
+
 
 CHARACTERS_A_TOKEN = 3
 """A block of plain text is filled up to max_tokens times so many characters: it will hardly be cut."""
@@ -36,23 +52,16 @@ def read_splits(spec: DataSpec) -> dict[str, list[Record]]:
     if spec.source == "hub":
         return {name: _read_hub(spec, split) for name, split in named.items()}
     path = Path(str(spec.path)).expanduser()
+    chosen: Reader = registry.READERS.get(spec.source, lambda entry: isinstance(entry, Reader))
     problems, files = [], {}
     for name, split in named.items():
         try:
-            files[name] = _split_file(path, split, SUFFIX[spec.source], name)
+            files[name] = _split_file(path, split, chosen.suffix, name)
         except ConfigError as error:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
-    readers: dict[str, Callable[[Path], list[Record]]] = {
-        "csv": partial(_read_csv, spec=spec),
-        "jsonl": _read_jsonl,
-        "parquet": _read_parquet,
-        "conll": _read_conll,
-        "squad": _read_squad,
-        "text": partial(_read_text, characters=spec.max_tokens * CHARACTERS_A_TOKEN),
-    }
-    return {name: readers[spec.source](file) for name, file in files.items()}
+    return {name: chosen.read(file, spec) for name, file in files.items()}
 
 
 def _split_file(path: Path, split: str, suffix: str, name: str) -> Path:
@@ -74,7 +83,8 @@ def _split_file(path: Path, split: str, suffix: str, name: str) -> Path:
     )
 
 
-def _read_csv(path: Path, spec: DataSpec) -> list[Record]:
+@reader(".csv")
+def read_csv(path: Path, spec: DataSpec) -> list[Record]:
     quoting: Any = csv.QUOTE_MINIMAL if spec.quoting else csv.QUOTE_NONE
     delimiter = "\t" if spec.delimiter in ("tab", "\\t") else spec.delimiter
     try:
@@ -91,7 +101,8 @@ def _read_csv(path: Path, spec: DataSpec) -> list[Record]:
         raise ConfigError([f"{path}: not a UTF-8 CSV file ({error})"]) from error
 
 
-def _read_jsonl(path: Path) -> list[Record]:
+@reader(".jsonl")
+def read_jsonl(path: Path, spec: DataSpec) -> list[Record]:
     rows, problems = [], []
     for number, line in enumerate(_text(path).split("\n"), 1):
         if not line.strip():
@@ -110,7 +121,8 @@ def _read_jsonl(path: Path) -> list[Record]:
     return rows
 
 
-def _read_parquet(path: Path) -> list[Record]:
+@reader(".parquet")
+def read_parquet(path: Path, spec: DataSpec) -> list[Record]:
     from datasets import Dataset
 
     try:
@@ -141,7 +153,8 @@ def _with_names(table: Any) -> list[Record]:
     return rows
 
 
-def _read_conll(path: Path) -> list[Record]:
+@reader(".conll")
+def read_conll(path: Path, spec: DataSpec) -> list[Record]:
     """Return the sentences of a file with a word and its tag a line, divided by empty lines.
 
     Columns are divided by tabs where a line has one, else by white space; the first is the word and the last its tag.
@@ -168,7 +181,8 @@ def _read_conll(path: Path) -> list[Record]:
     return rows
 
 
-def _read_squad(path: Path) -> list[Record]:
+@reader(".json")
+def read_squad(path: Path, spec: DataSpec) -> list[Record]:
     """Return one row a question of a SQuAD file (1.1 or 2.0); its group is the article's title."""
     try:
         articles = list(json.loads(_text(path))["data"])
@@ -193,8 +207,10 @@ def _read_squad(path: Path) -> list[Record]:
     return rows
 
 
-def _read_text(path: Path, characters: int) -> list[Record]:
-    """Return blocks of whole paragraphs (divided by empty lines) of at most about `characters`; long ones by lines."""
+@reader(".txt")
+def read_text(path: Path, spec: DataSpec) -> list[Record]:
+    """Return blocks of whole paragraphs (divided by empty lines) of about max_tokens at most; long ones by lines."""
+    characters = spec.max_tokens * CHARACTERS_A_TOKEN
     pieces: list[str] = []
     for paragraph in re.split(r"\n[^\S\n]*\n\s*", _text(path).strip()):
         lines = [paragraph] if len(paragraph) <= characters else _lines(paragraph, characters)
