@@ -1,22 +1,97 @@
-"""Files written whole, and locks on them."""
+"""Files written whole, and locks between processes that the system frees when their holder dies."""
 
-import fcntl
+import json
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+import filelock
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
+    """Yield a file that takes the place of `path` when the block ends: a reader or a kill sees the old or the new one.
+
+    Where the block raises, the old one stays. `durable` waits for the disk, so that a power cut too sees one of both.
+    """
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")  # two writers have a file each
+    try:
+        with part.open("wb") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def replace_file(path: Path, text: str | bytes) -> None:
     """Write a file as a whole: a reader, or a kill, sees the old or the new one."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(text.encode() if isinstance(text, str) else text)
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        file.write(text.encode() if isinstance(text, str) else text)
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file for a moment; waiting processes take their turns."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the object in a JSON file; None where there is no file, or a power cut took its content."""
+    try:
+        found = json.loads(path.read_text(encoding="utf8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+class FileLock:
+    """A lock on a file: among processes, and among the threads of one where each has an object of its own.
+
+    The system frees it when its holder dies. Where there is flock, those who wait are served in turn; a lock that is
+    polled, as filelock's, starves one of several busy writers for seconds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._held: IO[str] | filelock.BaseFileLock | None = None
+
+    def acquire(self, blocking: bool = True) -> bool:
+        """Take the lock, or with blocking=False return False where another has it."""
+        self._held = self._polled(blocking) if fcntl is None else self._queued(blocking)
+        return self._held is not None
+
+    def _queued(self, blocking: bool) -> IO[str] | None:
+        file = self._path.open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if blocking else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        return file
+
+    def _polled(self, blocking: bool) -> filelock.BaseFileLock | None:
+        lock = filelock.FileLock(self._path)
+        try:
+            lock.acquire(blocking=blocking)
+        except filelock.Timeout:
+            return None
+        return lock
+
+    def release(self) -> None:
+        held, self._held = self._held, None
+        if isinstance(held, filelock.BaseFileLock):
+            held.release()
+        elif held is not None:
+            held.close()
+
+    def __enter__(self) -> "FileLock":
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()

@@ -1,17 +1,17 @@
 """Where trials compute, in which number format, and how exactly: the device, its precision, determinism."""
 
-import fcntl
 import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 
 from lorasweep.config.spec import ModelSpec, TrainSpec
 from lorasweep.errors import ConfigError
+from lorasweep.files import FileLock
 
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -113,14 +113,13 @@ def own(workers: int, every: bool = False, *, divide: bool = True) -> Iterator[b
         with ExitStack() as held:
             for device in range(torch.cuda.device_count()):
                 name = f"lorasweep-gpu-{torch.cuda.get_device_properties(device).uuid}.lock"
-                file = held.enter_context((Path(tempfile.gettempdir()) / name).open("a"))
-                with suppress(BlockingIOError):
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock = FileLock(Path(tempfile.gettempdir()) / name)
+                if lock.acquire(blocking=False):
+                    held.callback(lock.release)
                     torch.cuda.set_device(device)
-                    yield False
-                    return
+                    break
             yield False
-            return
+        return
     divide = divide and workers > 1 and "SLURM_JOB_ID" not in os.environ
     if divide:  # joblib says our part, too; Ray what it likes
         divide = os.environ.get("OMP_NUM_THREADS") in (None, str(_part(workers)))
@@ -141,4 +140,11 @@ def divide_threads(workers: int) -> bool:
 
 
 def _part(workers: int) -> int:
-    return max(1, len(os.sched_getaffinity(0)) // workers)
+    return max(1, _cores() // workers)
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on Windows, not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -89,7 +89,8 @@ def _gpu(nvml: Any, index: int, device: Any) -> dict[str, float]:
 
 
 _watches: list[Watch] = []
-os.register_at_fork(after_in_child=_watches.clear)  # a thread does not come along
+if hasattr(os, "register_at_fork"):  # a thread does not come along into a fork
+    os.register_at_fork(after_in_child=_watches.clear)
 
 
 def watch() -> Watch:

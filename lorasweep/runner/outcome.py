@@ -1,7 +1,6 @@
 """What an ended trial leaves: its numbers, its answers, its adapter loaded again; and the winner's test score."""
 
 import math
-import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -9,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from lorasweep.config import compose
@@ -134,5 +134,9 @@ def worker_gib(device: torch.device) -> float:
     """Return the highest memory use of this worker so far, GiB: of the device, or of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 2**30
+    import resource  # which Windows has not
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

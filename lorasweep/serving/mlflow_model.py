@@ -13,7 +13,6 @@ of tokens, not the mean that was trained), and what `no_pipeline` names. MLflow 
 
 import hashlib
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from typing import Any
 from lorasweep.config.spec import TrialSpec
 from lorasweep.credentials import redact
 from lorasweep.errors import MlflowRefused
+from lorasweep.files import replace_file
 from lorasweep.models import base_model
 from lorasweep.serving import predict, winner
 from lorasweep.serving.predict import Answer
@@ -155,9 +155,7 @@ def base_folder(loaded: Loaded, bases: Path) -> Path:
             link = place / file.name
             if file.is_file() and file.name != "config.json" and not link.is_symlink():
                 link.symlink_to(file.resolve())
-        temporary = place / ".config.part"
-        temporary.write_text(config, encoding="utf8")
-        os.replace(temporary, place / "config.json")
+        replace_file(place / "config.json", config)
     return place
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from lorasweep.config.spec import TrialSpec
 from lorasweep.credentials import redact
 from lorasweep.errors import ConfigError, MlflowDown, MlflowRefused
-from lorasweep.files import replace_file
+from lorasweep.files import read_json, replace_file
 from lorasweep.serving import mlflow_model, winner
 from lorasweep.study import answer, example_scores, significance
 from lorasweep.study.study import Study
@@ -51,7 +51,7 @@ class Registry(Mirror):
         """Log a trial as a model, and register it under `name`, each once; return what was done, "" for nothing."""
         folder = study.trial_folder(number)
         path = study.folder / "model.json"
-        note = json.loads(path.read_text(encoding="utf8")) if path.exists() else {}
+        note = read_json(path) or {}
         if (note.get("uri"), note.get("trial")) != (self._here, number):
             note = {"uri": self._here, "trial": number, "model_id": self._model(folder, experiment), "registered": ""}
             replace_file(path, json.dumps(note, indent=1))

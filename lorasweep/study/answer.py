@@ -3,7 +3,6 @@
 <study>/best.yaml   the best configuration, to run with: python -m lorasweep --sweep <study>/best.yaml
 """
 
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import yaml
 
 from lorasweep import console
 from lorasweep.credentials import redact
+from lorasweep.files import replace_file
 from lorasweep.study import example_scores, repeats, significance
 from lorasweep.study.provenance import REGISTERS
 from lorasweep.study.result import read_result
@@ -289,8 +289,6 @@ def write_best(study: Study, found: Answer) -> Path | None:
         f"# Run it: python -m lorasweep --sweep {console.shown(path)}\n"
         f"# Every key with its value: {found.best.number}/config.yaml\n"
     )
-    temporary = path.with_suffix(".part")
     body = yaml.safe_dump({"overrides": overrides}, sort_keys=False, allow_unicode=True, width=1000)
-    temporary.write_text(redact(head) + body, encoding="utf8")
-    os.replace(temporary, path)
+    replace_file(path, redact(head) + body)
     return path

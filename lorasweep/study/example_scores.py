@@ -4,7 +4,6 @@ A metric is made of two columns, by its kind: the ratio of two sums (accuracy, l
 correlation of two columns, an average over classes of lists of them, or bleu and chrf of sums of counts.
 """
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from lorasweep.files import replacing
 from lorasweep.tasks.feature_extraction import FeatureExtraction, batch_losses, search_ranks
 from lorasweep.tasks.question_ans import QuestionAns, score
 from lorasweep.tasks.seq_cls import SeqCls
@@ -196,9 +196,8 @@ def write(
             cells = [values[known[r]] if r in known else None for r in rows]
             columns[name] = pa.array([_cell(c) for c in cells], cell)
     told = {"metric": metric, "kind": found.kind if found else ""}
-    temporary = folder / f"{NAME}.part"
-    pq.write_table(pa.table(columns).replace_schema_metadata(told), temporary)
-    os.replace(temporary, folder / NAME)
+    with replacing(folder / NAME) as file:
+        pq.write_table(pa.table(columns).replace_schema_metadata(told), file)
 
 
 def _cell(value: Any) -> Any:

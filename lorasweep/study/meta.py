@@ -4,14 +4,17 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lorasweep.config import fields as field_rules
 from lorasweep.config.spec import SearchSpec, known_keys
 from lorasweep.errors import ConfigError
+from lorasweep.files import read_json, replace_file
 from lorasweep.search.dimension import Value
+
+STUDY = "study.json"
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,26 @@ def new_name(swept: Sequence[str]) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", "-".join([time.strftime("%Y%m%d-%H%M%S"), *swept])[:100])
 
 
+def write_meta(folder: Path, meta: StudyMeta) -> None:
+    """Write study.json."""
+    replace_file(folder / STUDY, json.dumps(asdict(meta), indent=1))
+
+
+def find_meta(folder: Path) -> StudyMeta | None:
+    """Return what study.json holds, None where there is none."""
+    values = read_json(folder / STUDY)
+    return None if values is None else StudyMeta(**values)
+
+
 def read_meta(folder: Path) -> StudyMeta:
     """Return what study.json holds. Raises ConfigError if there is none."""
-    try:
-        return StudyMeta(**json.loads((folder / "study.json").read_text(encoding="utf8")))
-    except FileNotFoundError:
+    found = find_meta(folder)
+    if found is None:
+        if (folder / STUDY).exists():
+            raise ConfigError([f"{folder}: {STUDY} is damaged; its queue keeps the same, write it back from a backup"])
         half = " (its making was cut short: delete the folder)" if (folder / "journal.log").exists() else ""
-        raise ConfigError([f"{folder}: no study here, it has no study.json{half}"]) from None
+        raise ConfigError([f"{folder}: no study here, it has no {STUDY}{half}"])
+    return found
 
 
 def search_spec(values: Mapping[str, Any]) -> SearchSpec:

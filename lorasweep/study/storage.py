@@ -1,6 +1,5 @@
 """Where a study's queue is kept: a journal file in its folder, or PostgreSQL; and a lock over several calls."""
 
-import fcntl
 import functools
 import json
 import os
@@ -25,6 +24,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from lorasweep.credentials import without_password
 from lorasweep.errors import ConfigError, StorageDown
+from lorasweep.files import FileLock
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -59,27 +59,14 @@ class Store:
     """An Optuna storage with what it lacks: a lock over several of its calls."""
 
     optuna: BaseStorage
-    exclusive: Callable[[], AbstractContextManager[None]]
+    exclusive: Callable[[], AbstractContextManager[Any]]
     """The lock; the system frees it when its holder dies. Not to be taken twice."""
     ids: Callable[[int, TrialState], list[int]]
     """(study id, state) -> ids of its trials in that state, by number."""
 
 
-class FileLock(BaseJournalFileLock):
-    """A lock the system frees when its holder dies; Optuna's own stalls for 30 s then."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._handle = -1
-
-    def acquire(self) -> bool:
-        self._handle = os.open(self._path, os.O_CREAT | os.O_RDWR)
-        fcntl.flock(self._handle, fcntl.LOCK_EX)
-        return True
-
-    def release(self) -> None:
-        fcntl.flock(self._handle, fcntl.LOCK_UN)
-        os.close(self._handle)
+class JournalLock(FileLock, BaseJournalFileLock):
+    """The journal's lock. Optuna's own stalls for 30 s when its holder is killed."""
 
 
 class JournalFile(JournalFileBackend):
@@ -124,20 +111,10 @@ def _whole_lines(file: Any) -> int:
 def open_store(folder: Path, url: str | None) -> Store:
     """Return the store of the study in `folder`, or of a database. Raises ConfigError where it cannot be reached."""
     if url is None:
-        lock = FileLock(folder / "journal.lock")
+        lock = JournalLock(folder / "journal.lock")
         storage = JournalStorage(JournalFile(str(folder / "journal.log"), lock_obj=lock))
-        return Store(storage, partial(_locked, folder / "claim.lock"), partial(_journal_ids, storage))
+        return Store(storage, partial(FileLock, folder / "claim.lock"), partial(_journal_ids, storage))
     return _postgres(url)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    lock = FileLock(path)
-    lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _journal_ids(storage: BaseStorage, study_id: int, state: TrialState) -> list[int]:

@@ -4,8 +4,6 @@ The queue is the budget: every trial waits in it from the start, and workers cla
 under the store's lock, and its owner is written beside it, so that a dead owner's trial can go back.
 """
 
-import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -23,7 +21,7 @@ from lorasweep.errors import ConfigError, LostLease
 from lorasweep.search import pruners, samplers
 from lorasweep.search.space import Space
 from lorasweep.study import lease, repeats, storage
-from lorasweep.study.meta import Claimed, Entry, StudyMeta, read_meta, search_spec
+from lorasweep.study.meta import Claimed, Entry, StudyMeta, read_meta, search_spec, write_meta
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -118,10 +116,7 @@ class Study:
         self._write_file()
 
     def _write_file(self) -> None:
-        path = self.folder / "study.json"
-        temporary = path.with_suffix(f".{self.owner.name}")
-        temporary.write_text(json.dumps(asdict(self.meta), indent=1), encoding="utf8")
-        os.replace(temporary, path)
+        write_meta(self.folder, self.meta)
 
     def spec(self, overrides: Sequence[str]) -> TrialSpec:
         """Return the spec of override strings, kept where this study is, wherever it was started."""

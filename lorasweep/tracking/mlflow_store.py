@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlparse
 
 from lorasweep.credentials import redact
 from lorasweep.errors import LorasweepError, MlflowDown, MlflowRefused
-from lorasweep.files import locked
+from lorasweep.files import FileLock
 from lorasweep.tracking import outbox
 from lorasweep.tracking.outbox import Ledger, Outbox, Point
 
@@ -135,7 +135,7 @@ class Mirror:
     def _parent(self, folder: Path) -> str | None:
         """Return the study's run, made now if it could not be made when the study began; None outside a study."""
         if folder not in self._parents and (folder / outbox.NAME).exists():
-            with locked(folder / outbox.LOCK):
+            with FileLock(folder / outbox.LOCK):
                 note = outbox.load(folder)
                 assert note is not None
                 self._ensure(Outbox(folder, note))
@@ -280,9 +280,9 @@ class Mirror:
                 return answer
         raise AssertionError("the last try returns or raises")
 
-    def _turn(self) -> AbstractContextManager[None]:
+    def _turn(self) -> AbstractContextManager[Any]:
         """Queue up for a SQLite file: its own lock is polled, which starves a writer for seconds."""
-        return locked(self._gate) if self._gate else nullcontext()
+        return FileLock(self._gate) if self._gate else nullcontext()
 
 
 class _Missing(MlflowRefused):

@@ -4,7 +4,6 @@ Both can be read after a kill at any moment: mlflow.json is replaced as a whole,
 and a torn last line is no line.
 """
 
-import fcntl
 import json
 import threading
 import time
@@ -12,10 +11,10 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from lorasweep.credentials import redact
-from lorasweep.files import replace_file
+from lorasweep.files import FileLock, read_json, replace_file
 
 NAME = "mlflow.json"
 POINTS = "metrics.jsonl"
@@ -93,9 +92,8 @@ class Ledger:
 
 def load(folder: Path) -> Ledger | None:
     """Return what the folder remembers, or None where it never had a run or a power cut took the file's content."""
-    try:
-        found = json.loads((folder / NAME).read_text(encoding="utf8"))
-    except (FileNotFoundError, ValueError):
+    found = read_json(folder / NAME)
+    if found is None:
         return None
     known = {f.name for f in fields(Ledger)}
     return Ledger(**{k: v for k, v in found.items() if k in known})
@@ -200,18 +198,10 @@ def points(path: Path, offset: int, covered: int | None) -> tuple[list[Point], i
     return found, offset
 
 
-def take(folder: Path) -> IO[Any] | None:
-    """Return the open lock that says who sends this folder, or None where another has it.
-
-    Closing it gives it back; the system does so when the process dies.
-    """
-    file = (folder / LOCK).open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+def take(folder: Path) -> FileLock | None:
+    """Return the lock, held, that says who sends this folder; None where another has it."""
+    lock = FileLock(folder / LOCK)
+    return lock if lock.acquire(blocking=False) else None
 
 
 @dataclass(eq=False)
@@ -233,7 +223,7 @@ class Outbox:
     sent: set[tuple[str, ...]] = field(default_factory=set)
     """Params, tags, the data set and artifacts that were sent."""
     artifact_uri: str = ""
-    taken: IO[Any] | None = None
+    taken: FileLock | None = None
     pushed: float = float("-inf")
     """When it was last pushed, on the monotonic clock."""
     closed: bool = False
@@ -256,5 +246,5 @@ class Outbox:
 
     def release(self) -> None:
         if self.taken:
-            self.taken.close()
+            self.taken.release()
         self.taken = None

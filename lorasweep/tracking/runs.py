@@ -46,7 +46,8 @@ KEY_CONFIG = {
 """The params of every run, besides the swept keys."""
 
 _senders: dict[str, Sender] = {}
-os.register_at_fork(after_in_child=_senders.clear)  # a thread does not come along
+if hasattr(os, "register_at_fork"):  # a thread does not come along into a fork
+    os.register_at_fork(after_in_child=_senders.clear)
 
 
 def default_uri(outputs: str) -> str:

@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from torch import Tensor
 from lorasweep.config.fields import Affects
 from lorasweep.config.spec import TrialSpec, flattened
 from lorasweep.errors import ConfigError
+from lorasweep.files import replacing
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -36,19 +36,9 @@ def identity(number: int, spec: TrialSpec, examples: int) -> dict[str, Any]:
 
 
 def write(path: Path, state: Mapping[str, Any]) -> None:
-    """Write `state` to `path`; a failure on the way leaves what was there before.
-
-    The temporary file has this process's number, so that a worker thought dead does not write into another's.
-    """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            torch.save({"version": VERSION, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    """Write `state` to `path`; a failure on the way leaves what was there before."""
+    with replacing(path, durable=True) as file:
+        torch.save({"version": VERSION, **state}, file)
 
 
 def read(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
