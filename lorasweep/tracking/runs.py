@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorasweep.config.spec import TrialSpec
+from lorasweep.config.spec import TrialSpec, flattened
 from lorasweep.credentials import redact
 from lorasweep.data.dataset import Data
 from lorasweep.errors import MlflowDown, MlflowRefused
@@ -35,15 +35,6 @@ SYNC_S = 60.0
 """Longest time for the trials that are behind when a study ends; `sync` has as long as it needs."""
 REPORTS = ("report.html", "report.md")
 """What `report` writes into a study's folder."""
-
-KEY_CONFIG = {
-    "model": ("pretrained",),
-    "task_type": ("name",),
-    "lora": ("r", "lora_dropout", "target_modules", "bias", "use_rslora", "init_lora_weights"),
-    "data": ("source", "path", "max_tokens"),
-    "train": ("learning_rate", "batch_size", "epochs", "max_steps", "lr_scheduler_type", "weight_decay", "seed"),
-}
-"""The params of every run, besides the swept keys."""
 
 _senders: dict[str, Sender] = {}
 if hasattr(os, "register_at_fork"):  # a thread does not come along into a fork
@@ -222,15 +213,15 @@ class TrialRun:
             self._sender.submit(self._box)
 
     def params(self, spec: TrialSpec, swept: Mapping[str, Any]) -> None:
-        """Log the key config and the swept keys."""
+        """Log every setting that has a value, lora_alpha as it works out, and the swept keys.
+
+        A server takes neither null nor an empty string.
+        """
         if not self._box:
             return
-        tree = spec.to_dict()
-        values = {f"{section}.{k}": tree[section][k] for section, keys in KEY_CONFIG.items() for k in keys}
-        values["lora.lora_alpha"] = spec.lora.alpha
-        values |= swept
+        values = flattened(spec.to_dict()) | {"lora.lora_alpha": spec.lora.alpha} | dict(swept)
         with self._box.lock:
-            self._box.ledger.params |= {k: redact(str(v)) for k, v in values.items() if v is not None}
+            self._box.ledger.params |= {k: redact(str(v)) for k, v in values.items() if v not in (None, "")}
         self._box.save()
 
     def dataset(self, rows: Data, spec: TrialSpec) -> None:
