@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from test_adapter import logits, move, prepared
 
 from lorasweep.errors import ConfigError
@@ -35,6 +36,18 @@ SAME = {
     "biases": (["lora.bias=all"], ["lora.bias=all", "lora.r=8"]),
     "lora_bias": (["lora.lora_bias=true"], ["lora.lora_bias=true", "lora.lora_alpha=3"]),
     "dora": (["lora.use_dora=true"], ["lora.use_dora=true", "lora.r=8"]),
+    "plain to dora": ([], ["lora.use_dora=true", "lora.r=8"]),
+    "plain to dora at another scale": (["lora.lora_alpha=3"], ["lora.use_dora=true", "lora.use_rslora=true"]),
+    "plain to dora of pissa": ([], ["lora.use_dora=true", "lora.init_lora_weights=pissa", "lora.r=32"]),
+    "pissa to dora": (["lora.init_lora_weights=pissa"], ["lora.use_dora=true", "lora.r=8"]),
+    "dora of pissa to dora": (
+        ["lora.use_dora=true", "lora.init_lora_weights=pissa"],
+        ["lora.use_dora=true", "lora.r=8"],
+    ),
+    "word vectors to dora": (
+        ["lora.target_modules=[query,word_embeddings]"],
+        ["lora.target_modules=[query,word_embeddings]", "lora.use_dora=true"],
+    ),
     "random B": ([], ["lora.init_lora_weights=false", "lora.r=8"]),
     "pissa to plain": (["lora.init_lora_weights=pissa"], ["lora.r=8"]),
     "pissa to pissa": (["lora.init_lora_weights=pissa"], ["lora.init_lora_weights=pissa"]),
@@ -112,3 +125,38 @@ def test_trial_begins_with_the_loss_that_the_other_ended_with(tiny_bert, tmp_pat
     assert notes[0] == () and notes[1][0].startswith("took ")
     assert evals[1] == pytest.approx(evals[0], rel=1e-5)
     assert not any("lora" in n for n, _ in made.base.model.named_modules())
+
+
+def test_lengths_of_dora_that_plain_lora_cannot_hold_are_refused(tiny_bert, tmp_path):
+    left_by(tiny_bert, tmp_path, "lora.use_dora=true")
+    with pytest.raises(ConfigError, match=r"set lora\.use_dora=true"):
+        taken_over(tiny_bert, tmp_path)
+
+
+ROUNDED = ["lora.init_lora_weights=loftq", "lora.r=4"]
+OTHER_BASE = {
+    "loftq to plain": (ROUNDED, []),
+    "plain to loftq": ([], ROUNDED),
+    "other bits": (ROUNDED, [*ROUNDED, "lora.loftq_bits=8"]),
+    "later rounds at another rank": ([*ROUNDED, "lora.loftq_iter=2"], [*ROUNDED, "lora.loftq_iter=2", "lora.r=8"]),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_BASE)
+def test_base_that_only_one_of_both_rounds_is_refused(tiny_bert, tmp_path, case):
+    old, new = OTHER_BASE[case]
+    left_by(tiny_bert, tmp_path / "adapter", *old)
+    (giver, _, _), (taker, work, load) = prepared(tiny_bert, *old), prepared(tiny_bert, *new)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(giver.to_dict()))
+    made, jobs = (
+        engine.Engine(load(), work.task, work.prepared()),
+        [engine.Job(0, taker, start_from=tmp_path / "adapter")],
+    )
+    with pytest.raises(ConfigError, match="rounded by loftq"):
+        list(made.run(lambda: jobs.pop() if jobs else None))
+
+
+def test_one_round_of_loftq_rounds_alike_at_every_rank(tiny_bert, tmp_path):
+    expected = left_by(tiny_bert, tmp_path, *ROUNDED)
+    found, _, _ = taken_over(tiny_bert, tmp_path, *ROUNDED, "lora.r=8")
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

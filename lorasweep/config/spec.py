@@ -327,8 +327,9 @@ class TrainSpec:
     """Layers keep only their inputs and compute again in the backward pass: a third more time, a part of the memory,
     the same results. A pass does so that a trial with it shares."""
     slots: int | str = ranged("auto", 1, 64, word="auto", affects=NOTHING)
-    """Trials of a worker that train at once in one forward and backward pass; auto measures what pays here. It changes
-    speed and memory, not results."""
+    """Trials of a worker that train at once in one forward and backward pass; auto measures what pays here, or takes
+    4 where a sampler learns from results: no clock is to decide what it has seen. It changes speed and memory, not
+    results."""
     prefix_cache_gib: float = ranged(1.0, 0, affects=Affects.MEMORY)
     """Memory of a worker in which the output of layers that no active trial changes is kept for each example, GiB;
     beyond it, files in the study's folder. 0 keeps nothing. It changes speed and memory, not results."""
@@ -424,7 +425,7 @@ class SearchSpec:
     trials: int | None = ranged(None, 1, affects=NOTHING)
     """Trials in all; null takes every point of a grid, 20 with any other sampler."""
     seed: int = ranged(0, 0, 2**32 - 1, affects=NOTHING)
-    """Seeds the sampler."""
+    """Seeds the sampler: with one worker, the same points are drawn on a fast machine and on a slow one."""
     startup_trials: int = ranged(10, 1, affects=NOTHING)
     """Random trials before tpe and gp model what they saw."""
     objectives: list[str] | None = setting(None, affects=STUDY)

@@ -1,9 +1,10 @@
-"""LoftQ: adapters that start from the rounding error of a quantised base."""
+"""LoftQ: adapters that start from the rounding error of a quantised base. Shapes: I inputs, O outputs, R rank."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 from lorasweep.config.spec import LoraSpec
 from lorasweep.models.quantization import BITS, read_4_bits, reader
@@ -46,18 +47,30 @@ def init_loftq(layer: Any, lora: LoraSpec) -> None:
     Alternates, loftq_iter times, W_q = quantised(W - s B A) and s B A = the rank-r part of W - W_q.
     """
     weight = layer.get_base_layer().weight
-    exact = weight.detach().float()
-    update = torch.zeros_like(exact)
+    exact_OI = _output_first(layer, weight.detach().float())
+    update_OI = torch.zeros_like(exact_OI)
     for _ in range(lora.loftq_iter):
-        coarse = rounded(exact - update, lora.loftq_bits)
-        update = _set_factors(layer, exact - coarse)
-    weight.data = coarse.to(weight.dtype)
+        coarse_OI = rounded(exact_OI - update_OI, lora.loftq_bits)
+        update_OI = _set_factors(layer, exact_OI - coarse_OI)
+    weight.data = _output_first(layer, coarse_OI).to(weight.dtype).contiguous()
 
 
 def make_up(layer: Any, exact: Tensor) -> None:
-    """Set s B A to the rank-r part of what a quantised layer lost of its `exact` weight; the layer stays as it is."""
-    coarse = reader(layer.get_base_layer())(torch.float32)
-    _set_factors(layer, exact.to(coarse) - coarse)
+    """Set s B A to the rank-r part of what a quantised layer lost of its `exact` weight; the layer stays as it is.
+
+    bitsandbytes keeps the weight of GPT-2's Conv1D output first, as of any linear layer; `exact` is as the checkpoint
+    has it.
+    """
+    base_layer = layer.get_base_layer()
+    coarse_OI = reader(base_layer)(torch.float32)
+    is_turned = getattr(base_layer, "source_cls", None) is Conv1D
+    exact_OI = (exact.T if is_turned else exact).to(coarse_OI)
+    _set_factors(layer, exact_OI - coarse_OI)
+
+
+def _output_first(layer: Any, weight: Tensor) -> Tensor:
+    """Return the weight as [O, I], or back again: GPT-2's Conv1D keeps it as [I, O]."""
+    return weight.T if isinstance(layer.get_base_layer(), Conv1D) else weight
 
 
 def _set_factors(layer: Any, lost_OI: Tensor) -> Tensor:

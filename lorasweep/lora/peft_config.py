@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from peft import EvaConfig, LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import get_pattern_key
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from lorasweep.config.spec import TARGET_PRESETS, LoraSpec, TaskSpec
 from lorasweep.errors import did_you_mean
@@ -84,7 +86,7 @@ def problems(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
     wanted = config(lora, task, base)
     out = target_problems(base, lora.target_modules, list(wanted.target_modules or [])) + _expert_problems(lora, base)
     out = out or _tied_problems(lora, wanted, base)
-    out += loftq.problems(lora, base.quantization)
+    out += loftq.problems(lora, base.quantization) + _init_problems(lora, wanted, base)
     names = [n for n, _ in base.model.named_modules()]
     for name in lora.modules_to_save or []:
         if not any(n == name or n.endswith(f".{name}") for n in names):
@@ -140,6 +142,47 @@ def _tied_problems(lora: LoraSpec, wanted: LoraConfig, base: Base) -> list[str]:
         for name, others in tied.items()
         if isinstance(base.model.get_submodule(name), LINEAR) and check_target_module_exists(wanted, name)
     ]
+
+
+ANY_LAYER = (True, False, "gaussian")
+"""Initialisations that draw A and B at random, and so exist for each kind of layer that peft adapts."""
+
+
+def _init_problems(lora: LoraSpec, wanted: LoraConfig, base: Base) -> list[str]:
+    """Return a problem for the first layer of each kind that this initialisation has no start for."""
+    init = lora.init_lora_weights
+    if init in ANY_LAYER:
+        return []
+    out: dict[str, str] = {}
+    for name, module in base.model.named_modules():
+        if not check_target_module_exists(wanted, name):
+            continue
+        reason = _no_start(lora, wanted, name, module)
+        if reason:
+            out.setdefault(
+                type(module).__name__,
+                f"lora.init_lora_weights: {init} has no start for '{name}' ({reason}); take true or gaussian, or leave "
+                "it out of lora.target_modules",
+            )
+    return list(out.values())
+
+
+def _no_start(lora: LoraSpec, wanted: LoraConfig, name: str, module: nn.Module) -> str:
+    """Return why an initialisation that looks at weights or inputs cannot begin at this layer, "" where it can."""
+    init = str(lora.init_lora_weights)
+    if isinstance(module, nn.Embedding):
+        # An embedding is never quantised, so loftq has nothing to make up for there: the plain start is the right one.
+        return "" if init == "loftq" else "a table of vectors, where peft would begin as with true"
+    if not isinstance(module, LINEAR):
+        return f"{type(module).__name__}; it is for linear layers"
+    if init == "olora" and isinstance(module, Conv1D):
+        return "Conv1D keeps its weight transposed, and peft's olora decomposes it as it lies; pissa can"
+    ranks = wanted.rank_pattern or {}
+    r = ranks.get(get_pattern_key(list(ranks), name), lora.r)
+    most = min(module.weight.shape)
+    if lora.changes_base and r > most and not quantization.is_quantised(module):  # 4-bit weights have another shape
+        return f"its weight has {most} directions, fewer than the rank {r}"
+    return ""
 
 
 def _whole_problems(lora: LoraSpec, base: Base) -> list[str]:

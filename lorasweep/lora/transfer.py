@@ -10,11 +10,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lorasweep.config.spec import TrialSpec
 from lorasweep.errors import ConfigError
 from lorasweep.lora import adapter
+from lorasweep.tasks import task_state
 
 NAMED = 4
 """A note names so many of the tensors that were left out."""
+
+MAGNITUDE = ".lora_magnitude_vector"
+"""Ends the name of DoRA's lengths of a layer's rows in a saved adapter."""
 
 UNTRAINED = ".original_module."
 """Part of a name that peft saves with biases, and nobody reads."""
@@ -27,13 +32,15 @@ def take_over(attached: adapter.Attached, folder: Path) -> str:
     """Set the adapter to the one saved in `folder` where shapes allow; return a note of what was taken and what not.
 
     A and B of a linear layer go over at any rank: the update stays the same where the new rank is large enough, and is
-    else the nearest of that rank. Everything else has to have equal shape. Raises ConfigError without a saved adapter.
+    else the nearest of that rank. DoRA begins with the lengths that the rows then have. Everything else has to have
+    equal shape. Raises ConfigError without a saved adapter, and where DoRA's lengths find no place.
     """
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
         raise ConfigError([f"start_from: there is no saved adapter in {folder}; choose a trial that has one"])
     saved = {_known(n): w for n, w in load_file(file).items() if UNTRAINED not in n}
     here = {_known(n): w for n, w in adapter.tensors(attached).items()}
+    _check_magnitudes(saved, here, folder)
     scale = adapter.saved_scale(folder)
     taken: set[str] = set()
     with torch.no_grad():
@@ -48,9 +55,61 @@ def take_over(attached: adapter.Attached, folder: Path) -> str:
             elif name not in taken and here[name].shape == saved[name].shape:
                 here[name].copy_(saved[name] * (ratio if rest.startswith(("B.", "embedding_B")) else 1))
                 taken.add(name)
+        for name in sorted(n for n in here.keys() - saved.keys() if n.endswith(MAGNITUDE)):
+            _renew_magnitude(attached, name.removesuffix(MAGNITUDE))
     left = sorted(saved.keys() - taken)
     names = f"; left out: {', '.join(left[:NAMED])}{', ...' if len(left) > NAMED else ''}" if left else ""
     return f"took {len(taken)} of {len(saved)} tensors from {folder}{names}"
+
+
+def problems(spec: TrialSpec, folder: Path) -> list[str]:
+    """Return why a trial cannot start from the adapter in `folder`: one of them rounds its base, as LoftQ does, and the
+    other does not round it so. The same update would then make another model.
+    """
+    if not (folder.parent / task_state.CONFIG).is_file():
+        return []
+    giver, taker = _rounding(task_state.settings(folder.parent)), _rounding(spec)
+    if giver == taker:
+        return []
+    return [
+        f"start_from: {folder} was trained on {giver or 'the base as it is'}, and this trial trains on "
+        f"{taker or 'the base as it is'}; the update would not give the same model: keep lora.init_lora_weights and "
+        "loftq's keys as they were"
+    ]
+
+
+def _rounding(spec: TrialSpec) -> str:
+    """Return how LoftQ rounds an unquantised base, "" where nothing does. In later rounds the rank takes part."""
+    lora = spec.lora
+    if lora.init_lora_weights != "loftq" or spec.model.quantization != "none":
+        return ""
+    ranks = f", r={lora.r}, rank_pattern={lora.rank_pattern or {}}, alpha={lora.alpha:g}" if lora.loftq_iter > 1 else ""
+    return f"a base rounded by loftq (loftq_bits={lora.loftq_bits}, loftq_iter={lora.loftq_iter}{ranks})"
+
+
+def _check_magnitudes(saved: Mapping[str, Tensor], here: Mapping[str, Tensor], folder: Path) -> None:
+    """Raise ConfigError where the saved adapter is DoRA's and the new one adapts its layers without it."""
+    lost = [
+        module
+        for module in (n.removesuffix(MAGNITUDE) for n in saved if n.endswith(MAGNITUDE))
+        if f"{module}{MAGNITUDE}" not in here and any(n.startswith(f"{module}.lora_") for n in here)
+    ]
+    if lost:
+        raise ConfigError(
+            [
+                f"start_from: {folder} was trained with DoRA, which scales whole rows of '{lost[0]}': no low-rank "
+                "update can do that; set lora.use_dora=true, or choose a trial without it"
+            ]
+        )
+
+
+def _renew_magnitude(attached: adapter.Attached, module: str) -> None:
+    """Set DoRA's lengths to those that the rows of W + s B A have now, so that nothing is scaled."""
+    layer = attached.peft_model.get_submodule(module)
+    trained = layer.lora_magnitude_vector["default"]
+    layer.lora_variant["default"].init(layer, adapter_name="default")  # puts a new one in its place
+    trained.weight.copy_(layer.lora_magnitude_vector["default"].weight)
+    layer.lora_magnitude_vector["default"] = trained
 
 
 def _known(name: str) -> str:

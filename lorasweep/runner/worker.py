@@ -23,9 +23,10 @@ from lorasweep.hardware import device, matmul_peak
 from lorasweep.lora import adapter
 from lorasweep.memory import estimate, out_of_memory
 from lorasweep.models import base_model
+from lorasweep.packing import pass_cost
 from lorasweep.runner import interrupt, outcome
 from lorasweep.runner.trial_run import Running
-from lorasweep.search import pruners
+from lorasweep.search import pruners, samplers
 from lorasweep.study import example_scores, lease, provenance
 from lorasweep.study.lease import Beat
 from lorasweep.study.meta import Claimed
@@ -301,7 +302,8 @@ class Worker:
         slow = matmul_peak.slow(device.device_of(spec.train), device.dtype_of(spec.train, device.device_of(spec.train)))
         if slow:
             self.display.say(f"train.precision={spec.train.precision}: {slow}")
-        return Engine(base, work.task, work.prepared(), self.study.folder, limits)
+        auto_slots = pass_cost.UNMEASURED if samplers.learns(self.study.search) else None
+        return Engine(base, work.task, work.prepared(), self.study.folder, limits, auto_slots)
 
     def _workload(self, spec: TrialSpec) -> workload.Workload:
         wanted = workload.key(spec)

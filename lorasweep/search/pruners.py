@@ -55,10 +55,10 @@ def rungs(search: SearchSpec, total_steps: int) -> frozenset[int]:
 
 def should_prune(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial, steps: Collection[int] = ()) -> bool:
     """Return whether a trial ends at the step it reported last, judged by the primary metric alone. `steps` are those
-    of asha's rungs.
+    of the rungs of asha, or of hyperband's bracket 0.
     """
-    asha = isinstance(pruner, optuna.pruners.SuccessiveHalvingPruner)
-    seen = _Rungs.beside(trial, study, sorted(steps)) if asha else _OwnTrials.of(study)
+    by_rungs = isinstance(pruner, optuna.pruners.SuccessiveHalvingPruner | optuna.pruners.HyperbandPruner)
+    seen = _Rungs.beside(trial, study, sorted(steps)) if by_rungs else _OwnTrials.of(study)
     with study_view.quiet_optuna():
         return pruner.prune(seen, trial)
 
@@ -68,8 +68,9 @@ def _first_rung(search: SearchSpec, total_steps: int) -> int:
 
 
 class _Hyperband(optuna.pruners.HyperbandPruner):
-    def _create_bracket_study(self, study: optuna.Study, bracket_id: int) -> optuna.Study:
-        return _OwnTrials.of(super()._create_bracket_study(study, bracket_id))
+    def _create_bracket_study(self, study: Any, bracket_id: int) -> optuna.Study:
+        """Return the bracket's own trials, in the view of the whole study. Bracket b begins at rung b."""
+        return study.within(super()._create_bracket_study(study, bracket_id), bracket_id)
 
 
 class _Wilcoxon(optuna.pruners.WilcoxonPruner):
@@ -103,9 +104,9 @@ class _OwnTrials(FirstObjective):
 
 
 class _Rungs(_OwnTrials):
-    """What asha compares with. Optuna lets a trial count at a rung once it was judged there; here it counts once it has
-    reported there: of trials that came to a rung together, the first would else be judged against nobody. Trials of
-    another length, whose rungs are at other steps, count as Optuna has it.
+    """What asha and hyperband compare with. Optuna lets a trial count at a rung once it was judged there; here it
+    counts once it has reported there: of trials that came to a rung together, the first would else be judged against
+    nobody. Trials of another length, whose rungs are at other steps, count as Optuna has it.
     """
 
     _judged: int
@@ -116,6 +117,12 @@ class _Rungs(_OwnTrials):
         """Return the view in which this trial is judged."""
         view = cls(study)
         view._judged, view._steps = trial.number, steps
+        return view
+
+    def within(self, bracket: optuna.Study, first: int) -> Any:
+        """Return the same view of a bracket of the study, whose first rung is that of this place."""
+        view = type(self)(bracket)
+        view._judged, view._steps = self._judged, self._steps[first:]
         return view
 
     def get_trials(self, deepcopy: bool = True, states: Sequence[TrialState] | None = None) -> list[FrozenTrial]:

@@ -23,6 +23,9 @@ from lorasweep.search.dimension import Dimension, Value, close, same
 from lorasweep.search.space import Lookup, Space
 from lorasweep.search.study_view import FirstObjective
 
+LEARNING = ("tpe", "gp", "cmaes", "nsga2")
+"""Samplers that go by results; random and qmc draw the same whatever the others do."""
+
 GENERATIONS = 4
 """nsga2 splits a study's trials into so many generations, each of 4 to 50 trials."""
 
@@ -115,6 +118,11 @@ def make_sampler(search: SearchSpec, number: int) -> BaseSampler:
                 size = min(50, max(4, (search.trials or 20) // GENERATIONS))
                 return optuna.samplers.NSGAIISampler(population_size=size, seed=seed)
     return optuna.samplers.RandomSampler(seed=seed)
+
+
+def learns(search: SearchSpec) -> bool:
+    """Tell whether the points that a sampler draws depend on what other trials have shown by then."""
+    return search.sampler in LEARNING
 
 
 def problems(search: SearchSpec, space: Space) -> list[str]:

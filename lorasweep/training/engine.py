@@ -52,9 +52,10 @@ class Engine:
         prepared: Prepared,
         scratch: Path | None = None,
         limits: out_of_memory.Limits | None = None,
+        auto_slots: int | None = None,
     ) -> None:
         """`scratch` is a folder for what memory does not hold; `limits` are what earlier trials of this base have shown
-        to fit, and are kept up.
+        to fit, and are kept up. `auto_slots` is what train.slots=auto means at most; None measures it.
         """
         self.base = base
         self.task = task
@@ -69,6 +70,7 @@ class Engine:
         self.overhead: float = math.inf
         """What a pass costs by itself, in tokens; infinite: all trials always share one."""
         self.limits = limits or out_of_memory.Limits()
+        self._auto_slots = auto_slots
         self._comparison: pass_cost.Comparison | None = None
         """Where the number of slots was left to us."""
         self._free = True
@@ -161,6 +163,8 @@ class Engine:
         saved = checkpoint.read(job.checkpoint, self._identity(job)) if job.checkpoint else None
         spec = job.spec
         wrong = peft_config.misread(spec.lora, spec.task_type, self.base, self.device)
+        if job.start_from is not None:
+            wrong += transfer.problems(spec, job.start_from)
         if wrong:  # the machine that launched us may be another, and could not tell
             raise ConfigError(wrong)
         self._seat(None)
@@ -240,7 +244,7 @@ class Engine:
             self.overhead = 0.0
         slot.optimizer.zero_grad()
         if wanted is None:
-            width = pass_cost.width(self.overhead, slot.spec.train, self.prepared.train)
+            width = self._auto_slots or pass_cost.width(self.overhead, slot.spec.train, self.prepared.train)
             self.width = self._that_fit(slot.spec, width) if width > 1 else 1
             self._comparison = pass_cost.Comparison()
 
