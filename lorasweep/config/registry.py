@@ -1,13 +1,15 @@
-"""What a name in the settings stands for: tasks, readers and metrics, ours and those of outside packages.
+"""What a name in the settings stands for: tasks, readers and metrics, ours and those of outside packages; samplers,
+pruners and initialisations.
 
 Names are known without importing anybody's code: from the files in conf/ and from entry points. What a name stands for
 is imported when it is first asked for.
 """
 
 import importlib
+import operator
 import sys
 from collections.abc import Callable, Collection, Iterator
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -87,6 +89,45 @@ TASKS: Registry[Any] = Registry("lorasweep.tasks", "task_type.name", "lorasweep.
 READERS: Registry[Any] = Registry("lorasweep.readers", "data.source", "lorasweep.data.readers")
 METRICS: Registry[Any] = Registry("lorasweep.metrics")
 """Metrics of outside packages, named TASK.metric: a task's own are in its file."""
+
+
+class Listed(Collection[str], Generic[T]):
+    """Entries that stand in one module, by name and in its order.
+
+    The settings come before what their values name: the module is imported when a value is first asked for.
+    """
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+        self._entries: dict[str, tuple[Callable[[object], bool], T]] = {}
+
+    def add(self, name: str, entry: T, takes: Callable[[object], bool] | None = None) -> None:
+        """Register an entry; `takes` tells the values that it stands for, by default its name."""
+        self._entries[name] = takes or partial(operator.eq, name), entry
+
+    def get(self, value: object) -> T:
+        """Return what a value stands for. Raises KeyError where it stands for nothing."""
+        for takes, entry in self._loaded().values():
+            if takes(value):
+                return entry
+        raise KeyError(value)
+
+    def _loaded(self) -> dict[str, tuple[Callable[[object], bool], T]]:
+        importlib.import_module(self.module)
+        return self._entries
+
+    def __contains__(self, value: object) -> bool:
+        return any(takes(value) for takes, _ in self._loaded().values())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._loaded())
+
+    def __len__(self) -> int:
+        return len(self._loaded())
+
+
+SAMPLERS: Listed[Any] = Listed("lorasweep.search.samplers")
+PRUNERS: Listed[Any] = Listed("lorasweep.search.pruners")
 
 
 # --- where names stand -----------------------------------------------------------------------------------------------

@@ -420,7 +420,7 @@ class SearchSpec:
 
     question: str = setting("", affects=STUDY)
     """What the study is to tell, in a sentence; a sweep file's first comment line."""
-    sampler: str = one_of("grid", "grid", "random", "tpe", "gp", "cmaes", "qmc", "nsga2", affects=STUDY)
+    sampler: str = setting("grid", affects=STUDY, options=registry.SAMPLERS)
     """How points are chosen: grid takes each once; the others are Optuna's."""
     trials: int | None = ranged(None, 1, affects=NOTHING)
     """Trials in all; null takes every point of a grid, 20 with any other sampler."""
@@ -433,7 +433,7 @@ class SearchSpec:
     trial go by the primary metric."""
     direction: str = one_of("auto", "auto", "maximize", "minimize", affects=STUDY)
     """Of the primary metric; auto knows the tasks' own."""
-    pruner: str = one_of("none", "none", "asha", "hyperband", "median", "wilcoxon", "threshold", affects=NOTHING)
+    pruner: str = setting("none", affects=NOTHING, options=registry.PRUNERS)
     """Which trials end early, judged by the primary metric at evaluations. asha is asynchronous successive halving
     (arXiv:1810.05934)."""
     min_steps: int | None = ranged(None, 1, affects=NOTHING)
@@ -478,9 +478,7 @@ class SearchSpec:
     """A trial whose workers died so many times without reaching a new checkpoint fails."""
 
     def problems(self) -> list[str]:
-        out = []
-        if self.pruner == "threshold" and self.lower is None and self.upper is None:
-            out.append("search.pruner: threshold needs search.lower or search.upper")
+        out: list[str] = registry.PRUNERS.get(self.pruner).problems(self)
         known = ("trainable", "adapter_mb", "train_s", "peak_gib")
         wrong = [o for o in self.objectives or [] if o not in known]
         if wrong:

@@ -1,18 +1,19 @@
 """Pruners: at which steps a trial is judged, and whether it ends there."""
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial, TrialState
 
+from lorasweep.config import registry
 from lorasweep.config.spec import SearchSpec
 from lorasweep.search import study_view
 from lorasweep.search.study_view import FirstObjective
 
-STOPS_AT_RUNGS = ("asha", "hyperband")
 RUNG = "completed_rung_{}"
 """Where Optuna's successive halving keeps what a trial showed at a rung, among the trial's system attributes."""
 
@@ -20,31 +21,88 @@ RUNG = "completed_rung_{}"
 # --- pruners ---------------------------------------------------------------------------------------------------------
 
 
+Make = Callable[[SearchSpec, int], BasePruner]
+"""Takes the settings and the optimiser steps of a trial; returns its pruner."""
+
+Problems = Callable[[SearchSpec], list[str]]
+"""Says which settings a pruner lacks."""
+
+
+@dataclass(frozen=True)
+class Pruner:
+    """What a value of search.pruner stands for."""
+
+    make: Make
+    at_rungs: bool
+    """Whether it decides at rungs alone, where the engine then evaluates too."""
+    problems: Problems
+
+
+def _no_problems(search: SearchSpec) -> list[str]:
+    return []
+
+
+def pruner(*, at_rungs: bool = False, problems: Problems = _no_problems) -> Callable[[Make], Make]:
+    """Register a function, which makes a pruner, under its name: the value of search.pruner."""
+
+    def register(make: Make) -> Make:
+        registry.PRUNERS.add(make.__name__, Pruner(make, at_rungs, problems))
+        return make
+
+    return register
+
+
 def make_pruner(search: SearchSpec, total_steps: int) -> BasePruner:
     """Return the pruner for a trial of so many optimiser steps."""
-    least = _first_rung(search, total_steps)
     with study_view.quiet_optuna():
-        match search.pruner:
-            case "asha":
-                return optuna.pruners.SuccessiveHalvingPruner(
-                    min_resource=least, reduction_factor=search.reduction_factor
-                )
-            case "hyperband":
-                return _Hyperband(
-                    min_resource=least, max_resource=total_steps, reduction_factor=search.reduction_factor
-                )
-            case "median":
-                return optuna.pruners.MedianPruner(search.pruner_startup_trials, search.min_steps or 0)
-            case "wilcoxon":
-                return _Wilcoxon(search.pruner_startup_trials, search.min_steps or 0)
-            case "threshold":
-                return optuna.pruners.ThresholdPruner(search.lower, search.upper, search.min_steps or 0)
+        return registry.PRUNERS.get(search.pruner).make(search, total_steps)
+
+
+@pruner()
+def none(search: SearchSpec, total_steps: int) -> BasePruner:
     return optuna.pruners.NopPruner()
 
 
+@pruner(at_rungs=True)
+def asha(search: SearchSpec, total_steps: int) -> BasePruner:
+    return optuna.pruners.SuccessiveHalvingPruner(
+        min_resource=_first_rung(search, total_steps), reduction_factor=search.reduction_factor
+    )
+
+
+@pruner(at_rungs=True)
+def hyperband(search: SearchSpec, total_steps: int) -> BasePruner:
+    return _Hyperband(
+        min_resource=_first_rung(search, total_steps),
+        max_resource=total_steps,
+        reduction_factor=search.reduction_factor,
+    )
+
+
+@pruner()
+def median(search: SearchSpec, total_steps: int) -> BasePruner:
+    return optuna.pruners.MedianPruner(search.pruner_startup_trials, search.min_steps or 0)
+
+
+@pruner()
+def wilcoxon(search: SearchSpec, total_steps: int) -> BasePruner:
+    return _Wilcoxon(search.pruner_startup_trials, search.min_steps or 0)
+
+
+def _threshold_problems(search: SearchSpec) -> list[str]:
+    if search.lower is None and search.upper is None:
+        return ["search.pruner: threshold needs search.lower or search.upper"]
+    return []
+
+
+@pruner(problems=_threshold_problems)
+def threshold(search: SearchSpec, total_steps: int) -> BasePruner:
+    return optuna.pruners.ThresholdPruner(search.lower, search.upper, search.min_steps or 0)
+
+
 def rungs(search: SearchSpec, total_steps: int) -> frozenset[int]:
-    """Return the steps before the last at which asha and hyperband decide: the engine evaluates there too."""
-    if search.pruner not in STOPS_AT_RUNGS:
+    """Return the steps before the last at which a pruner of rungs decides: the engine evaluates there too."""
+    if not registry.PRUNERS.get(search.pruner).at_rungs:
         return frozenset()
     found, step = set(), _first_rung(search, total_steps)
     while step < total_steps:

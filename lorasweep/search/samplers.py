@@ -3,7 +3,8 @@
 Each claim makes its own sampler, in whichever process claims; what samplers have to remember is in the study's storage.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from optuna.distributions import (
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
+from lorasweep.config import registry
 from lorasweep.config.spec import SearchSpec
 from lorasweep.search import study_view
 from lorasweep.search.dimension import Dimension, Value, close, same
@@ -90,34 +92,42 @@ def _suggest(trial: optuna.Trial, d: Dimension) -> Any:
 # --- samplers --------------------------------------------------------------------------------------------------------
 
 
-def make_sampler(search: SearchSpec, number: int) -> BaseSampler:
-    """Return the sampler for one trial: seed and number together seed it, so that no two trials draw alike.
+Make = Callable[[SearchSpec, int, int], BaseSampler]
+"""Takes the settings, a trial's number and a seed of its own; returns the sampler of that trial."""
 
-    A grid has its points before it starts; what is drawn beside it is random.
-    """
+Problems = Callable[[SearchSpec, Space], list[str]]
+"""Says why a sampler cannot search a space."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What a value of search.sampler stands for."""
+
+    make: Make
+    learns: bool
+    """Whether its points depend on what other trials have shown."""
+    problems: Problems
+
+
+def _none(search: SearchSpec, space: Space) -> list[str]:
+    return []
+
+
+def sampler(*, learns: bool, problems: Problems = _none) -> Callable[[Make], Make]:
+    """Register a function, which makes a sampler, under its name: the value of search.sampler."""
+
+    def register(make: Make) -> Make:
+        registry.SAMPLERS.add(make.__name__, Sampler(make, learns, problems))
+        return make
+
+    return register
+
+
+def make_sampler(search: SearchSpec, number: int) -> BaseSampler:
+    """Return the sampler for one trial: seed and number together seed it, so that no two trials draw alike."""
     seed = int(np.random.SeedSequence([search.seed, number]).generate_state(1)[0])
     with study_view.quiet_optuna():
-        match search.sampler:
-            case "tpe":
-                return _Tpe(
-                    n_startup_trials=search.startup_trials,
-                    seed=seed,
-                    multivariate=True,
-                    group=True,
-                    constant_liar=True,
-                )
-            case "gp":
-                return optuna.samplers.GPSampler(
-                    seed=seed, n_startup_trials=search.startup_trials, warn_independent_sampling=False
-                )
-            case "cmaes":
-                return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
-            case "qmc":
-                return _Sobol(search.seed, number)
-            case "nsga2":
-                size = min(50, max(4, (search.trials or 20) // GENERATIONS))
-                return optuna.samplers.NSGAIISampler(population_size=size, seed=seed)
-    return optuna.samplers.RandomSampler(seed=seed)
+        return registry.SAMPLERS.get(search.sampler).make(search, number, seed)
 
 
 def learns(search: SearchSpec) -> bool:
@@ -127,12 +137,53 @@ def learns(search: SearchSpec) -> bool:
 
 def problems(search: SearchSpec, space: Space) -> list[str]:
     """Return why a sampler cannot search a space."""
+    return registry.SAMPLERS.get(search.sampler).problems(search, space)
+
+
+@sampler(learns=False)
+def grid(search: SearchSpec, number: int, seed: int) -> BaseSampler:
+    """A grid has its points before it starts; what is drawn beside it is random."""
+    return random(search, number, seed)
+
+
+@sampler(learns=False)
+def random(search: SearchSpec, number: int, seed: int) -> BaseSampler:
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+@sampler(learns=True)
+def tpe(search: SearchSpec, number: int, seed: int) -> BaseSampler:
+    return _Tpe(n_startup_trials=search.startup_trials, seed=seed, multivariate=True, group=True, constant_liar=True)
+
+
+@sampler(learns=True)
+def gp(search: SearchSpec, number: int, seed: int) -> BaseSampler:
+    return optuna.samplers.GPSampler(seed=seed, n_startup_trials=search.startup_trials, warn_independent_sampling=False)
+
+
+def _cmaes_problems(search: SearchSpec, space: Space) -> list[str]:
     numbers = [d.key for d in space.dimensions if not d.names and d.low < d.high and d.when is None]
-    if search.sampler == "cmaes" and search.objectives:
+    if search.objectives:
         return ["search.sampler: cmaes has one objective; take tpe, gp or nsga2, or leave out search.objectives"]
-    if search.sampler == "cmaes" and not numbers:
+    if not numbers:
         return ["search.sampler: cmaes moves ranges of numbers without a condition, got none; take tpe, or give one"]
     return []
+
+
+@sampler(learns=True, problems=_cmaes_problems)
+def cmaes(search: SearchSpec, number: int, seed: int) -> BaseSampler:
+    return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+
+
+@sampler(learns=False)
+def qmc(search: SearchSpec, number: int, seed: int) -> BaseSampler:
+    return _Sobol(search.seed, number)
+
+
+@sampler(learns=True)
+def nsga2(search: SearchSpec, number: int, seed: int) -> BaseSampler:
+    size = min(50, max(4, (search.trials or 20) // GENERATIONS))
+    return optuna.samplers.NSGAIISampler(population_size=size, seed=seed)
 
 
 class _Tpe(optuna.samplers.TPESampler):

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import optuna
 import pytest
 from support import outside
 
@@ -10,6 +11,7 @@ from lorasweep.config import compose, registry
 from lorasweep.config.spec import DataSpec
 from lorasweep.data import readers
 from lorasweep.errors import ConfigError
+from lorasweep.search import pruners, samplers
 
 POEM = """
 from lorasweep.data.readers import reader
@@ -61,3 +63,45 @@ def test_entry_that_is_no_reader_is_refused(monkeypatch, tmp_path):
 def test_unknown_name_gets_the_nearest_one():
     with pytest.raises(ConfigError, match="did you mean 'TOKEN_CLS'"):
         compose.compose_trial(["task_type.name=TOKEN_CLX"])
+
+
+@pytest.fixture
+def restored(monkeypatch):
+    """Leave samplers and pruners as they were."""
+    for entries in (registry.SAMPLERS, registry.PRUNERS):
+        assert len(entries) > 1
+        monkeypatch.setattr(entries, "_entries", dict(entries._entries))
+
+
+def test_a_sampler_is_one_decorated_function(restored):
+    @samplers.sampler(learns=False, problems=lambda search, space: ["search.sampler: half sleeps"])
+    def half(search, number, seed):
+        return optuna.samplers.PartialFixedSampler({"lora.r": search.startup_trials}, samplers.random(search, 0, seed))
+
+    search = compose.compose_trial(["search.sampler=half", "search.startup_trials=7"]).search
+    study = optuna.create_study(sampler=samplers.make_sampler(search, 0))
+    assert study.ask().suggest_int("lora.r", 1, 64) == 7
+    assert samplers.problems(search, None) == ["search.sampler: half sleeps"]
+    with pytest.raises(ConfigError, match=r"must be one of grid, random, .*, half, got 'hlf'; did you mean 'half'"):
+        compose.compose_trial(["search.sampler=hlf"])
+
+
+def test_a_pruner_is_one_decorated_function(restored):
+    def needs_lower(search):
+        return [] if search.lower else ["search.pruner: early needs search.lower"]
+
+    @pruners.pruner(at_rungs=True, problems=needs_lower)
+    def early(search, total_steps):
+        return optuna.pruners.ThresholdPruner(lower=search.lower, n_warmup_steps=total_steps // 2)
+
+    with pytest.raises(ConfigError, match=r"early needs search\.lower"):
+        compose.compose_trial(["search.pruner=early"])
+    search = compose.compose_trial(["search.pruner=early", "search.lower=0.5"]).search
+    assert isinstance(pruners.make_pruner(search, 64), optuna.pruners.ThresholdPruner)
+    assert pruners.rungs(search, 64) == {4, 16}
+
+
+def test_a_name_of_no_entry_is_an_error():
+    with pytest.raises(KeyError):
+        registry.SAMPLERS.get("nobody")
+    assert "tpe" in registry.SAMPLERS and "nobody" not in registry.SAMPLERS
