@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import optuna
-from browser import tab
+from support.browser import tab
 
 from lorasweep.report import html_page
 from lorasweep.search import samplers, space

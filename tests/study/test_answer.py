@@ -1,0 +1,145 @@
+"""The answer: the best, how sure it is, what cannot be told apart from it, and what is nearly as good for less."""
+
+import os
+
+import numpy as np
+import pytest
+import yaml
+from support.studies import ROWS, SMALL, end, study_of
+
+from lorasweep.cli import main
+from lorasweep.config import compose, sweep_file
+from lorasweep.config.spec import TrackSpec
+from lorasweep.report import terminal
+from lorasweep.study import answer, example_scores
+from lorasweep.study.study import Study
+
+
+def test_best_what_is_like_it_and_what_is_cheaper(tmp_path):
+    study = study_of(tmp_path, [2, 4, 8, 16])
+    end(study, 0.60, trainable=25)
+    end(study, 0.795, trainable=50)
+    end(study, 0.80, trainable=100)
+    end(study, 0.79, trainable=200)
+    found = answer.answer(study)
+    assert found.best is not None and found.cheapest is not None
+    assert (found.best.number, found.best.value) == (2, 0.80)
+    assert found.best.standard_error == pytest.approx((0.8 * 0.2 / ROWS) ** 0.5, rel=0.1)
+    assert found.best.interval is not None and found.best.interval.holds(0.80)
+    # trial 3 lacks four examples that the best has, and has none that it lacks: p = 0.045, over 0.025 as Holm asks
+    assert [c.number for c in found.alike] == [1, 3]
+    assert "corrected for 3 comparisons (Holm" in found.method
+    assert found.cheapest.number == 1
+    assert found.fronts["trainable"] == [0, 1, 2]
+    assert found.cheapest.rerun == "rerun 1"
+    assert "Trial 2 (lora.r=8) is best" in found.text and "Trial 1 (lora.r=4) is the cheapest" in found.text
+    assert "50 % of its trainable parameters" in found.text
+
+
+def test_fewer_seconds_decide_among_as_many_parameters(tmp_path):
+    study = study_of(tmp_path, [2, 4, 8])
+    end(study, 0.80, train_s=3.0)
+    end(study, 0.80, train_s=1.0)
+    end(study, 0.795, train_s=2.0)
+    found = answer.answer(study)
+    assert found.best is not None and found.best.number == 0
+    assert found.cheapest is not None and found.cheapest.number == 1
+    assert found.fronts["train_s"] == [1]
+    assert "as many parameters in less time" in found.text
+
+
+def test_minimised_metric_is_read_the_other_way(tmp_path):
+    study = study_of(tmp_path, [2, 4, 8], maximize=False)
+    end(study, 1.50, trainable=50)
+    end(study, 1.00, trainable=100)
+    end(study, 1.20, trainable=200)
+    found = answer.answer(study)
+    assert found.best is not None and found.best.number == 1
+    assert found.alike == [] and found.compared == 2
+    assert found.fronts["trainable"] == [0, 1]
+    assert found.best.number == found.cheapest.number
+    assert "can be told apart from 2 others" in found.text
+
+
+def test_running_study_says_so_far_and_an_empty_one_that_there_is_nothing(tmp_path):
+    study = study_of(tmp_path, [2, 4])
+    assert answer.answer(study).text.startswith("No trial is complete yet.")
+    assert answer.write_best(study, answer.answer(study)) is None
+    end(study, 0.5)
+    assert answer.answer(study).text.startswith("So far, trial 0 (lora.r=2) is best")
+    end(study, 0.4)
+    assert answer.answer(study).text.startswith("Trial 0")
+
+
+def test_trial_without_predictions_is_not_compared(tmp_path):
+    study = study_of(tmp_path, [2, 4, 8])
+    for value in (0.8, 0.79, 0.5):
+        end(study, value)
+    os.remove(study.trial_folder(1) / example_scores.NAME)
+    found = answer.answer(study)
+    assert [c.alike for c in found.candidates] == [None, None, False]
+    assert "1 compared (2)" in found.text
+    os.remove(study.trial_folder(0) / example_scores.NAME)
+    found = answer.answer(study)
+    assert found.cheapest is None and found.best is not None and found.best.interval is None
+    assert "nothing tells how sure the choice is" in found.text
+
+
+def test_printout_tells_best_cheapest_and_front(tmp_path, capsys):
+    study = study_of(tmp_path, [2, 4, 8])
+    for value, trainable in ((0.6, 25), (0.795, 1234), (0.80, 2468)):
+        end(study, value, trainable=trainable)
+    terminal.show(study, {}, "./outputs", answer.answer(study), TrackSpec())
+    out = capsys.readouterr().out
+    assert "best: trial 2, eval accuracy 0.8000, 95 % interval" in out
+    assert "run it again: rerun 2" in out and "run that again: rerun 1" in out
+    assert "not distinguishable from it: 1 of 2 others (trials 1)" in out
+    assert "trial 1, eval accuracy 0.7950, 1,234 trainable, 123.40 MB, 1.00 s training, 1.00 GiB" in out
+    assert out.count("  trial ") == 3
+    assert "    rerun 0" in out and out.count("rerun 1") == out.count("rerun 2") == 1
+
+
+def test_printout_names_the_server_and_no_adapter_that_goes(tmp_path, capsys):
+    study = study_of(tmp_path, [2])
+    end(study, 0.8)
+    track = TrackSpec(uri="http://me:secret@host:5000", save_adapters="none")
+    terminal.show(study, {}, "./outputs", answer.answer(study), track)
+    out = capsys.readouterr().out
+    assert "its adapter:  not kept (tracking.save_adapters=none)" in out
+    assert "compare in MLflow: http://***@host:5000\n" in out
+    terminal.show(study, {}, "./outputs", answer.answer(study), TrackSpec(uri="sqlite:///a.db"))
+    out = capsys.readouterr().out
+    assert "compare in MLflow: python -m lorasweep ui tracking.uri=sqlite:///a.db\n" in out and "0/adapter" in out
+
+
+@pytest.mark.parametrize(("maximize", "value", "told"), [(True, 0.3, True), (True, 0.31, False), (False, 0.29, False)])
+def test_metric_no_better_than_a_trivial_answer_is_told(maximize, value, told):
+    found = answer.Answer(metric="accuracy", maximize=maximize, going_on=False)
+    said = found.no_better(value, {"majority_accuracy": 0.3, "random_recall_at_1": 0.9})
+    assert said == ("It is no better than the trivial answer (majority accuracy 0.3000)." if told else "")
+
+
+def test_best_yaml_is_a_sweep_file_of_the_winner(tmp_path):
+    study = study_of(tmp_path, [2, 4])
+    end(study, 0.5)
+    end(study, 0.9)
+    path = answer.write_best(study, answer.answer(study))
+    assert path == study.folder / "best.yaml"
+    assert yaml.safe_load(path.read_text())["overrides"] == ["train.epochs=1", "lora.r=4"]
+    file = sweep_file.sweep_file(str(path))
+    assert compose.compose_trial(file.overrides).lora.r == 4
+
+
+def test_study_leaves_predictions_and_a_best_yaml_that_runs(tiny_bert, tmp_path, capsys):
+    model = [f"model.pretrained={tiny_bert}", "model.sha256=null"]
+    assert main.main(["-m", "lora.r=2,4", *model, *SMALL, "tracking=none", f"outputs={tmp_path}", "study=s"]) == 0
+    study = Study.open(tmp_path / "s")
+    for trial in study.trials():
+        found = example_scores.read(study.trial_folder(trial.number))
+        assert found is not None and len(found) == 32
+        assert float(np.mean(found.first)) == pytest.approx(trial.values[0])
+    best = study.best()
+    capsys.readouterr()
+    assert main.main(["--sweep", str(tmp_path / "s" / "best.yaml"), f"outputs={tmp_path}", "study=again"]) == 0
+    again = Study.open(tmp_path / "again").best()
+    assert best is not None and again is not None and again.values == best.values

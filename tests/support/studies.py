@@ -1,0 +1,66 @@
+"""Studies whose trials end without training, and settings with which real ones end in seconds."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from lorasweep.config.spec import SearchSpec, TaskSpec
+from lorasweep.search import space
+from lorasweep.study import example_scores
+from lorasweep.study.meta import Entry, StudyMeta
+from lorasweep.study.result import write_result
+from lorasweep.study.study import Study
+from lorasweep.tasks import make
+
+SMALL = [
+    "train.max_steps=4",
+    "train.eval_every=2",
+    "train.batch_size=8",
+    "data.max_train_samples=64",
+    "data.max_eval_samples=32",
+]
+"""Settings with which a trial on a tiny model takes a second."""
+
+SPACE, _ = space.read(["lora.r=2,4,8,16", "train.epochs=1"])
+ROWS = 400
+
+
+def study_of(folder: Path, ranks: list[int], *, maximize: bool = True, **search) -> Study:
+    name = f"s{time.monotonic_ns()}"
+    meta = StudyMeta(
+        name=name,
+        swept=SPACE.keys,
+        overrides=[],
+        metric="accuracy" if maximize else "loss",
+        maximize=maximize,
+        created="",
+        space=SPACE.describe(),
+        search=asdict(SearchSpec(**search)),
+    )
+    return Study.create(folder / name, meta, [Entry(SPACE.line({"lora.r": r}), {"lora.r": r}) for r in ranks])
+
+
+def end(study: Study, value: float, *, trainable: int = 100, train_s: float = 1.0, shift: int = 0) -> int:
+    """End the next trial with a share of right answers (or a mean loss); `shift` says which examples are right."""
+    number = study.claim()
+    assert number is not None
+    folder = study.trial_folder(number)
+    folder.mkdir()
+    kind = study.meta.metric
+    right = np.roll(np.arange(ROWS) < round(value * ROWS), shift)
+    found = [
+        {"row": i, "loss": value + 0.01 * (i % 5), "supervised": 1, "prediction": int(ok), "label": 1}
+        for i, ok in enumerate(right)
+    ]
+    task = make(TaskSpec(name="SEQ_CLS"))
+    task.classes = ["no", "yes"]
+    example_scores.write(folder, task, kind, found, [{}] * ROWS)
+    costs = {"trainable": trainable, "train_s": train_s, "adapter_mb": trainable / 10, "peak_gib": 1.0}
+    study.tell(number, "COMPLETE", [value], costs)
+    spec = study.trial(number)
+    result = {"number": number, "rerun": f"rerun {number}", "params_swept": spec.user_attrs["swept"], "baseline": {}}
+    done = {"state": "COMPLETE", "reason": "", "params": {"trainable": trainable}, "eval_s": 0.1}
+    write_result(folder, result | done | costs | {"metric": {"name": kind, "value": value}})
+    return number

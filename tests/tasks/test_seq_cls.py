@@ -1,0 +1,150 @@
+"""SEQ_CLS: transformers' loss and scikit-learn's scores for one class, several, and numbers."""
+
+import pytest
+import torch
+import transformers
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from support.models import wordpiece
+
+from lorasweep.config.spec import DataSpec, TaskSpec
+from lorasweep.data import dataset
+from lorasweep.tasks import make
+from lorasweep.tasks.seq_cls import SeqCls
+from lorasweep.tasks.task import maximize
+
+LABELS = {
+    "single_label": ["cat", "dog", "cow", "dog", "cat", "dog"],
+    "multi_label": ["cat|dog", "dog", "cow|cat", "dog|cow", "cat", "dog|cat|cow"],
+    "regression": ["1.5", 2, -0.25, "4", 3.0, "0"],
+}
+TEXTS = ["A cat.", "The dog barks loudly at them.", "Milk", "Good dog, come here", "Meow meow", "Woof"]
+
+
+def rows_of(kind: str) -> list[dict]:
+    return [{"text": t, "label": v} for t, v in zip(TEXTS, LABELS[kind], strict=True)]
+
+
+def fit(rows, problem_type: str = "auto", **splits) -> tuple[SeqCls, list[str]]:
+    task = make(TaskSpec(name="SEQ_CLS", problem_type=problem_type))
+    assert isinstance(task, SeqCls)
+    parts = {s: rows for s in dataset.SPLITS} | splits
+    return task, task.fit(dataset.Data(splits=parts, fingerprint="", name=""))
+
+
+def fitted(kind: str) -> SeqCls:
+    task, problems = fit(rows_of(kind), kind)
+    assert problems == []
+    return task
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_loss_is_that_of_transformers(kind, tiny_bert):
+    task = fitted(kind)
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification.from_pretrained(tiny_bert, **task.model_kwargs()).eval()
+    examples = task.encode(rows_of(kind), wordpiece(), DataSpec())
+    for part in (examples[:2], examples[2:3], examples):
+        batch = task.collate([part], 0)
+        with torch.no_grad():
+            ours = task.row_losses(model, batch).sum() / batch.supervised
+            theirs = model(**batch.inputs, labels=batch.labels).loss
+            found = task.metrics(task.predict(model, batch))
+        torch.testing.assert_close(ours, theirs)
+        assert found["loss"] == pytest.approx(float(theirs), rel=1e-5)
+        assert set(found) == set(task.metric_names)
+
+
+def test_primary_metric_follows_the_kind():
+    assert [fitted(k).primary for k in LABELS] == ["accuracy", "micro_f1", "pearson"]
+    assert not maximize("mse") and maximize("pearson")
+
+
+def test_scores_of_one_class_are_those_of_scikit_learn():
+    task = fitted("single_label")
+    predicted, labels = [0, 1, 2, 2, 1, 0, 1, 2], [0, 1, 1, 2, 0, 0, 1, 2]
+    found = task.metrics(
+        [{"prediction": p, "label": v, "loss": 0.5, "supervised": 1} for p, v in zip(predicted, labels, strict=True)]
+    )
+    expected = {
+        "accuracy": accuracy_score(labels, predicted),
+        "macro_f1": f1_score(labels, predicted, average="macro"),
+        "mcc": matthews_corrcoef(labels, predicted),
+        "loss": 0.5,
+    }
+    assert found == pytest.approx(expected)
+
+
+def test_scores_of_several_classes_are_those_of_scikit_learn():
+    task = fitted("multi_label")
+    predicted, labels = [[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0]], [[1, 0, 0], [0, 1, 0], [0, 1, 1], [0, 0, 0]]
+    found = task.metrics(
+        [{"prediction": p, "label": v, "loss": 1.0, "supervised": 1} for p, v in zip(predicted, labels, strict=True)]
+    )
+    expected = {
+        "micro_f1": f1_score(labels, predicted, average="micro"),
+        "macro_f1": f1_score(labels, predicted, average="macro"),
+        "subset_accuracy": accuracy_score(labels, predicted),
+        "loss": 1.0,
+    }
+    assert found == pytest.approx(expected)
+
+
+def test_scores_of_numbers_are_those_of_scipy():
+    task = fitted("regression")
+    predicted, labels = [0.5, 2.0, 1.0, 4.0, 4.5], [1.0, 2.0, 2.0, 3.0, 5.0]
+    found = task.metrics(
+        [{"prediction": p, "label": v, "loss": 0.0, "supervised": 1} for p, v in zip(predicted, labels, strict=True)]
+    )
+    assert found["pearson"] == pytest.approx(pearsonr(predicted, labels)[0])
+    assert found["spearman"] == pytest.approx(spearmanr(predicted, labels)[0])
+    assert found["mse"] == pytest.approx(sum((p - v) ** 2 for p, v in zip(predicted, labels, strict=True)) / 5)
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+
+def test_auto_takes_lists_as_several_classes_and_never_guesses_numbers():
+    assert fit([{"label": ["a", "b"]}, {"label": ["b"]}, {"label": []}])[0].kind == "multi_label"
+    task, problems = fit([{"label": 1.5}, {"label": 2.5}])
+    assert problems == [] and task.kind == "single_label" and task.classes == ["1.5", "2.5"]
+
+
+def test_lists_and_joined_strings_mean_the_same():
+    lists = fit([{"label": v.split("|")} for v in LABELS["multi_label"]])[0]
+    joined = fitted("multi_label")
+    assert lists.classes == joined.classes == ["cat", "cow", "dog"]
+    assert joined._target("dog|cat", {}) == lists._target(["cat", "dog"], {}) == [1, 0, 1]
+    assert lists._target([], {}) == [0, 0, 0]
+
+
+def test_words_and_numbers_are_not_mixed():
+    assert fit([{"label": "a"}, {"label": 1}])[1] == [
+        "data.label_column: words and numbers are mixed: 'a' and 1",
+    ]
+    assert "mixed" in fit([{"label": ["a"]}, {"label": [1, 2]}])[1][0]
+
+
+def test_labels_that_do_not_fit_the_kind_are_refused():
+    assert "row 2" in fit([{"label": 1}, {"label": "much"}], "regression")[1][0]
+    assert "row 1" in fit([{"label": float("nan")}], "regression")[1][0]
+    assert "some labels are lists" in fit([{"label": ["a"]}, {"label": ["b"]}], "single_label")[1][0]
+    unseen = fit([{"label": "a|b"}], "multi_label", eval=[{"label": "a|c"}])[1]
+    assert unseen == ["data.label_column: 1 classes of eval are not in train: 'c'"]
+
+
+def test_baselines_are_the_trivial_answers():
+    for kind, expected in (
+        ("single_label", {"majority_accuracy": 3 / 6}),
+        ("multi_label", {"majority_subset_accuracy": 1 / 6}),
+        ("regression", {"mean_mse": float(torch.tensor([1.5, 2, -0.25, 4, 3, 0]).var(correction=0))}),
+    ):
+        task = fitted(kind)
+        splits = dataset.Data(splits={s: rows_of(kind) for s in dataset.SPLITS}, fingerprint="", name="")
+        assert task.baseline(splits, "eval") == pytest.approx(expected)
+
+
+def test_answers_are_readable():
+    assert fitted("single_label").readable({}, {"prediction": 1}) == "cow"
+    assert fitted("multi_label").readable({}, {"prediction": [1, 0, 1]}) == "cat|dog"
+    assert fitted("regression").readable({}, {"prediction": 1.23456}) == "1.235"
