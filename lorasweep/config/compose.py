@@ -56,12 +56,20 @@ def settings(overrides: Sequence[str]) -> dict[str, Any]:
 def _settings(parsed: Sequence[Override]) -> dict[str, Any]:
     """Compose the groups once for all trials that choose the same ones, and set plain values on a copy."""
     values = [p for p in parsed if _is_plain_value(p)]
-    groups = _composed(tuple(str(p.input_line) for p in parsed if not _is_plain_value(p)), resolve=False)
+    chosen = [*_data_group(parsed), *[str(p.input_line) for p in parsed if not _is_plain_value(p)]]
+    groups = _composed(tuple(chosen), resolve=False)
     tree = copy.deepcopy(groups)
     if "${" in str(tree) or not all(_set(tree, p.key_or_group, p.value()) for p in values):
-        tree = copy.deepcopy(_composed(tuple(str(p.input_line) for p in parsed), resolve=True))
+        tree = copy.deepcopy(_composed((*_data_group(parsed), *[str(p.input_line) for p in parsed]), resolve=True))
     _forget_old_model(tree, groups, {p.key_or_group for p in parsed})
     return tree
+
+
+def _data_group(parsed: Sequence[Override]) -> list[str]:
+    """Return the choice of the group that finds a file's kind, where a path is given and no source."""
+    keys = {p.key_or_group for p in parsed}
+    named = any(p.key_or_group == "data.path" and p.value() for p in parsed)
+    return ["data=auto"] if named and not keys & {"data", "data.source"} else []
 
 
 def _forget_old_model(tree: dict[str, Any], groups: Mapping[str, Any], given: Collection[str]) -> None:

@@ -216,17 +216,26 @@ class LoraSpec:
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
     source: str = setting("builtin", affects=TOKENS, options=registry.READERS)
-    """Where rows come from; `builtin` is the text of this Python's own standard library."""
+    """Where rows come from; `builtin` is the text of this Python's own standard library. `data.path` alone is `auto`:
+    the kind of file is found by its content. csv is tsv too, jsonl is json too."""
     path: str | None = setting(None, affects=TOKENS)
-    """File, folder with one file a split, or hub data set id."""
+    """File (compressed or not), folder with a file or numbered files a split, pattern with `*`, or hub data set id."""
     config: str | None = setting(None, affects=TOKENS)
     """Configuration name of a hub data set."""
+    revision: str | None = setting(None, affects=TOKENS)
+    """Branch, tag or commit of a hub data set; null takes the default branch."""
+    encoding: str | None = setting(None, affects=TOKENS)
+    """Encoding of a text file, by Python's name (utf-8, cp1252, gb18030, utf-16); null finds it and says so."""
+    bad_rows: str = one_of("auto", "auto", "skip", "error", affects=TOKENS)
+    """Rows that cannot be read, or with nothing in a field, are left out and counted. auto: up to 1 % of a split, and
+    always one; skip: all of them; error: none may be."""
     train_split: str = setting("train", affects=TOKENS)
     """Name of the training split: a hub split, a file name, or a word that one file name in the folder holds."""
     eval_split: str | None = setting(None, affects=TOKENS)
-    """Split for pruning and choosing; null carves it from train by a hash of the text."""
+    """Split for pruning and choosing; null takes a folder's own (validation, valid, eval, dev, val), or carves it from
+    train by a hash of the text, class by class."""
     test_split: str | None = setting(None, affects=TOKENS)
-    """Split read once, after choosing; null carves it from train by a hash of the text."""
+    """Split read once, after choosing; null takes a folder's own (test), or carves it likewise."""
     eval_fraction: float = ranged(0.1, 0, 0.5, above=True, affects=TOKENS)
     """Share of train that a carved eval split takes."""
     test_fraction: float = ranged(0.1, 0, 0.5, above=True, affects=TOKENS)
@@ -241,12 +250,19 @@ class DataSpec:
     """Column of the text; the `_column` keys that follow name columns likewise."""
     text_pair_column: str | None = setting(None, affects=TOKENS)
     label_column: str = setting("label", affects=TOKENS)
+    label_columns: list[str] | None = setting(None, affects=TOKENS)
+    """SEQ_CLS with several classes a text: a column a class, of 0 and 1, in the place of label_column."""
     prompt_column: str | None = setting(None, affects=TOKENS)
     completion_column: str | None = setting(None, affects=TOKENS)
     prompt_suffix: str = setting("\n", affects=TOKENS)
     """Text between prompt and completion."""
+    input_column: str | None = setting(None, affects=TOKENS)
+    """Text added to the prompt on a line of its own where there is any, as Alpaca's `input`."""
     messages_column: str | None = setting(None, affects=TOKENS)
-    """Lists of {role, content}, written out by the tokenizer's chat template; the assistant's turns are learned."""
+    """Lists of {role, content} or {from, value}, written out by the tokenizer's chat template; the assistant's turns
+    are learned."""
+    tools_column: str | None = setting(None, affects=TOKENS)
+    """Lists of tools, given to the chat template; null takes a column `tools` where there is one."""
     source_column: str = setting("source", affects=TOKENS)
     """What a SEQ_2_SEQ_LM reads."""
     target_column: str = setting("target", affects=TOKENS)
@@ -262,8 +278,8 @@ class DataSpec:
     """The text that belongs to the anchor."""
     negative_column: str | None = setting(None, affects=TOKENS)
     """A text that does not belong to the anchor."""
-    delimiter: str = setting(",", affects=TOKENS)
-    """Character between the cells of a CSV file; `tab` for tabulators."""
+    delimiter: str | None = setting(None, affects=TOKENS)
+    """Character between the cells of a CSV file; `tab` for tabulators; null finds it."""
     quoting: bool = setting(True, affects=TOKENS)
     """Whether quotation marks around a CSV cell are taken off; off: they are characters like any other."""
     header: list[str] | None = setting(None, affects=TOKENS)
@@ -290,7 +306,7 @@ class DataSpec:
             out.append("data.prompt_column and data.completion_column: give both or neither")
         if self.score_column and not self.text_pair_column:
             out.append("data.text_pair_column: must be given with data.score_column, e.g. data.text_pair_column=text_b")
-        if self.delimiter not in ("tab", "\\t") and len(self.delimiter) != 1:
+        if self.delimiter not in (None, "tab", "\\t") and len(self.delimiter) != 1:
             out.append(f"data.delimiter: must be one character or tab, got '{self.delimiter}'")
         return out
 

@@ -6,23 +6,35 @@ Pruning and choosing read `eval`; `test` is read once, after choosing.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lorasweep.config.spec import DataSpec
-from lorasweep.data import builtin, readers
-from lorasweep.data.readers import Record
-from lorasweep.errors import ConfigError, did_you_mean
+from lorasweep.data import builtin, labels, readers, text_blocks
+from lorasweep.data.carve import by_what, carve
+from lorasweep.data.columns import USUAL, Columns, find_columns, same_name, value_at
+from lorasweep.data.fields import record_of, words_of
+from lorasweep.data.split_files import stamp
+from lorasweep.data.table import Record, Row, Table, place_of
+from lorasweep.errors import ConfigError
 
 SPLITS = ("train", "eval", "test")
-ANSWERS = ("label", "completion", "target", "positive", "negative", "score")
-"""Fields that a record's place among carved splits must not depend on: they are what is learned."""
 
-KEPT_TOGETHER = ("group", "context")
-"""Fields that keep records in one split when eval or test is carved; the first that is there counts."""
+FEW = 0.01
+"""Share of rows that may be left out because nothing can be learned of them; one always may."""
+
+SHOWN = 10
+"""Problems of single rows that are told one by one."""
+
+CACHED = 4
+TEXT_BLOCK_TOKENS = 256
+"""Length of the blocks of running text where data.max_tokens is null."""
+
+CLASS_FIELDS = {"SEQ_CLS": "label", "TOKEN_CLS": "tags"}
+"""Task -> the field whose classes all carved splits should have."""
 
 
 @dataclass(frozen=True)
@@ -35,39 +47,78 @@ class Data:
     """What was dropped or carved, for a person to read."""
     labels: tuple[Any, ...] = field(default=())
     """Labels or tags of the train split before max_train_samples, each once: a smaller sample trains the same head."""
+    class_names: tuple[str, ...] = field(default=())
+    """Names of the classes in the order of the file's own numbers, where it holds them."""
+    found: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of data.* that were left open, with what the data say."""
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Split -> rows left out because nothing can be learned of them."""
 
 
-@lru_cache(maxsize=4)
-def _load_cached(spec_key: str, columns_key: str, task: str) -> Data:
-    spec = DataSpec(**json.loads(spec_key))
-    return _load(spec, json.loads(columns_key), task)
+_cache: OrderedDict[str, Data] = OrderedDict()
 
 
-def load(spec: DataSpec, columns: Mapping[str, str], task: str) -> Data:
-    """Return the records of all splits; the last few results are kept.
+def load(
+    spec: DataSpec,
+    columns: Mapping[str, str],
+    task: str,
+    problem_type: str = "auto",
+    count: text_blocks.Count = text_blocks.estimated,
+    tokenizer: str = "",
+) -> Data:
+    """Return the records of all splits; the last few results are kept, as long as the files are the same.
 
-    `columns` maps the task's fields to column names. Raises ConfigError for a missing file, column or split, an
-    unreadable row (with file and line) and an empty split.
+    `columns` maps the task's fields to column names. `count` tells the tokens of a text, by the tokenizer of that name.
+    Raises ConfigError for a missing file, column or split, too many unreadable rows (with file and line) and an empty
+    split.
     """
-    return _load_cached(json.dumps(vars(spec), sort_keys=True), json.dumps(dict(columns), sort_keys=True), task)
+    files = [] if spec.source in ("builtin", "hub") else stamp(readers.files_of(spec)[0])
+    key = json.dumps([vars(spec), dict(columns), task, problem_type, tokenizer, files], sort_keys=True)
+    if key not in _cache:
+        _cache[key] = _load(spec, columns, task, problem_type, count)
+    _cache.move_to_end(key)
+    while len(_cache) > CACHED:
+        _cache.popitem(last=False)
+    return _cache[key]
 
 
-def _load(spec: DataSpec, columns: Mapping[str, str], task: str) -> Data:
+def forget() -> None:
+    """Let the next `load` read the files again."""
+    _cache.clear()
+
+
+def _load(spec: DataSpec, asked: Mapping[str, str], task: str, problem_type: str, count: text_blocks.Count) -> Data:
     if spec.source == "builtin":
-        raw: dict[str, list[Record]] = {"train": _builtin(task)}
-        columns = {name: name for name in raw["train"][0]}
+        rows = _builtin(task)
+        tables = {"train": Table([Row(r) for r in rows], list(rows[0]))}
+        asked = {name: name for name in rows[0]}
     else:
-        raw = readers.read_splits(spec)
-    raw = {name: _rename(rows, columns, spec) for name, rows in raw.items()}
-    notes = _carve(raw, spec)
+        tables = readers.read_splits(spec)
+        if task == "CAUSAL_LM":
+            _cut_running_text(tables, spec, count)
+    tables, spec = _with_label_columns(tables, asked, spec, task)
+    columns = find_columns(asked, tables["train"], spec, task)
+    notes = [*_table_notes(tables, columns), *columns.notes] if spec.source != "builtin" else []
+    raw, broken = _records(tables, columns, spec, notes)
+    notes += _settle_labels(raw, broken, problem_type)
+    skipped = _leave_out(raw, broken, tables, spec, notes)
+    notes += _carve(raw, spec, "" if problem_type == "regression" else CLASS_FIELDS.get(task, ""))
     limits = {"train": spec.max_train_samples, "eval": spec.max_eval_samples, "test": spec.max_eval_samples}
     splits = {name: _at_most(raw[name], limits[name]) for name in SPLITS}
     empty = [f"data.{name}_split: the {name} split is empty" for name in SPLITS if not splits[name]]
     if empty:
         raise ConfigError(empty)
-    name = "builtin" if spec.source == "builtin" else Path(str(spec.path)).name
-    labels = _labels(raw["train"])
-    return Data(splits=splits, fingerprint=_fingerprint(splits, labels), name=name, notes=tuple(notes), labels=labels)
+    found = columns.changed(spec) if spec.source != "builtin" else {}
+    return Data(
+        splits=splits,
+        fingerprint=_fingerprint(splits, train_labels := _labels(raw["train"])),
+        name="builtin" if spec.source == "builtin" else Path(str(spec.path)).name,
+        notes=tuple(dict.fromkeys(notes)),
+        labels=train_labels,
+        class_names=tuple(_class_names(tables["train"], columns, spec)),
+        found=found | ({"label_columns": spec.label_columns} if spec.label_columns else {}),
+        skipped=skipped,
+    )
 
 
 def _builtin(task: str) -> list[Record]:
@@ -86,127 +137,180 @@ def _builtin(task: str) -> list[Record]:
     return views[task]()
 
 
-# --- fields ----------------------------------------------------------------------------------------------------------
+# --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def _words(value: Any) -> list[str]:
-    """Return a list of words. Raises ValueError for anything but a list of strings or numbers, or a string."""
-    if isinstance(value, str):
-        return value.split()
-    if not isinstance(value, list) or not all(isinstance(v, str | int) for v in value):
-        raise ValueError(f"must be a list of words, got {value!r:.80}")
-    return [str(v) for v in value]
+def _cut_running_text(tables: Mapping[str, Table], spec: DataSpec, count: text_blocks.Count) -> None:
+    """Put blocks in the place of the whole text of a file."""
+    limit = spec.max_tokens or TEXT_BLOCK_TOKENS
+    for table in tables.values():
+        if not all(row.unit == readers.WHOLE for row in table.rows):
+            continue
+        table.rows = [
+            Row({"text": block}, row.file, number, " block ")
+            for row in table.rows
+            for number, block in enumerate(text_blocks.blocks(row["text"], limit, count), 1)
+        ]
 
 
-def _answers(value: Any) -> list[dict[str, Any]]:
-    """Return a list of {"text", "start"}, empty texts left out. Raises ValueError for what is no list of answers."""
-    if isinstance(value, dict) and isinstance(value.get("text"), list):
-        starts = value.get("answer_start", value.get("start"))
-        pairs = list(zip(value["text"], starts, strict=True)) if isinstance(starts, list) else [(None, None)]
-    elif isinstance(value, list) and all(isinstance(a, dict) for a in value):
-        pairs = [(a.get("text"), a.get("answer_start", a.get("start"))) for a in value]
-    else:
-        pairs = [(None, None)]
-    if not all(isinstance(text, str) and type(start) is int for text, start in pairs):
-        raise ValueError(
-            f'must be {{"text": [...], "answer_start": [...]}} or a list of {{"text", "start"}}, got {value!r:.80}'
+def _with_label_columns(
+    tables: dict[str, Table], asked: Mapping[str, str], spec: DataSpec, task: str
+) -> tuple[dict[str, Table], DataSpec]:
+    """Return the tables with a column of lists in the place of label_columns, found where no label was named."""
+    train = tables["train"]
+    if task != "SEQ_CLS" or spec.source == "builtin":
+        return tables, spec
+    if not spec.label_columns:
+        if asked["label"] != "label" or find_label(train):
+            return tables, spec
+        found = labels.one_hot({c: [r.get(c) for r in train.rows] for c in train.columns})
+        if not found:
+            return tables, spec
+        spec = replace(spec, label_columns=found)
+    missing = [c for c in spec.label_columns or [] if c not in train.columns]
+    if missing:
+        raise ConfigError([f"data.label_columns: no column '{missing[0]}'; it has {', '.join(train.columns)}"])
+    for table in tables.values():
+        for row in table.rows:
+            row[asked["label"]] = None
+        table.columns = [*table.columns, *[c for c in [asked["label"]] if c not in table.columns]]
+    return tables, spec
+
+
+def find_label(table: Table) -> bool:
+    """Tell whether a table has a column with a usual name of labels."""
+    return any(same_name(word, table.columns) for word in USUAL["label"])
+
+
+def _table_notes(tables: Mapping[str, Table], columns: Columns) -> list[str]:
+    """Return what is to be said of the files. Raises ConfigError where a column that is read stands in one twice."""
+    problems = [
+        f"data.{field}_column: two columns of {name} are called '{column}'; give one of them another name"
+        for name, table in tables.items()
+        for field, column in columns.by_field.items()
+        if column in table.repeated
+    ]
+    if problems:
+        raise ConfigError(problems)
+    repeated = {c for table in tables.values() for c in table.repeated}
+    notes = [note for table in tables.values() for note in table.notes]
+    return notes + ([f"two columns are called {', '.join(sorted(repeated))}; neither is read"] if repeated else [])
+
+
+def _class_names(table: Table, columns: Columns, spec: DataSpec) -> list[str]:
+    if spec.label_columns:
+        return spec.label_columns
+    column = columns.by_field.get("label") or columns.by_field.get("tags", "")
+    return table.class_names.get(column, [])
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def _records(
+    tables: Mapping[str, Table], columns: Columns, spec: DataSpec, notes: list[str]
+) -> tuple[dict[str, list[Record]], dict[str, list[str]]]:
+    """Return the records of each split, and what is wrong with the rows that are none. A split that was found by its
+    name and has no labels is left out.
+    """
+    raw: dict[str, list[Record]] = {}
+    broken: dict[str, list[str]] = {}
+    named = {"train": spec.train_split, "eval": spec.eval_split, "test": spec.test_split}
+    for name, table in tables.items():
+        missing = [c for c in columns.by_field.values() if c not in table.columns and "." not in c]
+        if missing and table.rows and spec.source != "builtin":
+            if not named[name]:
+                notes.append(f"{name}: the file found has no column '{missing[0]}' and is not read")
+                continue
+            raise ConfigError([f"data.{name}_split: no column '{missing[0]}'; it has {', '.join(table.columns)}"])
+        raw[name], broken[name] = [], list(table.broken)
+        unseen = blank = 0
+        for number, row in enumerate(table.rows, 1):
+            if spec.source == "builtin":
+                raw[name].append(row)
+                continue
+            record, wrong = record_of(row, columns.by_field, spec)
+            if wrong:
+                broken[name].append(f"{place_of(row, number)}: {wrong}")
+                continue
+            if "tags" in record:
+                unseen += len(words_of(value_at(row, columns.by_field["tokens"]))) - len(record["tokens"])
+                blank += not record["tokens"]
+            if record.get("tokens") != []:
+                raw[name].append(record)
+        if unseen:
+            rows = f", and with them {blank} rows" if blank else ""
+            notes.append(f"{name}: {unseen} words without a visible character are left out{rows}")
+    return raw, broken
+
+
+def _settle_labels(raw: dict[str, list[Record]], broken: dict[str, list[str]], problem_type: str) -> list[str]:
+    """Put class names in the place of what stands in the label column; a record without a label is broken."""
+    train = raw["train"]
+    if not train or "label" not in train[0]:
+        return []
+    named, notes = labels.read_labels({s: [r["label"] for r in rows] for s, rows in raw.items()}, problem_type)
+    for split, rows in raw.items():
+        kept: list[Record] = []
+        for number, (record, label) in enumerate(zip(rows, named[split], strict=True), 1):
+            if label is None:
+                broken[split].append(f"{place_of(record, number)}: has no label")
+            else:
+                record["label"] = label
+                kept.append(record)
+        raw[split] = kept
+    return notes
+
+
+def _leave_out(
+    raw: dict[str, list[Record]],
+    broken: Mapping[str, list[str]],
+    tables: Mapping[str, Table],
+    spec: DataSpec,
+    notes: list[str],
+) -> dict[str, int]:
+    """Return how many rows each split loses. Raises ConfigError where there are more than data.bad_rows allows."""
+    problems: list[str] = []
+    for split, wrong in broken.items():
+        total = len(raw[split]) + len(wrong)
+        few = {"auto": max(1, int(FEW * total)), "skip": total, "error": 0}[spec.bad_rows]
+        if not wrong:
+            continue
+        if len(wrong) <= few and raw[split]:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            notes.append(f"{split}: {len(wrong)} of {total} rows left out: {'; '.join(wrong[:3])}{more}")
+            continue
+        if not raw[split] and split != "train" and not getattr(spec, f"{split}_split"):
+            notes.append(f"{split}: the file found has no usable row and is not read")
+            del raw[split]
+            continue
+        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        rule = "none may be" if spec.bad_rows == "error" else "more than 1 %"
+        problems.append(
+            f"data.bad_rows: {len(wrong)} of {total} rows of {split} cannot be used ({rule}); mend them, or leave them "
+            f"out with data.bad_rows=skip: {'; '.join(wrong[:SHOWN])}{more}"
         )
-    return [{"text": text, "start": start} for text, start in pairs if text]
-
-
-def _messages(value: Any) -> list[dict[str, Any]]:
-    """Return chat messages. Raises ValueError for anything but a list of them with an answer of the assistant."""
-    if not isinstance(value, list) or not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in value):
-        raise ValueError(f'must be a list of {{"role", "content"}}, got {value!r:.80}')
-    if not any(m["role"] == "assistant" for m in value):
-        raise ValueError("has no message of the role assistant, so there is nothing to learn")
-    return value
-
-
-SHAPES: dict[str, Callable[[Any], Any]] = {
-    "tokens": _words,
-    "tags": _words,
-    "answers": _answers,
-    "messages": _messages,
-}
-"""Fields that are not plain values, and what brings the forms they come in to the one the tasks read."""
-
-
-def _shaped(record: Record, columns: Mapping[str, str]) -> tuple[Record, list[str]]:
-    """Return the record with its fields in the tasks' form, and what is wrong with it."""
-    out, problems = dict(record), []
-    for name in record.keys() & SHAPES.keys():
-        try:
-            out[name] = SHAPES[name](record[name])
-        except ValueError as error:
-            problems.append(f"'{columns[name]}' {error}")
-    if not problems and "tags" in out and len(out["tags"]) != len(out["tokens"]):
-        problems.append(f"{len(out['tokens'])} words in '{columns['tokens']}', {len(out['tags'])} tags")
-    return out, problems
+    if problems:
+        raise ConfigError(problems)
+    return {split: len(wrong) for split, wrong in broken.items() if wrong}
 
 
 # --- splits ----------------------------------------------------------------------------------------------------------
 
 
-def _rename(rows: Sequence[Record], columns: Mapping[str, str], spec: DataSpec) -> list[Record]:
-    if not rows:
+def _carve(raw: dict[str, list[Record]], spec: DataSpec, classes: str) -> list[str]:
+    """Take the splits that were not named out of train; return what was done."""
+    fractions = {"eval": spec.eval_fraction, "test": spec.test_fraction}
+    open_ = {name: fraction for name, fraction in fractions.items() if name not in raw}
+    if not open_:
         return []
-    present = list(rows[0])
-    missing = [(f, c) for f, c in columns.items() if c not in rows[0]]
-    if missing:
-        raise ConfigError(
-            [
-                f"data.{name}_column: no column '{column}' in {spec.path}{did_you_mean(column, present)}; "
-                f"it has {', '.join(present)}"
-                for name, column in missing
-            ]
-        )
-    out, problems = [], []
-    for number, row in enumerate(rows, 1):
-        record, wrong = _shaped({name: row.get(column) for name, column in columns.items()}, columns)
-        absent = [n for n, v in record.items() if v is None or v == "" or (v == [] and n not in ("answers", "label"))]
-        problems += [f"{spec.path}: row {number} has nothing in '{columns[n]}'" for n in absent[:1]]
-        problems += [f"{spec.path}: row {number}: {w}" for w in wrong if not absent]
-        out.append(record)
-    if problems:
-        more = [f"{spec.path}: and {len(problems) - 10} problems more"] if len(problems) > 10 else []
-        raise ConfigError(problems[:10] + more)
-    return out
-
-
-def _carve(raw: dict[str, list[Record]], spec: DataSpec) -> list[str]:
-    """Take the splits that were not named out of train, by hash; return what was done."""
-    notes = []
-    start = 0.0
-    train = raw["train"]
-    by = next((n for n in KEPT_TOGETHER if train and n in train[0]), "text")
-    for name, fraction in (("eval", spec.eval_fraction), ("test", spec.test_fraction)):
-        if name in raw:
-            continue
-        low, high = start, start + fraction
-        raw[name] = [r for r in train if low <= _place(r) < high]
-        start = high
-        notes.append(f"{name}: {len(raw[name])} rows carved from train by a hash of the {by} ({fraction:.0%})")
-    raw["train"] = [r for r in train if _place(r) >= start]
-    return notes
-
-
-def _place(record: Record) -> float:
-    """Return a number in [0, 1) that depends on the record's normalised text alone, never on its label.
-
-    Records of one group, or of one context where there is no group, get the same number.
-    """
-    kept = next((n for n in KEPT_TOGETHER if n in record), None)
-    if kept:
-        texts = [str(record[kept])]
-    elif "tokens" in record:
-        texts = record["tokens"]
-    elif "messages" in record:
-        texts = [str(m.get("content")) for m in record["messages"] if m.get("role") != "assistant"]
-    else:
-        texts = [v for k, v in sorted(record.items()) if k not in ANSWERS and isinstance(v, str)]
-    normal = " ".join(" ".join(texts).casefold().split())
-    return int.from_bytes(hashlib.sha256(normal.encode()).digest()[:7]) / 2**56
+    by = by_what(raw["train"])
+    raw |= carve(raw["train"], open_, classes)
+    alike = ", class by class" if classes else ""
+    return [
+        f"{name}: {len(raw[name])} rows carved from train by a hash of the {by}{alike} ({fraction:.0%})"
+        for name, fraction in open_.items()
+    ]
 
 
 def _at_most(rows: list[Record], limit: int | None) -> list[Record]:

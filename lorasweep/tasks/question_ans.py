@@ -84,7 +84,7 @@ class QuestionAns(Task):
                 f"{len(bad)} of {len(records)} records of {split} have an answer that the context does not hold at its "
                 f"start, e.g. '{example['text'][:40]}' at {example['start']}"
             )
-            if len(bad) > MAX_MISPLACED * len(records):
+            if len(bad) > max(1, MAX_MISPLACED * len(records)):
                 problems.append(f"data.answers_column: {found}; at most {MAX_MISPLACED:.0%} may")
             self.notes.append(f"{found}; these answers are left out")
         return problems

@@ -4,6 +4,7 @@ Shapes: B rows of a batch, N of a split, C classes.
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -61,7 +62,8 @@ class SeqCls(Task):
             return problems
         names = {split: {name for label in labels for name in self._names(label)} for split, labels in splits.items()}
         names["train"] |= {name for label in data.labels for name in self._names(label)}
-        self.classes = sorted(names["train"], key=_numbers_first)
+        order = {name: i for i, name in enumerate(data.class_names)}
+        self.classes = sorted(names["train"], key=lambda c: (order.get(c, len(order)), _numbers_first(c)))
         for split in ("eval", "test"):
             unseen = sorted(names[split] - names["train"])
             if unseen:
@@ -229,4 +231,4 @@ def _is_number(label: Any) -> bool:
 
 def _numbers_first(label: str) -> tuple[int, float, str]:
     """Sort '2' before '10', and numbers before words."""
-    return (0, float(label), "") if label.lstrip("-").isdigit() else (1, 0.0, label)
+    return (0, float(label), "") if re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", label) else (1, 0.0, label)

@@ -82,6 +82,8 @@ class Task(ABC):
         self.spec = spec
         self.notes: list[str] = []
         """What `fit` and `encode` dropped or cut, for a person to read."""
+        self.found: dict[str, Any] = {}
+        """Keys of data.* that were left open, with what the data say: columns by their usual names."""
 
     @property
     def primary(self) -> str:

@@ -21,7 +21,7 @@ from lorasweep.tasks.task import Task
 
 NAME = "task.json"
 CONFIG = "config.yaml"
-FACTS = ("classes", "kind", "low", "high", "may_abstain")
+FACTS = ("classes", "kind", "low", "high", "may_abstain", "found")
 """Attributes of tasks that `fit` sets and that answering needs."""
 
 
@@ -40,6 +40,9 @@ def settings(folder: Path) -> TrialSpec:
         raise ConfigError(
             [f"{path}: is not there; the trial has not begun, or ran on a machine without our disk"]
         ) from None
+    state = folder / NAME
+    if state.exists():
+        tree["data"] |= json.loads(state.read_text(encoding="utf8")).get("found", {})
     found, problems = spec.trial_spec(tree, ())
     if found is None:
         raise ConfigError(problems, str(path))
@@ -58,7 +61,7 @@ def task_of(folder: Path, trial: TrialSpec, **changed: Any) -> Task:
         for name, value in json.loads(path.read_text(encoding="utf8")).items():
             setattr(task, name, value)
         return task
-    problems = task.fit(dataset.load(trial.data, columns, task.name))
+    problems = task.fit(dataset.load(trial.data, columns, task.name, trial.task_type.problem_type))
     if problems:
         raise ConfigError(problems)
     return task

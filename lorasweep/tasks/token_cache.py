@@ -37,7 +37,7 @@ MAKING = "making-"
 """Begins the name of a folder that is being written."""
 
 PACKAGES = ("lorasweep", "transformers", "tokenizers")
-OWN = ("spec", "tokenizer", "notes")
+OWN = ("spec", "tokenizer", "notes", "found")
 """Attributes of a task that are not what encoding told it."""
 
 COLUMNS = ("ids", "places", "rest")

@@ -73,11 +73,19 @@ def workload(spec: TrialSpec) -> Workload:
     Raises ConfigError with all that is wrong with the data.
     """
     task = tasks.make(spec.task_type)
-    rows = dataset.load(spec.data, task.columns(spec.data), task.name)
+    tokenizer = base_model.load_tokenizer(spec.model)
+    rows = dataset.load(
+        spec.data,
+        task.columns(spec.data),
+        task.name,
+        spec.task_type.problem_type,
+        lambda texts: [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]],
+        f"{spec.model.tokenizer or spec.model.pretrained} {len(tokenizer)}",
+    )
     problems = task.fit(rows)
     if problems:
         raise ConfigError(problems)
-    tokenizer = base_model.load_tokenizer(spec.model)
+    task.found = dict(rows.found)
     place, told = token_cache.place(spec, task, tokenizer, rows.fingerprint), None
     found = token_cache.read(place)
     if found is not None:

@@ -43,7 +43,7 @@ def test_reader_of_an_outside_package_is_one_function_and_one_conf_file(poem, tm
     (tmp_path / "a.poem").write_text("roses are red\nviolets are blue\n")
     spec = compose.compose_trial(["data=poem", f"data.path={tmp_path}/a.poem"]).data
     assert spec.source == "poem" and "poem" in registry.READERS
-    assert readers.read_splits(spec)["train"][1] == {"text": "violets are blue", "label": 1}
+    assert readers.read_splits(spec)["train"].rows[1] == {"text": "violets are blue", "label": 1}
 
 
 def test_outside_package_that_does_not_load_is_named_with_the_reason(monkeypatch, tmp_path):

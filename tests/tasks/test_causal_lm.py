@@ -197,7 +197,9 @@ def test_chats_are_checked_row_by_row_and_placed_by_what_was_asked(tmp_path):
             {"messages": "messages"},
             "CAUSAL_LM",
         )
-    assert len(caught.value.problems) == 2 and "nothing to learn" in caught.value.problems[0]
+    (problem,) = caught.value.problems
+    assert problem.startswith("data.bad_rows: 2 of 2 rows of train")
+    assert f"{path}:1: 'messages' has no message of the role assistant" in problem and f"{path}:2: " in problem
 
 
 # --- generated answers -----------------------------------------------------------------------------------------------

@@ -224,7 +224,7 @@ def test_few_misplaced_answers_are_left_out_with_a_note_and_many_refused():
     assert {e.row for e in examples} == {1}
     half = wrong | {"answers": [*wrong["answers"], *ROWS[0]["answers"]]}
     assert task.encode([half], wordpiece(), DataSpec())[0].info.answers == ("308",)
-    rows = [*ROWS, wrong]
+    rows = [*ROWS, wrong, wrong]
     problems = make(TaskSpec(name="QUESTION_ANS")).fit(
         dataset.Data(splits={s: rows for s in dataset.SPLITS}, fingerprint="", name="")
     )
@@ -234,7 +234,7 @@ def test_few_misplaced_answers_are_left_out_with_a_note_and_many_refused():
 def squad(folder: Path, content) -> list[dict]:
     path = folder / "dev.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf8")
-    return readers.read_splits(DataSpec(source="squad", path=str(path)))["train"]
+    return readers.read_splits(DataSpec(source="squad", path=str(path)))["train"].rows
 
 
 def test_squad_file_gives_one_row_a_question(tmp_path):
@@ -291,7 +291,7 @@ def test_answers_in_no_known_form_are_refused_by_row(tmp_path, answers):
     path = tmp_path / "train.jsonl"
     path.write_text(json.dumps({"question": "q", "context": "a b", "answers": answers}))
     spec = DataSpec(source="jsonl", path=str(path))
-    with pytest.raises(ConfigError, match=r"row 1: 'answers' "):
+    with pytest.raises(ConfigError, match=r"train\.jsonl:1: 'answers' "):
         dataset.load(spec, fitted().columns(spec), "QUESTION_ANS")
 
 

@@ -1,0 +1,68 @@
+"""Rows as a file holds them, each with its place in the file, and what a person has to know about them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Record = dict[str, Any]
+
+
+class Row(Record):
+    """Cells or fields by name; `place` says where they stand, as `file:line`."""
+
+    __slots__ = ("file", "number", "unit")
+
+    def __init__(self, cells: Mapping[str, Any], file: str = "", number: int = 0, unit: str = ":") -> None:
+        super().__init__(cells)
+        self.file, self.number, self.unit = file, number, unit
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}{self.unit}{self.number}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Row, (dict(self), self.file, self.number, self.unit)
+
+    def like(self, cells: Mapping[str, Any]) -> "Row":
+        """Return other cells at the same place."""
+        return Row(cells, self.file, self.number, self.unit)
+
+
+def place_of(record: Record, number: int) -> str:
+    """Return where a record stands; `number` counts those that come from no file."""
+    return record.place if isinstance(record, Row) and record.file else f"row {number}"
+
+
+@dataclass
+class Table:
+    rows: list[Row] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
+    """Names of all columns, each once."""
+    broken: list[str] = field(default_factory=list)
+    """Rows that could not be read: `file:line: what is wrong`."""
+    notes: list[str] = field(default_factory=list)
+    class_names: dict[str, list[str]] = field(default_factory=dict)
+    """Column -> names of its classes in their order, where the file holds them (datasets' ClassLabel)."""
+    repeated: list[str] = field(default_factory=list)
+    """Names that two columns have."""
+
+    def extend(self, other: "Table") -> None:
+        """Take the rows of another file of the same split after ours."""
+        self.rows += other.rows
+        for mine, theirs in (
+            (self.columns, other.columns),
+            (self.notes, other.notes),
+            (self.repeated, other.repeated),
+        ):
+            mine += [x for x in theirs if x not in mine]
+        self.broken += other.broken
+        self.class_names |= other.class_names
+
+
+def columns_of(rows: Sequence[Row]) -> list[str]:
+    """Return the names that occur in any of the rows, in order of their first occurrence."""
+    names: dict[str, None] = {}
+    for row in rows:
+        if not row.keys() <= names.keys():
+            names.update(dict.fromkeys(row))
+    return list(names)

@@ -1,0 +1,51 @@
+"""Running text to blocks of whole paragraphs, each of at most so many of the model's own tokens."""
+
+import re
+from collections.abc import Callable, Sequence
+
+Count = Callable[[Sequence[str]], list[int]]
+"""How many tokens each text has."""
+
+CHARACTERS_A_TOKEN = 3
+"""Where no model is asked: a block is so many characters a token long."""
+
+
+def estimated(texts: Sequence[str]) -> list[int]:
+    return [-(-len(t) // CHARACTERS_A_TOKEN) for t in texts]
+
+
+def blocks(text: str, limit: int, count: Count = estimated) -> list[str]:
+    """Return blocks of paragraphs (divided by empty lines) of at most `limit` tokens; long paragraphs are cut at lines,
+    sentences, spaces, and in the end anywhere.
+    """
+    paragraphs = [p + "\n\n" for p in re.split(r"\n[^\S\n]*\n\s*", text.strip()) if p.strip()]
+    pieces = _short_enough(paragraphs, limit, count)
+    out: list[str] = []
+    room = 0
+    for piece, tokens in pieces:
+        if tokens > room:
+            out.append("")
+            room = limit
+        out[-1] += piece
+        room -= tokens
+    return [block.strip() for block in out if block.strip()]
+
+
+CUTS = (r"(?<=\n)", r"(?<=[.!?。！？；;])", r"(?<=\s)", r"(?<=[，、,])")  # noqa: RUF001
+
+
+def _short_enough(texts: Sequence[str], limit: int, count: Count, level: int = 0) -> list[tuple[str, int]]:
+    """Return the texts with their tokens, those over the limit in pieces."""
+    found: list[tuple[str, int]] = []
+    for text, tokens in zip(texts, count(texts), strict=True):
+        if tokens <= limit:
+            found.append((text, tokens))
+        elif level < len(CUTS):
+            parts = [p for p in re.split(CUTS[level], text) if p]
+            found += _short_enough(parts, limit, count, level + 1)
+        elif len(text) > 1:
+            half = len(text) // 2
+            found += _short_enough([text[:half], text[half:]], limit, count, level)
+        else:
+            found.append((text, tokens))
+    return found
