@@ -109,7 +109,7 @@ def spec_of(folder: Path, bench: Bench, batch: int, *more: str) -> Any:
         "train.warmup_ratio=0",
         "train.prefix_cache_gib=0",
     ]
-    here = [f"model.pretrained={folder}", "model.sha256=null", f"train.device={bench.device.type}"]
+    here = [f"model.pretrained={folder}", f"train.device={bench.device.type}"]
     return compose.compose_trial(
         ["task_type=causal_lm", *endless, *here, "lora.r=16", f"train.batch_size={batch}", *more]
     )

@@ -21,7 +21,7 @@ STEPS = 2
 LM = ["task_type=causal_lm", "data.max_tokens=128"]
 LLAMA = [*LM, "model.pretrained={llama}", "train.batch_size=4"]
 AGAIN = "train.gradient_checkpointing=true"
-T5 = ["task_type=seq_2_seq_lm", "model.pretrained={t5}", "model.decoder=null", "model.sha256=null"]
+T5 = ["task_type=seq_2_seq_lm", "model.pretrained={t5}", "model.decoder=null"]
 
 CASES = {
     "minilm 8x64": ["train.batch_size=8", "data.max_tokens=64"],

@@ -14,7 +14,6 @@ SMALL = [
     "data.max_train_samples=64",
     "data.max_eval_samples=32",
     "tracking=none",
-    "model.sha256=null",
     "model.pooling=model",
 ]
 

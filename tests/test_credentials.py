@@ -61,7 +61,7 @@ def found_in(written: dict[str, bytes]) -> list[str]:
 
 
 def arguments(tiny_bert: Path, outputs: Path) -> list[str]:
-    return ["-m", f"model.pretrained={tiny_bert}", "model.sha256=null", *SMALL, f"outputs={outputs}", "study=s"]
+    return ["-m", f"model.pretrained={tiny_bert}", *SMALL, f"outputs={outputs}", "study=s"]
 
 
 def broken_sweep(words: list[str], folder: Path) -> dict[str, bytes]:
@@ -161,7 +161,7 @@ class Model(BertForSequenceClassification):\n    config_class = Config\n"
 
 
 def load(folder: Path, tokenizer: Path, *overrides: str) -> base_model.Base:
-    trial = compose.compose_trial([f"model.pretrained={folder}", "model.sha256=null", *overrides])
+    trial = compose.compose_trial([f"model.pretrained={folder}", *overrides])
     task = tasks.make(trial.task_type)
     task.model_kwargs = dict  # type: ignore[method-assign]
     return base_model.load(trial.model, trial.train, task, transformers.AutoTokenizer.from_pretrained(tokenizer))

@@ -28,7 +28,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module")
 def swept(tiny_bert, tmp_path_factory) -> tuple[subprocess.CompletedProcess, Path]:
     outputs = tmp_path_factory.mktemp("outputs")
-    model = [f"model.pretrained={tiny_bert}", "model.sha256=null"]
+    model = [f"model.pretrained={tiny_bert}"]
     return command("-m", "lora.r=2,4,8", *model, *SMALL, f"outputs={outputs}", "study=s"), outputs
 
 
@@ -129,7 +129,7 @@ def test_machine_that_cannot_load_the_winner_says_so_and_another_scores_it(tiny_
 
     with monkeypatch.context() as launching:
         launching.setattr(outcome, "base_model", SimpleNamespace(load=refuse))
-        own = [f"model.pretrained={tiny_bert}", "model.sha256=null", "tracking=none", "tracking.reload_check=false"]
+        own = [f"model.pretrained={tiny_bert}", "tracking=none", "tracking.reload_check=false"]
         assert main.main(["lora.r=2", *own, *SMALL, f"outputs={tmp_path}", "study=s"]) == 0
     told = capsys.readouterr().out
     assert "the test split was not read: train.device: there is no GPU; " in told
@@ -149,7 +149,7 @@ def test_failed_trial_is_told_and_the_others_go_on(tiny_bert, tmp_path, monkeypa
         return attach(base, lora, *rest)
 
     monkeypatch.setattr(adapter, "attach", broken)
-    model = [f"model.pretrained={tiny_bert}", "model.sha256=null"]
+    model = [f"model.pretrained={tiny_bert}"]
     code = main.main(["-m", "lora.r=2,4,8", *model, *SMALL, f"outputs={tmp_path}", "study=s", "tracking=none"])
     assert code == 3
     states = [r["state"] for r in results(tmp_path)]
@@ -163,7 +163,7 @@ def test_diverging_trial_is_pruned_with_its_reason(tiny_bert, tmp_path, monkeypa
 
     losses = seq_cls.SeqCls.row_losses
     monkeypatch.setattr(seq_cls.SeqCls, "row_losses", lambda *a: losses(*a) * float("nan"))
-    model = [f"model.pretrained={tiny_bert}", "model.sha256=null"]
+    model = [f"model.pretrained={tiny_bert}"]
     assert main.main([*model, *SMALL, f"outputs={tmp_path}", "study=s", "tracking=none"]) == 0
     result = json.loads((tmp_path / "s" / "0" / "result.json").read_text())
     assert result["state"] == "PRUNED"
@@ -179,7 +179,7 @@ def test_diverging_trial_is_pruned_with_its_reason(tiny_bert, tmp_path, monkeypa
         ),
         (["data=csv", "data.path=nowhere.csv"], ["no file or folder 'nowhere.csv'"]),
         (["-m", "lora.target_modules=[query],[q_porj],[vlaue]"], ["2 problems", "'q_porj'", "'vlaue'", "did you mean"]),
-        (["model.pretrained=some/hub-id", "model.sha256=null"], ["cannot load 'some/hub-id'"]),
+        (["model.pretrained=some/hub-id"], ["cannot load 'some/hub-id'"]),
         (["model.pretrained=./nowhere"], ["no folder './nowhere'"]),
         (["task_type.primary=acuracy"], ["has accuracy", "got 'acuracy'"]),
         (["-m", "task_type=seq_cls,token_cls"], ["ranked by one metric, got accuracy, f1"]),

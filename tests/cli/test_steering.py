@@ -20,7 +20,7 @@ from lorasweep.models import base_model
 from lorasweep.runner import worker
 from lorasweep.study.study import Study
 
-SMALL = ["model.sha256=null", *studies.SMALL, "tracking.reload_check=false", "study=s"]
+SMALL = [*studies.SMALL, "tracking.reload_check=false", "study=s"]
 
 
 @pytest.fixture

@@ -158,7 +158,7 @@ def test_device_that_is_not_there_is_refused_with_those_that_are_and_why(monkeyp
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 def test_machine_that_only_launches_need_not_have_what_its_workers_have(tiny_bert, tmp_path):
-    own = [f"model.pretrained={tiny_bert}", "model.sha256=null", "data.max_train_samples=40", "data.max_eval_samples=6"]
+    own = [f"model.pretrained={tiny_bert}", "data.max_train_samples=40", "data.max_eval_samples=6"]
     own += [f"outputs={tmp_path}", "train.device=cuda", "train.optimizer=paged_adamw", "search.max_memory_gib=80"]
     for far in ("hydra/launcher=submitit_slurm", "hydra.launcher.ray.init.address=host:6379"):
         assert len(plan.plan([*own, far]).queue) == 1

@@ -45,7 +45,6 @@ def trial(task: str, folder: Path, more: tuple[str, ...]):
         [
             f"task_type={task}",
             f"model.pretrained={folder}",
-            "model.sha256=null",
             "model.decoder=null",
             "data.max_train_samples=48",
             "data.max_eval_samples=12",
@@ -68,7 +67,6 @@ def workload_of(task: str, folder: Path) -> workload.Workload:
                 f"task_type={task}",
                 f"model.pretrained={folder}",
                 "model.decoder=null",
-                "model.sha256=null",
                 "data.max_train_samples=48",
                 "data.max_eval_samples=12",
                 "data.max_tokens=48",
@@ -151,7 +149,6 @@ def test_new_cross_attention_is_trained_and_saved(tiny_bert, tmp_path):
             "task_type=seq_2_seq_lm",
             f"model.pretrained={tiny_bert}",
             *more,
-            "model.sha256=null",
             "data.max_train_samples=48",
             "data.max_eval_samples=12",
             "train.max_steps=3",

@@ -17,7 +17,7 @@ from lorasweep.packing import packed_pass, pass_cost
 from lorasweep.runner import check
 from lorasweep.training import engine, workload
 
-SMALL = ["model.sha256=null", "model.decoder=null", "data.max_train_samples=60", "data.max_eval_samples=6"]
+SMALL = ["model.decoder=null", "data.max_train_samples=60", "data.max_eval_samples=6"]
 SMALL += ["data.max_tokens=32", "train.batch_size=8", "lora.lora_dropout=0.1", "tracking.reload_check=false"]
 
 

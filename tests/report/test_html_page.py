@@ -207,7 +207,7 @@ def test_report_that_cannot_be_written_leaves_the_study_finished(tmp_path, monke
 def swept(tiny_bert, tmp_path_factory) -> Path:
     """Return the folder of a study that has been run, with MLflow."""
     outputs = tmp_path_factory.mktemp("outputs")
-    model = [f"model.pretrained={tiny_bert}", "model.sha256=null", "tracking.reload_check=false"]
+    model = [f"model.pretrained={tiny_bert}", "tracking.reload_check=false"]
     assert main.main(["-m", "lora.r=2,4", *model, *SMALL, f"outputs={outputs}", "study=s"]) == 0
     return outputs / "s"
 

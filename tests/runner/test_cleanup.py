@@ -98,7 +98,7 @@ def test_pareto_keeps_the_front_of_the_report(tmp_path, monkeypatch):
 
 def test_study_ends_with_the_adapters_it_was_asked_to_keep(tiny_bert, tmp_path, capsys):
     own = ["train.max_steps=2", "data.max_train_samples=64", "data.max_eval_samples=32", "tracking=none"]
-    model = [f"model.pretrained={tiny_bert}", "model.sha256=null", f"outputs={tmp_path}", "study=s"]
+    model = [f"model.pretrained={tiny_bert}", f"outputs={tmp_path}", "study=s"]
     assert main.main(["-m", "lora.r=2,4", *own, *model, "tracking.save_adapters=best"]) == 0
     opened = Study.open(tmp_path / "s")
     assert cleanup.kept(opened, TrackSpec(save_adapters="pareto")) >= cleanup.kept(

@@ -65,7 +65,6 @@ def run(model: Path, outputs: Path, name: str, ranks: str, seed: int, kills: int
     own = [
         f"lora.r={ranks}",
         f"model.pretrained={model}",
-        "model.sha256=null",
         f"outputs={outputs}",
         f"study={name}",
         *more,

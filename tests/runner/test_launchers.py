@@ -14,7 +14,7 @@ from support import studies
 from lorasweep.cli import main
 from lorasweep.study.study import Study
 
-SMALL = ["model.sha256=null", *studies.SMALL, "tracking.reload_check=false", "study=s", "search.workers=2"]
+SMALL = [*studies.SMALL, "tracking.reload_check=false", "study=s", "search.workers=2"]
 
 
 def start(model: Path, outputs: Path, *arguments: str, **environment: str) -> subprocess.Popen:

@@ -23,7 +23,6 @@ def test_points_that_a_sampler_draws_do_not_depend_on_what_a_pass_costs_here(tin
             "data.max_eval_samples=8",
             "data.max_tokens=16",
             f"model.pretrained={tiny_bert}",
-            "model.sha256=null",
             "tracking=none",
             f"outputs={tmp_path}",
             f"study={name}",

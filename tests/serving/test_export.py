@@ -21,7 +21,6 @@ SMALL = [
     "data.max_train_samples=64",
     "data.max_eval_samples=32",
     "tracking=none",
-    "model.sha256=null",
 ]
 TEXT = "Open a socket"
 

@@ -19,7 +19,6 @@ SMALL = [
     "data.max_eval_samples=16",
     "task_type.max_new_tokens=4",
     "tracking=none",
-    "model.sha256=null",
 ]
 
 

@@ -131,7 +131,7 @@ def test_best_yaml_is_a_sweep_file_of_the_winner(tmp_path):
 
 
 def test_study_leaves_predictions_and_a_best_yaml_that_runs(tiny_bert, tmp_path, capsys):
-    model = [f"model.pretrained={tiny_bert}", "model.sha256=null"]
+    model = [f"model.pretrained={tiny_bert}"]
     assert main.main(["-m", "lora.r=2,4", *model, *SMALL, "tracking=none", f"outputs={tmp_path}", "study=s"]) == 0
     study = Study.open(tmp_path / "s")
     for trial in study.trials():

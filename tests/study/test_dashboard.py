@@ -46,7 +46,7 @@ def dashboard():
 
 def test_dashboard_shows_the_study(tiny_bert, tmp_path, dashboard):
     small = ["train.max_steps=2", "train.batch_size=8", "data.max_train_samples=32", "data.max_eval_samples=16"]
-    own = [f"model.pretrained={tiny_bert}", "model.sha256=null", f"outputs={tmp_path}", "study=s"]
+    own = [f"model.pretrained={tiny_bert}", f"outputs={tmp_path}", "study=s"]
     assert main.main(["lora.r=1,2", *small, *own, "tracking.reload_check=false"]) == 0
     api = dashboard(str(tmp_path / "s" / "journal.log"))
     (study,) = fetched(f"{api}/studies")["study_summaries"]

@@ -212,7 +212,7 @@ def test_budget_that_is_spent_ends_the_race(tmp_path):
 def test_stopped_study_goes_on_with_its_repeats(tiny_bert, tmp_path, monkeypatch, capsys):
     rounds = repeat_rounds.next_round
     monkeypatch.setattr(repeat_rounds, "next_round", lambda s: s.stop(None, "here") or rounds(s))
-    model = [f"model.pretrained={tiny_bert}", "model.sha256=null"]
+    model = [f"model.pretrained={tiny_bert}"]
     keys = ["search.repeats=2", "search.repeat_top=1", "lora.r=2,4", f"outputs={tmp_path}", "study=s"]
     assert main.main(["-m", *keys, *model, *SMALL, "tracking=none"]) == launch.EXIT_INTERRUPTED
     study = Study.open(tmp_path / "s")
@@ -229,7 +229,7 @@ def test_stopped_study_goes_on_with_its_repeats(tiny_bert, tmp_path, monkeypatch
 
 
 def test_finished_study_is_resumed_to_repeat_its_best(tiny_bert, tmp_path, capsys):
-    model = [f"model.pretrained={tiny_bert}", "model.sha256=null"]
+    model = [f"model.pretrained={tiny_bert}"]
     assert main.main(["-m", "lora.r=2,4", *model, *SMALL, "tracking=none", f"outputs={tmp_path}", "study=s"]) == 0
     study = Study.open(tmp_path / "s")
     before = answer.answer(study).best

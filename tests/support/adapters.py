@@ -12,7 +12,6 @@ def prepared(folder, *overrides: str):
     spec = compose.compose_trial(
         [
             f"model.pretrained={folder}",
-            "model.sha256=null",
             "data.max_train_samples=64",
             "data.max_eval_samples=8",
             *overrides,

@@ -15,7 +15,7 @@ from lorasweep.memory import out_of_memory
 from lorasweep.models import base_model
 from lorasweep.training import checkpoint, engine, workload
 
-SMALL = ["model.sha256=null", "model.decoder=null", "data.max_train_samples=40", "data.max_eval_samples=6"]
+SMALL = ["model.decoder=null", "data.max_train_samples=40", "data.max_eval_samples=6"]
 SMALL += ["data.max_tokens=24", "train.max_steps=10", "train.eval_every=6", "train.batch_size=4"]
 SMALL += ["train.learning_rate=1e-2", "lora.r=4"]
 

@@ -46,7 +46,7 @@ def sign_in(monkeypatch, password: str) -> None:
 
 
 def swept(tiny_bert: Path, outputs: Path, uri: str) -> int:
-    model = [f"model.pretrained={tiny_bert}", "model.sha256=null"]
+    model = [f"model.pretrained={tiny_bert}"]
     return main.main(["-m", "lora.r=2,4", *model, *SMALL, f"outputs={outputs}", "study=s", f"tracking.uri={uri}"])
 
 

@@ -19,7 +19,7 @@ from lorasweep.models import base_model
 from lorasweep.tasks import batches
 from lorasweep.training import checkpoint, engine, slot, workload
 
-SMALL = ["model.sha256=null", "model.decoder=null", "data.max_train_samples=40", "data.max_eval_samples=6"]
+SMALL = ["model.decoder=null", "data.max_train_samples=40", "data.max_eval_samples=6"]
 SMALL += ["data.max_tokens=24"]
 TRAIN = ["train.max_steps=7", "train.eval_every=3", "train.batch_size=8", "train.learning_rate=1e-2", "lora.r=4"]
 TRAIN += ["train.weight_decay=0.1", "train.max_grad_norm=0.5", "train.warmup_ratio=0.3"]

@@ -79,7 +79,6 @@ def overrides(kind: str, folder: Path, *more: str) -> list[str]:
     return [
         f"task_type={kind}",
         f"model.pretrained={folder}",
-        "model.sha256=null",
         f"train.max_steps={STEPS}",
         "train.warmup_ratio=0.1",
         "train.batch_size=8",
