@@ -79,7 +79,7 @@ class Columns:
 DEFAULTS = {f.name: f.default for f in fields(DataSpec)}
 
 
-def find_columns(asked: Mapping[str, str], table: Table, spec: DataSpec, task: str) -> Columns:
+def find_columns(asked: Mapping[str, str], table: Table, spec: DataSpec) -> Columns:
     """Return field -> column for what the task reads. Raises ConfigError for a column that is not there."""
     present = table.columns
     given = {f: c for f, c in asked.items() if DEFAULTS.get(f"{f}_column", c) != c or c in present}
@@ -92,14 +92,14 @@ def find_columns(asked: Mapping[str, str], table: Table, spec: DataSpec, task: s
         else:
             by_field[name] = found
     open_fields = [f for f in asked if f not in given]
-    if open_fields == ["text"] and task == "CAUSAL_LM":
+    if open_fields == ["text"] and len(asked) == 1:
         by_field |= _of_language_model(present)
         open_fields = [] if by_field else open_fields
-    if task == "SEQ_CLS" and open_fields and open_fields[0] == "text" and not spec.text_pair_column:
+    if "label" in asked and "text" in open_fields and "text_pair" not in asked:
         pair = next((p for p in PAIRS if set(p) <= set(present)), None)
         if pair and not any(c in present for c in USUAL["text"][:4]):
             by_field |= {"text": pair[0], "text_pair": pair[1]}
-            open_fields = open_fields[1:]
+            open_fields = [f for f in open_fields if f != "text"]
     for name in open_fields:
         taken = {*by_field.values(), *[c for f, c in given.items() if f != name]}
         found = next((c for word in USUAL.get(name, ()) if (c := same_name(word, present)) and c not in taken), None)

@@ -33,8 +33,8 @@ CACHED = 4
 TEXT_BLOCK_TOKENS = 256
 """Length of the blocks of running text where data.max_tokens is null."""
 
-CLASS_FIELDS = {"SEQ_CLS": "label", "TOKEN_CLS": "tags"}
-"""Task -> the field whose classes all carved splits should have."""
+CLASS_FIELDS = ("label", "tags")
+"""Fields whose classes all carved splits should have."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +94,15 @@ def _load(spec: DataSpec, asked: Mapping[str, str], task: str, problem_type: str
         asked = {name: name for name in rows[0]}
     else:
         tables = readers.read_splits(spec)
-        if task == "CAUSAL_LM":
-            _cut_running_text(tables, spec, count)
-    tables, spec = _with_label_columns(tables, asked, spec, task)
-    columns = find_columns(asked, tables["train"], spec, task)
+        _cut_running_text(tables, spec, count)
+    tables, spec = _with_label_columns(tables, asked, spec)
+    columns = find_columns(asked, tables["train"], spec)
     notes = [*_table_notes(tables, columns), *columns.notes] if spec.source != "builtin" else []
     raw, broken = _records(tables, columns, spec, notes)
     notes += _settle_labels(raw, broken, problem_type)
     skipped = _leave_out(raw, broken, tables, spec, notes)
-    notes += _carve(raw, spec, "" if problem_type == "regression" else CLASS_FIELDS.get(task, ""))
+    classes = next((f for f in CLASS_FIELDS if f in columns.by_field), "")
+    notes += _carve(raw, spec, "" if problem_type == "regression" else classes)
     limits = {"train": spec.max_train_samples, "eval": spec.max_eval_samples, "test": spec.max_eval_samples}
     splits = {name: _at_most(raw[name], limits[name]) for name in SPLITS}
     empty = [f"data.{name}_split: the {name} split is empty" for name in SPLITS if not splits[name]]
@@ -154,11 +154,11 @@ def _cut_running_text(tables: Mapping[str, Table], spec: DataSpec, count: text_b
 
 
 def _with_label_columns(
-    tables: dict[str, Table], asked: Mapping[str, str], spec: DataSpec, task: str
+    tables: dict[str, Table], asked: Mapping[str, str], spec: DataSpec
 ) -> tuple[dict[str, Table], DataSpec]:
     """Return the tables with a column of lists in the place of label_columns, found where no label was named."""
     train = tables["train"]
-    if task != "SEQ_CLS" or spec.source == "builtin":
+    if "label" not in asked or spec.source == "builtin":
         return tables, spec
     if not spec.label_columns:
         if asked["label"] != "label" or find_label(train):
