@@ -25,9 +25,6 @@ from lorasweep.search.dimension import Dimension, Value, close, same
 from lorasweep.search.space import Lookup, Space
 from lorasweep.search.study_view import FirstObjective
 
-LEARNING = ("tpe", "gp", "cmaes", "nsga2")
-"""Samplers that go by results; random and qmc draw the same whatever the others do."""
-
 GENERATIONS = 4
 """nsga2 splits a study's trials into so many generations, each of 4 to 50 trials."""
 
@@ -132,7 +129,7 @@ def make_sampler(search: SearchSpec, number: int) -> BaseSampler:
 
 def learns(search: SearchSpec) -> bool:
     """Tell whether the points that a sampler draws depend on what other trials have shown by then."""
-    return search.sampler in LEARNING
+    return registry.SAMPLERS.get(search.sampler).learns
 
 
 def problems(search: SearchSpec, space: Space) -> list[str]:
