@@ -112,6 +112,10 @@ class Listed(Collection[str], Generic[T]):
                 return entry
         raise KeyError(value)
 
+    def named(self, name: str) -> T:
+        """Return the entry of this name, which may be no value itself: `pissa_niter_N`."""
+        return self._loaded()[name][1]
+
     def _loaded(self) -> dict[str, tuple[Callable[[object], bool], T]]:
         importlib.import_module(self.module)
         return self._entries
@@ -128,6 +132,7 @@ class Listed(Collection[str], Generic[T]):
 
 SAMPLERS: Listed[Any] = Listed("lorasweep.search.samplers")
 PRUNERS: Listed[Any] = Listed("lorasweep.search.pruners")
+INITS: Listed[Any] = Listed("lorasweep.lora.inits")
 
 
 # --- where names stand -----------------------------------------------------------------------------------------------

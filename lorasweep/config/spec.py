@@ -122,8 +122,8 @@ class LoraSpec:
     """Scale by lora_alpha / sqrt(r) (arXiv:2312.03732)."""
     use_dora: bool = setting(False, affects=MEMORY)
     """Learn magnitude and direction apart (arXiv:2402.09353): slower, for small ranks."""
-    init_lora_weights: bool | str = setting(True, affects=MEMORY)
-    """true (B = 0), false (random B), gaussian, olora, pissa, pissa_niter_N, orthogonal, loftq or eva."""
+    init_lora_weights: bool | str = setting(True, affects=MEMORY, options=registry.INITS)
+    """How A and B begin: peft's names. true: random A, B = 0; false: random B too; N: a whole number from 1."""
     loftq_bits: int = one_of(4, 4, 8, affects=MEMORY)
     """Bits of the quantised base that init_lora_weights=loftq makes up for: 4 (NF4) or 8."""
     loftq_iter: int = ranged(1, 1, 20, affects=MEMORY)
@@ -156,29 +156,37 @@ class LoraSpec:
         return math.ceil(max([self.r, *(self.rank_pattern or {}).values()]) * self.eva_rho)
 
     @property
+    def init(self) -> Any:
+        """The entry of lora/inits.py that init_lora_weights names."""
+        return registry.INITS.get(self.init_lora_weights)
+
+    @property
     def changes_base(self) -> bool:
-        """PiSSA and OLoRA take the adapter's start out of the base weights."""
-        return str(self.init_lora_weights).startswith(("pissa", "olora"))
+        """Whether the adapter's start is taken out of the base weights, as PiSSA and OLoRA do."""
+        return self.init.changes_base
+
+    @property
+    def rounds_base(self) -> bool:
+        """Whether the initialisation quantises the base weights that it adapts, as LoftQ does."""
+        return self.init.rounds_base
 
     def problems(self) -> list[str]:
         """Return the rules that tie several keys together, as far as they are broken."""
-        out = []
-        init = self.init_lora_weights
-        names = r"gaussian|olora|pissa(_niter_[1-9]\d*)?|orthogonal|loftq|eva"
-        if isinstance(init, str) and not re.fullmatch(names, init):
-            out.append(
-                "lora.init_lora_weights: must be true, false, gaussian, olora, pissa, pissa_niter_N, orthogonal, loftq "
-                f"or eva, got '{init}'"
-            )
-        odd = [r for r in (self.r, *(self.rank_pattern or {}).values()) if r % 2]
-        if init == "orthogonal" and odd:
-            out.append(f"lora.r: must be even with init_lora_weights=orthogonal, got {odd[0]}")
+        init = self.init
+        out: list[str] = init.problems(self)
         if self.lora_alpha is not None and self.alpha_ratio is not None:
             out.append("lora.alpha_ratio: stands in the place of lora.lora_alpha; give one of them")
         if not self.target_modules and not self.target_parameters:
             out.append("lora.target_modules: must name at least one module, got an empty list")
-        if self.use_dora and init == "eva":
-            out.append("lora.use_dora: peft does not initialise DoRA with eva; choose another init_lora_weights")
+        if self.use_dora and not init.dora:
+            out.append(
+                f"lora.use_dora: peft does not initialise DoRA with {init.name}; choose another init_lora_weights"
+            )
+        if self.lora_bias and not init.lora_bias:
+            able = [name for name in registry.INITS if registry.INITS.named(name).lora_bias]
+            out.append(f"lora.lora_bias: needs init_lora_weights={' or '.join(able)}, got {self.init_lora_weights}")
+        if self.lora_bias and self.use_dora:
+            out.append("lora.lora_bias: peft has no bias of B with lora.use_dora; leave one of them out")
         low = [r for r in (self.rank_pattern or {}).values() if not 1 <= r <= 1024]
         if low:
             out.append(f"lora.rank_pattern: ranks must be between 1 and 1024, got {low[0]}")
@@ -204,7 +212,7 @@ class LoraSpec:
             "lora_dropout": self.lora_dropout > 0,
             "use_dora": self.use_dora,
             "lora_bias": self.lora_bias,
-            f"init_lora_weights={self.init_lora_weights}": self.init_lora_weights not in (True, False, "gaussian"),
+            f"init_lora_weights={self.init_lora_weights}": not self.init.experts,
         }
         return [
             f"lora.target_parameters: expert parameters cannot be combined with {name}; leave one of them out"

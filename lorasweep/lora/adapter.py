@@ -1,26 +1,24 @@
 """A LoRA adapter of peft on a shared base: attach, count, save, convert, detach, reload."""
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, initialize_lora_eva_weights
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora.layer import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lorasweep.config import registry
 from lorasweep.config.spec import LoraSpec, TaskSpec
 from lorasweep.errors import ConfigError
-from lorasweep.lora import loftq, module_swap
+from lorasweep.lora import inits, module_swap, peft_notices
 from lorasweep.lora.peft_config import config, parameter_problems, whole
-from lorasweep.models import quantization
 from lorasweep.models.base_model import LINEAR, Base, renew_missing
 
 Batches = Callable[[], Sequence[Mapping[str, Tensor]]]
@@ -73,10 +71,10 @@ class Attached:
 def attach(base: Base, lora: LoraSpec, task: TaskSpec, seed: int, batches: Batches = tuple) -> Attached:
     """Put a fresh adapter on the base: the head drawn anew, then A and B, all from `seed`.
 
-    `batches` gives the model inputs that eva looks at; no other initialisation asks for them. Raises ConfigError for
+    `batches` gives the model inputs that an initialisation looks at, if it does. Raises ConfigError for
     what a quantised base cannot do, and for parameters that lie in what the checkpoint lacks.
     """
-    refused = loftq.problems(lora, base.quantization) + parameter_problems(lora, task, base)
+    refused = inits.problems(lora, base.quantization) + parameter_problems(lora, task, base)
     if refused:
         raise ConfigError(refused)
     renew_missing(base, seed)
@@ -113,63 +111,25 @@ def _same(values: Tensor, parameter: Tensor) -> bool:
 
 def _wrapped(base: Base, lora: LoraSpec, task: TaskSpec, batches: Batches) -> Any:
     """Return the peft model with its initialisation done."""
-    with _quiet():
+    with peft_notices.left_out():
         peft_model = get_peft_model(base.model, config(lora, task, base))
-    if lora.init_lora_weights == "eva":
-        _init_eva(peft_model, batches())
-    if lora.init_lora_weights == "loftq":
-        _init_loftq(peft_model, lora, base)
+    if lora.init.finish is not None:
+        lora.init.finish(peft_model, lora, base, batches)
     for wrapper in peft_model.modules():
         if isinstance(wrapper, ModulesToSaveWrapper):
             module_swap.keep_in_fp32(wrapper.modules_to_save["default"])
     return peft_model
 
 
-def _init_loftq(peft_model: Any, lora: LoraSpec, base: Base) -> None:
-    """Let each adapter make up for what quantising its layer loses: of a quantised base, against its checkpoint."""
-    found = {n: m for n, m in peft_model.base_model.model.named_modules() if isinstance(m, LoraLayer)}
-    linear = {n: m for n, m in found.items() if isinstance(m.get_base_layer(), LINEAR)}
-    exact = base.exact() if base.quantization != "none" else {}
-    for name, layer in linear.items():
-        if quantization.is_quantised(layer.get_base_layer()):
-            loftq.make_up(layer, exact[f"{name}.weight"])
-        elif base.quantization == "none":
-            loftq.init_loftq(layer, lora)
-
-
 def _will_change(lora: LoraSpec, parameters: Mapping[str, Tensor]) -> list[str]:
     """Return the names of base parameters that the initialisation or training may change."""
-    weights = lora.changes_base or lora.init_lora_weights == "loftq"
+    weights = lora.changes_base or lora.rounds_base
     return [
         name
         for name, p in parameters.items()
         if (weights and name.endswith("weight") and p.dim() == 2 and p.is_floating_point())
         or (lora.bias != "none" and name.endswith("bias"))
     ]
-
-
-def _init_eva(peft_model: Any, batches: Sequence[Mapping[str, Tensor]]) -> None:
-    """Let peft set A to the first singular vectors of each module's inputs, with ranks shared out anew."""
-    with _quiet(), torch.no_grad():
-        initialize_lora_eva_weights(
-            peft_model,
-            list(batches),
-            forward_fn=lambda model, inputs: model.base_model.model(**inputs),
-            prepare_model_inputs_fn=lambda inputs, _: inputs["attention_mask"].bool(),
-            prepare_layer_inputs_fn=_real_tokens,
-            show_progress_bar=False,
-        )
-    peft_model.eval()  # peft leaves the model in training mode, and its A in the base's number format
-    for name, parameter in peft_model.named_parameters():
-        if ".lora_" in name:
-            parameter.data = parameter.data.float()
-
-
-def _real_tokens(layer_input: Any, mask_BT: Tensor, _: str) -> Tensor:
-    """Return a module's inputs [N, D] without those of padding, where it sees one vector a token."""
-    x = layer_input[0] if isinstance(layer_input, tuple | list) else layer_input
-    by_token = x.dim() == 3 and x.shape[:2] == mask_BT.shape
-    return x[mask_BT] if by_token else x.reshape(-1, x.shape[-1]).contiguous()
 
 
 def begin_from(attached: Attached, initial: Mapping[str, Tensor]) -> None:
@@ -229,13 +189,12 @@ def save(attached: Attached, folder: Path) -> float:
     PiSSA and OLoRA become a plain LoRA of rank 2r on the untouched base: W_res + s B A = W + s (B A - B_0 A_0).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _quiet():
+    with peft_notices.left_out():
         state = get_peft_model_state_dict(attached.peft_model)
     peft_config = copy.copy(attached.peft_model.peft_config["default"])
     peft_config.inference_mode = True
-    if peft_config.init_lora_weights == "eva":
-        peft_config.init_lora_weights = True  # loading must not ask for data
-        peft_config.eva_config = None  # which peft would warn of then
+    for key, value in registry.INITS.get(peft_config.init_lora_weights).saved.items():
+        setattr(peft_config, key, value)
     for name, start in attached.initial.items():
         if ".lora_A." in name:
             state[name] = torch.cat([state[name], start], dim=0)
@@ -257,7 +216,7 @@ def save(attached: Attached, folder: Path) -> float:
 
 def tensors(attached: Attached) -> dict[str, Tensor]:
     """Return what trains, by its name in a saved adapter; to write into these tensors is to change the adapter."""
-    with _quiet():
+    with peft_notices.left_out():
         state = get_peft_model_state_dict(attached.peft_model)
     places = {p.data_ptr() for p in attached.parameters()}
     return {n: w for n, w in state.items() if w.data_ptr() in places}
@@ -295,9 +254,9 @@ def _in_base(module: str) -> str:
 def reload(folder: Path, base: Base, lora: LoraSpec, task: TaskSpec) -> Any:
     """Return a plain peft model: the saved adapter on `base`, ready to evaluate.
 
-    For loftq a base that is not quantised is so first, in the same way as when the adapter was made.
+    Where the initialisation rounds a base that is not quantised, it does so first, as when the adapter was made.
     """
-    if lora.init_lora_weights == "loftq" and base.quantization == "none":
+    if lora.rounds_base and base.quantization == "none":
         attached = attach(base, lora, task, seed=0)
         inner = attached.peft_model.base_model.model
         coarse = [n for n in attached.originals if n.endswith("weight")]
@@ -305,7 +264,7 @@ def reload(folder: Path, base: Base, lora: LoraSpec, task: TaskSpec) -> Any:
         detach(attached)
         for name, weight in weights.items():
             base.model.get_parameter(name).data = weight
-    with _quiet():
+    with peft_notices.left_out():
         return PeftModel.from_pretrained(base.model, str(folder)).eval()
 
 
@@ -324,15 +283,3 @@ def saved_modules(peft_model: Any) -> list[str]:
 def lora_layers(peft_model: Any) -> Iterator[Any]:
     """Yield the adapted layers."""
     return (m for m in peft_model.modules() if isinstance(m, LoraLayer))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out peft's notices about things that are as we want them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore",
-            message=".*(changes the base weights|with eva init|Could not find a config|is_gradient_checkpointing"
-            r"|LoRA tensor\(s\) have invalid shape).*",  # a bias of B has one dimension
-        )
-        yield

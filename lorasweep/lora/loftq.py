@@ -3,42 +3,25 @@
 from typing import Any
 
 import torch
+from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from lorasweep.config.spec import LoraSpec
-from lorasweep.models.quantization import BITS, read_4_bits, reader
+from lorasweep.models.base_model import LINEAR, Base
+from lorasweep.models.quantization import is_quantised, read_4_bits, reader
 
 
-def problems(lora: LoraSpec, quantization: str) -> list[str]:
-    """Return what the LoRA keys ask for that a quantised base cannot do."""
-    if quantization == "none":
-        return []
-    out, init = [], lora.init_lora_weights
-    if lora.changes_base:
-        out.append(
-            f"lora.init_lora_weights: {init} takes the adapter's start out of the base weights, which "
-            f"model.quantization={quantization} rounds anew; use loftq, or model.quantization=none"
-        )
-    if init == "orthogonal":
-        out.append(
-            "lora.init_lora_weights: peft draws orthogonal in the weights' number format, and quantised ones are whole "
-            "numbers; use true or gaussian, or model.quantization=none"
-        )
-    if init == "loftq" and lora.loftq_bits != BITS[quantization]:
-        out.append(
-            f"lora.loftq_bits: must be {BITS[quantization]} with model.quantization={quantization}, got "
-            f"{lora.loftq_bits}; it makes up for the base's own rounding"
-        )
-    if init == "loftq" and lora.loftq_iter > 1:
-        out.append(
-            f"lora.loftq_iter: must be 1 with model.quantization={quantization}, got {lora.loftq_iter}; more rounds "
-            "would quantise a base for each trial, and trials share one"
-        )
-    return out
-
-
-# --- LoftQ -----------------------------------------------------------------------------------------------------------
+def finish(peft_model: Any, lora: LoraSpec, base: Base) -> None:
+    """Let each adapter make up for what quantising its layer loses: of a quantised base, against its checkpoint."""
+    layers = {n: m for n, m in peft_model.base_model.model.named_modules() if isinstance(m, LoraLayer)}
+    linear = {n: m for n, m in layers.items() if isinstance(m.get_base_layer(), LINEAR)}
+    exact = base.exact() if base.quantization != "none" else {}
+    for name, layer in linear.items():
+        if is_quantised(layer.get_base_layer()):
+            make_up(layer, exact[f"{name}.weight"])
+        elif base.quantization == "none":
+            init_loftq(layer, lora)
 
 
 def init_loftq(layer: Any, lora: LoraSpec) -> None:

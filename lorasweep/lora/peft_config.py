@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from peft import EvaConfig, LoraConfig
+from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 from torch import nn
@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lorasweep.config.spec import TARGET_PRESETS, LoraSpec, TaskSpec
 from lorasweep.errors import did_you_mean
-from lorasweep.lora import loftq
+from lorasweep.lora import inits
 from lorasweep.models import quantization
 from lorasweep.models.base_model import LINEAR, Base
 from lorasweep.models.target_modules import EXPERTS, has_fused_experts, new_heads, preset_names, target_problems
@@ -31,7 +31,6 @@ def config(lora: LoraSpec, task: TaskSpec, base: Base) -> LoraConfig:
     if isinstance(targets, str) and targets in TARGET_PRESETS:
         wanted = [layers] if isinstance(layers, int) else layers
         targets, layers = _preset(base, task, targets, wanted), None
-    init = lora.init_lora_weights
     return LoraConfig(
         r=lora.r,
         lora_alpha=whole(lora.alpha),
@@ -43,14 +42,13 @@ def config(lora: LoraSpec, task: TaskSpec, base: Base) -> LoraConfig:
         lora_bias=lora.lora_bias,
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
-        init_lora_weights=True if init == "loftq" else init,  # type: ignore[arg-type]
-        eva_config=EvaConfig(rho=lora.eva_rho) if init == "eva" else None,
         modules_to_save=sorted({*(lora.modules_to_save or []), *base.missing}) or None,
         layers_to_transform=layers,
         layers_pattern=lora.layers_pattern,
         rank_pattern=dict(lora.rank_pattern or {}),
         alpha_pattern=dict(lora.alpha_pattern or {}),
         task_type=task.name,
+        **lora.init.in_peft(lora),
     )
 
 
@@ -86,7 +84,7 @@ def problems(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
     wanted = config(lora, task, base)
     out = target_problems(base, lora.target_modules, list(wanted.target_modules or [])) + _expert_problems(lora, base)
     out = out or _tied_problems(lora, wanted, base)
-    out += loftq.problems(lora, base.quantization) + _init_problems(lora, wanted, base)
+    out += inits.problems(lora, base.quantization) + _init_problems(lora, wanted, base)
     names = [n for n, _ in base.model.named_modules()]
     for name in lora.modules_to_save or []:
         if not any(n == name or n.endswith(f".{name}") for n in names):
@@ -144,14 +142,9 @@ def _tied_problems(lora: LoraSpec, wanted: LoraConfig, base: Base) -> list[str]:
     ]
 
 
-ANY_LAYER = (True, False, "gaussian")
-"""Initialisations that draw A and B at random, and so exist for each kind of layer that peft adapts."""
-
-
 def _init_problems(lora: LoraSpec, wanted: LoraConfig, base: Base) -> list[str]:
     """Return a problem for the first layer of each kind that this initialisation has no start for."""
-    init = lora.init_lora_weights
-    if init in ANY_LAYER:
+    if inits.OTHER in lora.init.layers:  # it draws at random, whatever the layer
         return []
     out: dict[str, str] = {}
     for name, module in base.model.named_modules():
@@ -161,28 +154,35 @@ def _init_problems(lora: LoraSpec, wanted: LoraConfig, base: Base) -> list[str]:
         if reason:
             out.setdefault(
                 type(module).__name__,
-                f"lora.init_lora_weights: {init} has no start for '{name}' ({reason}); take true or gaussian, or leave "
-                "it out of lora.target_modules",
+                f"lora.init_lora_weights: {lora.init_lora_weights} has no start for '{name}' ({reason}); take true or "
+                "gaussian, or leave it out of lora.target_modules",
             )
     return list(out.values())
 
 
 def _no_start(lora: LoraSpec, wanted: LoraConfig, name: str, module: nn.Module) -> str:
     """Return why an initialisation that looks at weights or inputs cannot begin at this layer, "" where it can."""
-    init = str(lora.init_lora_weights)
-    if isinstance(module, nn.Embedding):
-        # An embedding is never quantised, so loftq has nothing to make up for there: the plain start is the right one.
-        return "" if init == "loftq" else "a table of vectors, where peft would begin as with true"
-    if not isinstance(module, LINEAR):
-        return f"{type(module).__name__}; it is for linear layers"
-    if init == "olora" and isinstance(module, Conv1D):
-        return "Conv1D keeps its weight transposed, and peft's olora decomposes it as it lies; pissa can"
+    kind = _kind(module)
+    if kind not in lora.init.layers:
+        return {
+            inits.EMBEDDING: "a table of vectors, where peft would begin as with true",
+            inits.CONV1D: "Conv1D keeps its weight transposed, and peft would take it as it lies",
+        }.get(kind, f"{type(module).__name__}; it is for linear layers")
+    if not lora.changes_base or quantization.is_quantised(module):  # 4-bit weights have another shape
+        return ""
     ranks = wanted.rank_pattern or {}
     r = ranks.get(get_pattern_key(list(ranks), name), lora.r)
-    most = min(module.weight.shape)
-    if lora.changes_base and r > most and not quantization.is_quantised(module):  # 4-bit weights have another shape
-        return f"its weight has {most} directions, fewer than the rank {r}"
-    return ""
+    most = min(module.get_parameter("weight").shape)
+    return f"its weight has {most} directions, fewer than the rank {r}" if r > most else ""
+
+
+def _kind(module: nn.Module) -> str:
+    """Return what a module is to an initialisation."""
+    if isinstance(module, Conv1D):
+        return inits.CONV1D
+    if isinstance(module, nn.Embedding):
+        return inits.EMBEDDING
+    return inits.LINEAR if isinstance(module, LINEAR) else inits.OTHER
 
 
 def _whole_problems(lora: LoraSpec, base: Base) -> list[str]:

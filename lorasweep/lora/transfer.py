@@ -81,10 +81,10 @@ def problems(spec: TrialSpec, folder: Path) -> list[str]:
 def _rounding(spec: TrialSpec) -> str:
     """Return how LoftQ rounds an unquantised base, "" where nothing does. In later rounds the rank takes part."""
     lora = spec.lora
-    if lora.init_lora_weights != "loftq" or spec.model.quantization != "none":
+    if not lora.rounds_base or spec.model.quantization != "none":
         return ""
     ranks = f", r={lora.r}, rank_pattern={lora.rank_pattern or {}}, alpha={lora.alpha:g}" if lora.loftq_iter > 1 else ""
-    return f"a base rounded by loftq (loftq_bits={lora.loftq_bits}, loftq_iter={lora.loftq_iter}{ranks})"
+    return f"a base rounded by {lora.init.name} (loftq_bits={lora.loftq_bits}, loftq_iter={lora.loftq_iter}{ranks})"
 
 
 def _check_magnitudes(saved: Mapping[str, Tensor], here: Mapping[str, Tensor], folder: Path) -> None:

@@ -113,7 +113,7 @@ def _key(spec: TrialSpec, slots: int, missing: tuple[str, ...] | None) -> str:
     settings = spec.affecting(Affects.MEMORY)
     settings["lora"] |= {
         "lora_dropout": spec.lora.lora_dropout > 0,
-        "init_lora_weights": [spec.lora.changes_base, spec.lora.init_lora_weights == "loftq"],
+        "init_lora_weights": [spec.lora.changes_base, spec.lora.rounds_base],
     }
     return json.dumps([settings, slots, missing], sort_keys=True)
 
@@ -247,9 +247,9 @@ class _Trials:
 
     @property
     def _changes_weights(self) -> bool:
-        """Whether the initialisation does: LoftQ leaves a quantised base as it is."""
+        """Whether the initialisation does: one that rounds leaves a quantised base as it is."""
         lora = self.spec.lora
-        return lora.changes_base or (lora.init_lora_weights == "loftq" and self.spec.model.quantization == "none")
+        return lora.changes_base or (lora.rounds_base and self.spec.model.quantization == "none")
 
     @property
     def residuals(self) -> int:

@@ -59,10 +59,10 @@ def _missing(key: str, value: str) -> str:
 
 def lacking(spec: TrialSpec, device: torch.device) -> list[str]:
     """Return what a trial asks of bitsandbytes that this machine or the device does not have."""
-    kind, init, optimizer = spec.model.quantization, spec.lora.init_lora_weights, spec.train.optimizer
+    kind, init, optimizer = spec.model.quantization, spec.lora.init, spec.train.optimizer
     asked = {
         "model.quantization": kind if kind != "none" else "",
-        "lora.init_lora_weights": "loftq" if init == "loftq" and spec.lora.loftq_bits == 4 and kind == "none" else "",
+        "lora.init_lora_weights": init.name if kind == "none" and init.needs_bitsandbytes(spec.lora) else "",
         "train.optimizer": optimizer if optimizer != "adamw" else "",
     }
     out = [_missing(key, value) for key, value in asked.items() if value and not _is_there()]

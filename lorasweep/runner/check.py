@@ -227,16 +227,8 @@ def show_grid(
 
 def start(spec: TrialSpec) -> str:
     """Say whether the fresh adapter leaves the base model's answers as they are."""
-    init = spec.lora.init_lora_weights
-    if init is False:
-        return "init_lora_weights=false draws B too: the fresh adapter differs from the base model"
-    if init == "loftq" and spec.model.quantization != "none":
-        return (
-            "loftq makes up for a part of what quantising the base lost: the fresh adapter is nearer to the exact base"
-        )
-    if init == "loftq":
-        return "loftq quantises the base: the fresh adapter is near the base model, not equal to it"
-    return "the fresh adapter equals the base model"
+    init = spec.lora.init
+    return (init.start_quantised if spec.model.quantization != "none" else "") or init.start
 
 
 def labels(records: Sequence[Mapping[str, Any]]) -> str:

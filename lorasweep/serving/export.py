@@ -178,8 +178,7 @@ def _pooling(spec: TrialSpec) -> str:
             "pooled first token: other code has to pool so too, e.g. `lorasweep.models.base_model.pool_by_mean(base)` "
             "before peft."
         )
-    if spec.lora.init_lora_weights == "loftq":
-        notes.append("The base has to be quantised as LoftQ did (`lora.loftq_bits`); the merged form has that in it.")
+    notes += [spec.lora.init.note] if spec.lora.init.note else []
     return "".join(f"\n{n}\n" for n in notes)
 
 

@@ -87,8 +87,8 @@ def no_pipeline(spec: TrialSpec, task: Task) -> str:
         return "MLflow's signature of text-classification has no pairs"
     if spec.model.pooling != "model":
         return "the pipeline does not pool by the mean (model.pooling)"
-    if spec.lora.init_lora_weights == "loftq":
-        return "the pipeline does not quantise its base as LoftQ did"
+    if spec.lora.rounds_base:
+        return f"the pipeline does not quantise its base as {spec.lora.init.name} did"
     if spec.model.trust_remote_code:
         return "MLflow would run the checkpoint's own code without asking"
     return ""

@@ -261,17 +261,22 @@ class Engine:
     def _first_inputs(self, spec: TrialSpec) -> list[dict[str, torch.Tensor]]:
         """Return the model inputs of the trial's first examples, for initialisations that look at data.
 
-        A batch holds as many examples as eva looks for directions: a pooler sees one row an example, and peft waits for
-        ever for a module that sees fewer. Raises ConfigError where there are not so many examples.
+        A batch holds as many examples as the initialisation has to see at once: a pooler sees one row an example, and
+        peft's eva waits for ever for a module that sees fewer. Raises ConfigError where there are not so many examples.
         """
         train, examples = spec.train, self.prepared.train
-        size = max(train.batch_size, spec.lora.eva_directions)
-        if len(examples) < spec.lora.eva_directions:
+        init = spec.lora.init
+        least = init.sees(spec.lora)
+        if len(examples) < least:
             raise ConfigError(
-                [f"lora.init_lora_weights: eva needs r * eva_rho = {size} training examples, got {len(examples)}"]
+                [
+                    f"lora.init_lora_weights: {init.name} needs {init.sees_rule} = {least} training examples, got "
+                    f"{len(examples)}"
+                ]
             )
+        size = max(train.batch_size, least)
         count = max(2, LOOK_AT * train.batch_size // size)
-        whole = (b for b in epochs(examples, size, train.seed) if len(b) >= spec.lora.eva_directions)
+        whole = (b for b in epochs(examples, size, train.seed) if len(b) >= least)
         batches = itertools.islice(whole, count)
         made = [self.task.collate([b], self.prepared.pad_id, self.device) for b in batches]
         if self.base.model.config.is_encoder_decoder:  # makes its decoder's inputs from the labels

@@ -1,13 +1,19 @@
 """Initialisations on each kind of layer: right, or refused before anything trains."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import transformers
-from conftest import wordpiece
+from support.models import wordpiece
 
+from lorasweep.config import compose, registry
 from lorasweep.config.spec import LoraSpec, ModelSpec, TaskSpec, TrainSpec
-from lorasweep.lora import adapter, loftq, peft_config
+from lorasweep.errors import ConfigError
+from lorasweep.lora import adapter, inits, loftq, peft_config
 from lorasweep.models import base_model
+from lorasweep.runner import check
 from lorasweep.tasks.causal_lm import CausalLM
 
 TASK = TaskSpec(name="CAUSAL_LM")
@@ -132,3 +138,73 @@ def test_embedding_beside_loftq_begins_plainly_as_no_base_quantises_it(tiny_gpt2
     layer = attached.peft_model.base_model.model.transformer.wpe
     assert torch.equal(layer.get_base_layer().weight, table)
     assert not layer.get_delta_weight("default").any()
+
+
+@pytest.fixture
+def restored(monkeypatch):
+    assert len(registry.INITS) > 1
+    monkeypatch.setattr(registry.INITS, "_entries", dict(registry.INITS._entries))
+
+
+def test_an_initialisation_is_one_entry(restored, tiny_gpt2, tmp_path):
+    def finish(peft_model, lora, base, batches):
+        for layer in adapter.lora_layers(peft_model):
+            layer.lora_A["default"].weight.data.fill_(float(len(batches())))
+
+    inits.add(
+        inits.Init(
+            name="counted",
+            layers=frozenset({inits.LINEAR}),
+            start="A holds the number of batches",
+            sees=lambda lora: 3 * lora.r,
+            sees_rule="3 * r",
+            dora=False,
+            problems=lambda lora: ["lora.r: counted needs r above 1"] if lora.r == 1 else [],
+            in_peft=lambda lora: {"init_lora_weights": True},
+            finish=finish,
+        )
+    )
+    asked = ["lora.init_lora_weights=counted", "lora.target_modules=[lm_head]"]
+    spec = compose.compose_trial(asked)
+    assert check.start(spec) == "A holds the number of batches"
+    with pytest.raises(ConfigError, match=r"lora\.r: counted needs r above 1") as refused:
+        compose.compose_trial([*asked, "lora.r=1", "lora.use_dora=true", "lora.lora_bias=true"])
+    assert len(refused.value.problems) == 4
+    with pytest.raises(ConfigError, match=r"loftq, eva, counted, got 'countd'; did you mean 'counted'"):
+        compose.compose_trial(["lora.init_lora_weights=countd"])
+
+    base = loaded(tiny_gpt2)
+    on_conv1d = LoraSpec(target_modules=["c_attn"], init_lora_weights="counted")
+    assert "counted has no start for 'transformer.h.0.attn.c_attn'" in peft_config.problems(on_conv1d, TASK, base)[0]
+    untrained = logits(base.model)
+    attached = adapter.attach(base, spec.lora, TASK, 0, lambda: [INPUTS] * 5)
+    assert {p.unique().item() for n, p in attached.named.items() if ".lora_A." in n} == {5.0}
+    torch.testing.assert_close(logits(attached.peft_model), untrained)
+    adapter.save(attached, tmp_path)
+    adapter.detach(attached)
+    torch.testing.assert_close(logits(adapter.reload(tmp_path, loaded(tiny_gpt2), spec.lora, TASK)), untrained)
+
+
+@pytest.mark.parametrize("init", ["gaussian", "olora", "pissa_niter_4", "loftq", "eva"])
+def test_a_bias_of_b_is_refused_where_peft_has_none(init):
+    problems = LoraSpec(init_lora_weights=init, lora_bias=True).problems()
+    assert problems == [f"lora.lora_bias: needs init_lora_weights=true or false, got {init}"]
+    assert LoraSpec(lora_bias=True, use_dora=True).problems() == [
+        "lora.lora_bias: peft has no bias of B with lora.use_dora; leave one of them out"
+    ]
+
+
+def test_names_of_initialisations_are_exact():
+    able = [True, False, "gaussian", "olora", "pissa", "pissa_niter_16", "orthogonal", "loftq", "eva"]
+    assert all(value in registry.INITS for value in able)
+    unable = ["true", "True", "Gaussian", "pissa_niter_0", "pissa_niter_", "pissa_niter_N", "xpissa", "", 1, None]
+    assert [value for value in unable if value in registry.INITS] == []
+
+
+def test_settings_are_checked_without_torch():
+    code = (
+        "import sys; from lorasweep.config.compose import compose_trial\n"
+        "compose_trial(['lora.init_lora_weights=eva', 'search.sampler=tpe', 'search.pruner=asha'])\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'peft', 'transformers')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
