@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+from lorasweep.config.measures import MEASURES
 from lorasweep.errors import ConfigError
 from lorasweep.runner import launch, launchers, plan
 from lorasweep.runner.interrupt import EXIT_INTERRUPTED
 from lorasweep.serving import winner
-from lorasweep.study.result import read_result
+from lorasweep.study.result import read_result, result_of
 from lorasweep.study.study import Study
-
-COSTS = ("adapter_mb", "peak_gib", "worker_peak_gib", "tokens_per_s", "steps")
-"""Keys of result.json that become columns as they are."""
 
 
 def run(overrides: Sequence[str]) -> dict[str, Any]:
@@ -41,7 +39,7 @@ def run(overrides: Sequence[str]) -> dict[str, Any]:
         raise KeyboardInterrupt(f"stopped; go on with: python -m lorasweep resume {planned.folder}")
     found = read_result(planned.folder / "0")
     assert found is not None, "a trial that has ended leaves a result"
-    return found | {"folder": str(planned.folder)}
+    return found.to_dict() | {"folder": str(planned.folder)}
 
 
 def load_study(folder: str | Path) -> "DataFrame":
@@ -59,23 +57,16 @@ def load_study(folder: str | Path) -> "DataFrame":
 
 
 def _row(study: Study, trial: Any) -> dict[str, Any]:
-    result = winner.result(study, trial.number)
-    swept = trial.user_attrs.get("swept", trial.params)
-    ended = "train_s" in result
-    row = {"number": trial.number, "state": trial.state.name}
-    row |= {key: swept.get(key) for key in study.meta.swept}
-    row |= {
-        "metric": result.get("metric", {}).get("value"),
-        "trainable": result.get("params", {}).get("trainable"),
-        "seconds": result["train_s"] + result["eval_s"] if ended else None,
-    }
-    row |= {key: result.get(key) for key in COSTS}
-    row |= {
-        f"{split}_{k}": v
-        for split, key in (("eval", "metrics"), ("test", "test"))
-        for k, v in result.get(key, {}).items()
-    }
-    return row | {"reason": result.get("reason") or "", "rerun": result.get("rerun", "")}
+    result = result_of(trial, study.trial_folder(trial.number))
+    row = {"number": result.number, "state": result.state}
+    row |= {key: result.params_swept.get(key) for key in study.meta.swept}
+    row["metric"] = result.metric.value if result.metric else None
+    row["trainable"] = result.trainable
+    row["seconds"] = None if result.train_s is None else result.device_s
+    row |= {name: getattr(result, name) for name in MEASURES}
+    row |= {f"eval_{k}": v for k, v in (result.metrics or {}).items()}
+    row |= {f"test_{k}": v for k, v in (result.test or {}).items()}
+    return row | {"reason": result.reason, "rerun": result.rerun}
 
 
 def load_best(folder: str | Path, trial: int | None = None) -> tuple[Any, Any]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lorasweep.runner import launchers, preflight
 from lorasweep.search.space import Space
 from lorasweep.serving import model_registry
 from lorasweep.study.meta import Entry
-from lorasweep.study.result import write_result
+from lorasweep.study.result import result_of, write_result
 from lorasweep.study.study import ENDED, Study
 from lorasweep.tracking import runs
 from lorasweep.training import checkpoint, workload
@@ -197,10 +198,9 @@ def stop(words: Sequence[str]) -> int:
 
 def _leave_result(study: Study, trial: Any, reason: str) -> None:
     """Write the result of a trial that ended while it waited; `sync` then ends its MLflow run, if it has one."""
-    folder, known = study.trial_folder(trial.number), trial.user_attrs
+    folder = study.trial_folder(trial.number)
     folder.mkdir(parents=True, exist_ok=True)
-    told = {"overrides": known.get("overrides"), "params_swept": known.get("swept", {})}
-    write_result(folder, {"number": trial.number, **told, "state": "PRUNED", "reason": reason})
+    write_result(folder, replace(result_of(trial, folder), state="PRUNED", reason=reason))
     (folder / checkpoint.CHECKPOINT).unlink(missing_ok=True)
 
 

@@ -72,6 +72,8 @@ def allowed(metadata: Mapping[str, Any]) -> str:
     """Return the allowed values of a field in brackets, or nothing where its type is the only rule."""
     if "options" in metadata:
         return f"[{', '.join(map(str, metadata['options']))}]"
+    if "each" in metadata:
+        return f"[each {', '.join(metadata['each'])}]"
     if "range" not in metadata:
         return ""
     low, high, above = metadata["range"]
@@ -173,6 +175,11 @@ def _type_name(hint: Any) -> str:
 NO_NULL = "must not hold a null byte"
 
 
+def _not_among(options: Sequence[str], value: str) -> str:
+    near = did_you_mean(value, list(options)).partition("; known")[0]
+    return f"each must be one of {', '.join(options)}, got '{value}'{near}"
+
+
 def _holds_null(value: Any) -> bool:
     """Return whether a string in the value has a null byte, which no file name and no database takes."""
     if isinstance(value, dict):
@@ -185,6 +192,8 @@ def _out_of_range(value: Any, metadata: Mapping[str, Any], optional: bool) -> st
         return f"{NO_NULL}, got {value!r}"
     if value is None or value == metadata.get("word", ...):
         return None
+    if "each" in metadata:
+        return next((_not_among(metadata["each"], v) for v in value if v not in metadata["each"]), None)
     if "options" in metadata and value not in metadata["options"]:
         near = did_you_mean(str(value), [str(o) for o in metadata["options"]]).partition("; known")[0]
         return f"must be {_options(metadata, optional)}, got '{value}'{near}"

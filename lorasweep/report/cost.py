@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lorasweep.report.study_data import Evidence, Shown
+from lorasweep.report.study_data import StudyData
+from lorasweep.study.result import TrialResult
 
 ENDED = ("COMPLETE", "PRUNED", "FAIL")
 
@@ -38,29 +39,29 @@ class Cost:
         return None if seconds is None or not total else seconds / total
 
 
-def cost(evidence: Evidence) -> Cost:
+def cost(data: StudyData) -> Cost:
     """Return what the ended trials of a study cost."""
-    ended = [t for t in evidence.trials if t.state in ENDED]
-    spans = [(t.began_s, t.ended_s) for t in ended if t.began_s and t.ended_s and t.device_s]
+    ended = [t for t in data.trials if t.state in ENDED]
+    spans = [(t.began_s, t.ended_s) for t in ended if t.began_s and t.ended_s and t.result.device_s]
     elapsed, walls = _covered(spans), sum(b - a for a, b in spans)
-    full = {t.steps for t in ended if t.state == "COMPLETE" and t.steps}
-    pruned = [t for t in ended if t.state == "PRUNED" and t.steps]
-    left = {t.number: max(0, next(iter(full)) - (t.steps or 0)) for t in pruned} if len(full) == 1 else None
+    full = {t.result.steps for t in ended if t.state == "COMPLETE" and t.result.steps}
+    pruned = [t.result for t in ended if t.state == "PRUNED" and t.result.steps]
+    left = {r.number: max(0, next(iter(full)) - (r.steps or 0)) for r in pruned} if len(full) == 1 else None
     return Cost(
-        device_s=sum(t.device_s or 0.0 for t in ended),
+        device_s=sum(t.result.device_s or 0.0 for t in ended),
         elapsed_s=elapsed,
         side_by_side=walls / elapsed if elapsed else None,
-        steps=sum(t.steps or 0 for t in ended),
+        steps=sum(t.result.steps or 0 for t in ended),
         steps_spared=None if left is None else sum(left.values()),
-        pruning_s=None if left is None else sum(_pace(t) * left[t.number] for t in pruned),
-        packing_s=_sum(t.packing_saved_s for t in ended),
-        prefix_s=_sum(t.prefix_saved_s for t in ended),
+        pruning_s=None if left is None else sum(_pace(r) * left[r.number] for r in pruned),
+        packing_s=_sum(t.result.packing_saved_s for t in ended),
+        prefix_s=_sum(t.result.prefix_saved_s for t in ended),
     )
 
 
-def _pace(trial: Shown) -> float:
+def _pace(result: TrialResult) -> float:
     """Return a trial's seconds a step."""
-    return (trial.device_s or 0.0) / trial.steps if trial.steps else 0.0
+    return (result.device_s or 0.0) / result.steps if result.steps else 0.0
 
 
 def _sum(values: Iterable[float | None]) -> float | None:

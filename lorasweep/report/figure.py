@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorasweep.report.study_data import Evidence, Shown
+from lorasweep.report.study_data import StudyData, TrialData
 
 Json = dict[str, Any]
 
@@ -36,7 +36,7 @@ def safe(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def points(name: str, trials: Sequence[Shown], x: Iterable[Any], marker: Mapping[str, Any]) -> Json:
+def points(name: str, trials: Sequence[TrialData], x: Iterable[Any], marker: Mapping[str, Any]) -> Json:
     return {
         "type": "scatter",
         "mode": "markers",
@@ -66,8 +66,8 @@ def _rounded(value: float) -> str:
     return f"{value:g}"
 
 
-def metric_axis(evidence: Evidence) -> Json:
-    return {"title": safe(f"eval {evidence.metric} ({evidence.unit})")}
+def metric_axis(data: StudyData) -> Json:
+    return {"title": safe(f"eval {data.meta.metric} ({data.unit})")}
 
 
 def layout(x: Json, y: Json, legend: bool) -> Json:

@@ -14,7 +14,7 @@ from lorasweep.files import replace_file
 from lorasweep.report import tables
 from lorasweep.report.figure import Figure
 from lorasweep.report.search_figures import figures
-from lorasweep.report.study_data import Evidence, gather
+from lorasweep.report.study_data import StudyData, gather
 from lorasweep.report.tables import Table
 from lorasweep.study import answer
 from lorasweep.study.answer import Answer
@@ -41,11 +41,11 @@ def write(study: Study, said: Answer | None = None) -> tuple[Path, Path]:
     """Write both files as the study stands at this moment; return their paths."""
     said = said or answer.answer(study)
     answer.write_best(study, said)  # the page names it, and a study that goes on may have another best by now
-    evidence = gather(study, said)
-    drawn = figures(evidence)
+    data = gather(study, said)
+    drawn = figures(data)
     paths = study.folder / REPORTS[0], study.folder / REPORTS[1]
-    replace_file(paths[0], redact(page(evidence, drawn)).replace("<!-- plotly -->", plotly(), 1))
-    replace_file(paths[1], redact(tables.markdown(evidence)))
+    replace_file(paths[0], redact(page(data, drawn)).replace("<!-- plotly -->", plotly(), 1))
+    replace_file(paths[1], redact(tables.markdown(data)))
     return paths
 
 
@@ -66,11 +66,11 @@ def plotly() -> str:
     return base64.b64encode(gzip.compress(source.read_bytes(), mtime=0)).decode()
 
 
-def page(evidence: Evidence, drawn: Sequence[Figure]) -> str:
+def page(data: StudyData, drawn: Sequence[Figure]) -> str:
     """Return the page, with a comment where plotly.js goes."""
-    title = escape(evidence.name)
-    question = f'<p class="question">{escape(evidence.question)}</p>' if evidence.question else ""
-    best = str(evidence.best.number) if evidence.best else None
+    title = escape(data.meta.name)
+    question = f'<p class="question">{escape(data.meta.question)}</p>' if data.meta.question else ""
+    best = str(data.best.number) if data.best else None
     links = {
         "leaders": "Leaders",
         **PARTS,
@@ -89,18 +89,18 @@ def page(evidence: Evidence, drawn: Sequence[Figure]) -> str:
 <style>{_file("page.css")}</style></head><body>
 <a class="skip" href="#leaders">Skip to the results</a>
 <header><h1>{title}</h1>{question}
-<p class="answer">{escape(evidence.said)}</p>
-<p class="soft">{escape(tables.progress(evidence))} Made {escape(evidence.made)}.</p></header>
+<p class="answer">{escape(data.answer.text)}</p>
+<p class="soft">{escape(tables.progress(data))} Made {escape(data.made)}.</p></header>
 <nav aria-label="Sections"><ul>{listed}</ul></nav>
 <main>
 <noscript><p>The charts need JavaScript; each one's sentence and the tables do not.</p></noscript>
-<h2 id="leaders">Leaders</h2>{_table(tables.leaders(evidence), "All trials, the best first", best)}
-<p class="soft">{escape(tables.reading(evidence))}</p>
+<h2 id="leaders">Leaders</h2>{_table(tables.leaders(data), "All trials, the best first", best)}
+<p class="soft">{escape(tables.reading(data))}</p>
 {body}
-<h2 id="cost">Cost</h2>{_table(tables.costs(evidence), "What the study used and what it was spared")}
-<h2 id="failures">Failures</h2>{_table(tables.failures(evidence), "Failed trials and why")}
-<h2 id="origins">Made from</h2>{_table(tables.origins(evidence), "Data, seeds and versions")}
-<h2 id="next">Next</h2>{_commands(evidence)}
+<h2 id="cost">Cost</h2>{_table(tables.costs(data), "What the study used and what it was spared")}
+<h2 id="failures">Failures</h2>{_table(tables.failures(data), "Failed trials and why")}
+<h2 id="origins">Made from</h2>{_table(tables.origins(data), "Data, seeds and versions")}
+<h2 id="next">Next</h2>{_commands(data)}
 </main>
 <script type="application/json" id="figures">{_json(drawn)}</script>
 <script type="application/gzip" id="plotly"><!-- plotly --></script>
@@ -150,8 +150,8 @@ def _cell(text: str) -> str:
     return f"<td{kind}>{escape(text)}</td>"
 
 
-def _commands(evidence: Evidence) -> str:
-    return "".join(f"<p>{escape(what)}:</p><pre>{escape(line)}</pre>" for what, line in tables.commands(evidence))
+def _commands(data: StudyData) -> str:
+    return "".join(f"<p>{escape(what)}:</p><pre>{escape(line)}</pre>" for what, line in tables.commands(data))
 
 
 def _json(drawn: Sequence[Figure]) -> str:

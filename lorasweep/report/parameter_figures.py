@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lorasweep.report.figure import Figure, Json, layout, log_ticks, metric_axis, points, safe
-from lorasweep.report.study_data import Axis, Evidence, Group, Shown, counted, groups, place, short
+from lorasweep.report.study_data import Axis, Group, StudyData, TrialData, counted, groups, place, short
 
 MOST_BINS = 8
 MOST_EFFECTS = 12
@@ -20,29 +20,29 @@ SCALE = [[0.0, "#00224e"], [0.25, "#434e6c"], [0.5, "#7d7c78"], [0.75, "#bcaf6f"
 """Cividis: it reads the same with and without red and green."""
 
 
-def effects(evidence: Evidence) -> list[Figure]:
+def effects(data: StudyData) -> list[Figure]:
     """Return for each parameter the mean of the metric by its value, with the mean's 95 % interval."""
-    done = evidence.ranked("COMPLETE")
-    axes = [a for a in evidence.by_importance() if len(a.values) > 1][:MOST_EFFECTS]
-    return [_effect(evidence, done, a, i) for i, a in enumerate(axes)]
+    done = data.ranked("COMPLETE")
+    axes = [a for a in data.by_importance() if len(a.values) > 1][:MOST_EFFECTS]
+    return [_effect(data, done, a, i) for i, a in enumerate(axes)]
 
 
-def _effect(evidence: Evidence, done: Sequence[Shown], axis: Axis, i: int) -> Figure:
+def _effect(data: StudyData, done: Sequence[TrialData], axis: Axis, i: int) -> Figure:
     found = groups(done, axis, MOST_BINS)
     title = f"Effect of {axis.key}"
     if not found:
         return Figure(id=f"effect-{i}", title=title, says="No trial that sets it has finished yet.")
-    best = (max if evidence.maximize else min)(found, key=lambda g: g.mean)
+    best = (max if data.meta.maximize else min)(found, key=lambda g: g.mean)
     unsure = "" if best.half is None else f" ± {best.half:.4f}"
     if len(found) > 1 and all(g.mean == best.mean for g in found):
-        says = f"Mean {evidence.metric} is the same at each of {len(found)} values, {best.mean:.4f}."
+        says = f"Mean {data.meta.metric} is the same at each of {len(found)} values, {best.mean:.4f}."
     else:
         says = (
-            f"Mean {evidence.metric} is best at {axis.key} = {best.label}: {best.mean:.4f}{unsure} over "
+            f"Mean {data.meta.metric} is best at {axis.key} = {best.label}: {best.mean:.4f}{unsure} over "
             f"{counted(best.count, 'trial')}."
         )
     says += f" {_bars(found, axis)}"
-    if sum(len(a.values) > 1 for a in evidence.axes) > 1:
+    if sum(len(a.values) > 1 for a in data.axes) > 1:
         says += " Other parameters vary too."
     own = [t for t in done if axis.key in t.point]
     places = [t.point[axis.key] if axis.numeric else safe(short(t.point[axis.key])) for t in own]
@@ -51,9 +51,9 @@ def _effect(evidence: Evidence, done: Sequence[Shown], axis: Axis, i: int) -> Fi
         points("trials", own, places, {"color": "@grey", "size": 6, "opacity": 0.6}),
         _means(found, axis),
     ]
-    drawn_on = layout(_parameter_axis(axis), metric_axis(evidence) | {"range": _range(own)}, True)
+    drawn_on = layout(_parameter_axis(axis), metric_axis(data) | {"range": _range(own)}, True)
     rows = [[g.label, str(g.count), f"{g.mean:.4f}", "-" if g.half is None else f"± {g.half:.4f}"] for g in found]
-    head = [axis.key, "trials", f"mean {evidence.metric}", "95 % interval"]
+    head = [axis.key, "trials", f"mean {data.meta.metric}", "95 % interval"]
     return Figure(
         id=f"effect-{i}",
         title=title,
@@ -73,7 +73,7 @@ def _bars(found: Sequence[Group], axis: Axis) -> str:
     return f"The {'band and the bars' if band else 'bars'} hold the mean with 95 % confidence."
 
 
-def _range(trials: Sequence[Shown]) -> list[float]:
+def _range(trials: Sequence[TrialData]) -> list[float]:
     """Return the ends of the metric's axis: the trials and some room; an interval of two trials may be far wider."""
     values = [t.value for t in trials if t.value is not None]
     low, high = min(values), max(values)
@@ -119,18 +119,18 @@ def _means(found: Sequence[Group], axis: Axis) -> Json:
     }
 
 
-def chosen_pair(evidence: Evidence) -> tuple[Axis, Axis] | None:
+def chosen_pair(data: StudyData) -> tuple[Axis, Axis] | None:
     """Return the two parameters of the heat map: rank by learning rate where both vary, else the two most important."""
-    vary = [a for a in evidence.by_importance() if len(a.values) > 1]
+    vary = [a for a in data.by_importance() if len(a.values) > 1]
     known = {a.key: a for a in vary}
     if "lora.r" in known and "train.learning_rate" in known:
         return known["train.learning_rate"], known["lora.r"]
     return (vary[0], vary[1]) if len(vary) > 1 else None
 
 
-def heat_map(evidence: Evidence) -> Figure:
+def heat_map(data: StudyData) -> Figure:
     """Return the mean metric of finished trials over two parameters."""
-    pair, done = chosen_pair(evidence), evidence.ranked("COMPLETE")
+    pair, done = chosen_pair(data), data.ranked("COMPLETE")
     if pair is None or not done:
         why = "No trial has finished yet." if not done else "It takes two parameters that vary."
         return Figure(id="heat", title="Two parameters together", says=why)
@@ -145,9 +145,9 @@ def heat_map(evidence: Evidence) -> Figure:
     title = f"{up.key} by {across.key}"
     if not means:
         return Figure(id="heat", title=title, says="No finished trial sets both.")
-    best = (max if evidence.maximize else min)(means, key=lambda at: means[at])
+    best = (max if data.meta.maximize else min)(means, key=lambda at: means[at])
     says = (
-        f"Mean {evidence.metric} for each pair of values; the best cell is {up.key} = {ys[best[0]]} with "
+        f"Mean {data.meta.metric} for each pair of values; the best cell is {up.key} = {ys[best[0]]} with "
         f"{across.key} = {xs[best[1]]}, {means[best]:.4f} over {counted(len(cells[best]), 'trial')}. "
         "Nothing finished in empty cells."
     )
@@ -160,10 +160,10 @@ def heat_map(evidence: Evidence) -> Figure:
         "text": [["" if v is None else f"{v:.3f}" for v in row] for row in z],
         "texttemplate": "%{text}",
         "colorscale": SCALE,
-        "reversescale": not evidence.maximize,
+        "reversescale": not data.meta.maximize,
         "xgap": 2,
         "ygap": 2,
-        "colorbar": {"title": {"text": safe(f"{evidence.metric} ({evidence.unit})"), "side": "right"}, "thickness": 12},
+        "colorbar": {"title": {"text": safe(f"{data.meta.metric} ({data.unit})"), "side": "right"}, "thickness": 12},
         "hovertemplate": "%{y}, %{x}<br>mean %{z:.4f}<extra></extra>",
     }
     x = {"title": safe(_titled(across)), "type": "category"}
@@ -175,7 +175,7 @@ def heat_map(evidence: Evidence) -> Figure:
         says=says,
         traces=[heat],
         layout=layout(x, y, False),
-        table=([up.key, across.key, f"mean {evidence.metric}", "trials"], rows),
+        table=([up.key, across.key, f"mean {data.meta.metric}", "trials"], rows),
         wide=90 + 64 * len(xs) if len(xs) > 4 else 0,
     )
 
@@ -190,10 +190,10 @@ def _ticks(axis: Axis) -> list[str]:
     return [f"{a} to {b}" for a, b in itertools.pairwise(shown)]
 
 
-def parallel(evidence: Evidence) -> Figure:
+def parallel(data: StudyData) -> Figure:
     """Return one line a trial across all parameters, coloured by the metric; drawn as plain lines."""
-    done = evidence.ranked("COMPLETE", "PRUNED")
-    axes = [a for a in evidence.axes if len(a.values) > 1]
+    done = data.ranked("COMPLETE", "PRUNED")
+    axes = [a for a in data.axes if len(a.values) > 1]
     title = "All parameters of all trials"
     if len(axes) < 2 or len(done) < 2:
         return Figure(id="parallel", title=title, says="It takes two parameters that vary and two trials.")
@@ -207,9 +207,9 @@ def parallel(evidence: Evidence) -> Figure:
     count = len(axes)
     says = (
         f"Each line is one of {len(done)} trials and crosses each of {count} axes at its value; the last axis is its "
-        f"{evidence.metric}. Yellow is the best fifth, blue the worst."
+        f"{data.meta.metric}. Yellow is the best fifth, blue the worst."
     )
-    names = [safe(a.key).replace(".", ".<br>", 1) for a in axes] + [safe(evidence.metric)]
+    names = [safe(a.key).replace(".", ".<br>", 1) for a in axes] + [safe(data.meta.metric)]
     notes = [note for i, a in enumerate(axes) for note in _axis_notes(a, i)]
     notes += [_note(count, 0.0, f"{low:.4g}"), _note(count, 1.0, f"{high:.4g}")]
     drawn_on = layout(
@@ -224,7 +224,7 @@ def parallel(evidence: Evidence) -> Figure:
     return Figure(id="parallel", title=title, says=says, traces=traces, layout=drawn_on, wide=110 * (count + 1))
 
 
-def _lines(members: Sequence[Shown], axes: Sequence[Axis], ends: tuple[float, float], band: int) -> Json:
+def _lines(members: Sequence[TrialData], axes: Sequence[Axis], ends: tuple[float, float], band: int) -> Json:
     xs: list[float | None] = []
     ys: list[float | None] = []
     texts: list[str] = []

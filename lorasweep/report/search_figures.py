@@ -3,49 +3,42 @@
 import math
 from collections.abc import Sequence
 
+from lorasweep.config.measures import COSTS
 from lorasweep.report.figure import Figure, Json, layout, log_ticks, metric_axis, points, safe
 from lorasweep.report.parameter_figures import effects, heat_map, parallel
-from lorasweep.report.study_data import Evidence, Shown, counted, duration
+from lorasweep.report.study_data import StudyData, TrialData, counted, duration
 
 MOST_CURVE_POINTS = 20_000
 """Points of all learning curves together; more are thinned, the last of each curve stays."""
 
-COSTS = {
-    "trainable": ("trainable parameters", "count"),
-    "adapter_mb": ("adapter size", "MB"),
-    "train_s": ("training time", "device s"),
-    "peak_gib": ("peak memory", "GiB"),
-}
-"""What quality is shown against: title and unit."""
 
-
-def figures(evidence: Evidence) -> list[Figure]:
+def figures(data: StudyData) -> list[Figure]:
     """Return the report's figures in the order of reading."""
     return [
-        history(evidence),
-        importance(evidence),
-        *effects(evidence),
-        heat_map(evidence),
-        parallel(evidence),
-        curves(evidence),
-        *(pareto(evidence, cost, title, unit) for cost, (title, unit) in COSTS.items()),
+        history(data),
+        importance(data),
+        *effects(data),
+        heat_map(data),
+        parallel(data),
+        curves(data),
+        *(pareto(data, cost) for cost in COSTS),
     ]
 
 
-def history(evidence: Evidence) -> Figure:
+def history(data: StudyData) -> Figure:
     """Return the metric of each trial in its order, with the best so far."""
-    done, ended = (sorted(evidence.ranked(s), key=lambda t: t.number) for s in ("COMPLETE", "PRUNED"))
+    done, ended = (sorted(data.ranked(s), key=lambda t: t.number) for s in ("COMPLETE", "PRUNED"))
     title = "How the search went"
     if not done:
         return Figure(id="history", title=title, says="No trial has finished yet.")
     line: list[tuple[int, float]] = []
-    sign = 1 if evidence.maximize else -1
+    sign = 1 if data.meta.maximize else -1
     for t in done:
         if t.value is not None and (not line or sign * t.value > sign * line[-1][1]):
             line.append((t.number, t.value))
-    steps = [*line, (max(t.number for t in evidence.trials), line[-1][1])]
+    steps = [*line, (max(t.number for t in data.trials), line[-1][1])]
     says = (
-        f"Each point is a trial; the line is the best {evidence.metric} so far. "
+        f"Each point is a trial; the line is the best {data.meta.metric} so far. "
         f"It improved {counted(len(line) - 1, 'time')} and stands at {line[-1][1]:.4f} since trial {line[-1][0]}."
     )
     traces = [
@@ -66,19 +59,19 @@ def history(evidence: Evidence) -> Figure:
         title=title,
         says=says,
         traces=[t for t in traces if t["x"]],
-        layout=layout({"title": "trial number", "tickformat": "d"}, metric_axis(evidence), len(traces) > 1),
+        layout=layout({"title": "trial number", "tickformat": "d"}, metric_axis(data), len(traces) > 1),
     )
 
 
-def importance(evidence: Evidence) -> Figure:
+def importance(data: StudyData) -> Figure:
     """Return each parameter's share of the spread of the metric."""
-    title, found = "Which parameter matters", evidence.importance
+    title, found = "Which parameter matters", data.importance
     if not found:
-        return Figure(id="importance", title=title, says=evidence.no_importance)
+        return Figure(id="importance", title=title, says=data.no_importance)
     first, share = next(iter(found.items()))
     says = (
-        f"{first} explains {share:.0%} of the differences in {evidence.metric} between finished trials, the most of "
-        f"all {len(found)} parameters (fANOVA on a random forest). {evidence.no_importance}"
+        f"{first} explains {share:.0%} of the differences in {data.meta.metric} between finished trials, the most of "
+        f"all {len(found)} parameters (fANOVA on a random forest). {data.no_importance}"
     ).strip()
     keys = list(found)[::-1]
     bars = {
@@ -99,13 +92,13 @@ def importance(evidence: Evidence) -> Figure:
     )
 
 
-def curves(evidence: Evidence) -> Figure:
+def curves(data: StudyData) -> Figure:
     """Return the metric over the steps: pruned trials grey, the best one on top."""
-    title, drawn = "Learning curves", [t for t in evidence.trials if t.curve]
+    title, drawn = "Learning curves", [t for t in data.trials if t.curve]
     if not drawn:
         return Figure(id="curves", title=title, says="No trial has been evaluated yet.")
     most = max(2, MOST_CURVE_POINTS // len(drawn))
-    best = evidence.best
+    best = data.best
     pruned = [t for t in drawn if t.state in ("PRUNED", "FAIL")]
     others = [t for t in drawn if t not in pruned and t is not best]
     traces = [
@@ -114,15 +107,15 @@ def curves(evidence: Evidence) -> Figure:
         _curves(f"best: trial {best.number}", [best], most, "@orange", 3) if best and best.curve else None,
     ]
     says = (
-        f"The {evidence.metric} on the evaluation split at each evaluation of {len(drawn)} trials; "
+        f"The {data.meta.metric} on the evaluation split at each evaluation of {len(drawn)} trials; "
         f"{len(pruned)} ended early and {'is' if len(pruned) == 1 else 'are'} grey."
     )
-    drawn_on = layout({"title": "optimiser steps", "rangemode": "tozero"}, metric_axis(evidence), True)
+    drawn_on = layout({"title": "optimiser steps", "rangemode": "tozero"}, metric_axis(data), True)
     drawn_on["hovermode"] = "closest"
     return Figure(id="curves", title=title, says=says, traces=[t for t in traces if t and t["x"]], layout=drawn_on)
 
 
-def _curves(name: str, trials: Sequence[Shown], most: int, color: str, width: float) -> Json:
+def _curves(name: str, trials: Sequence[TrialData], most: int, color: str, width: float) -> Json:
     """Return many curves as one trace with gaps: hundreds of traces would take seconds to draw."""
     xs: list[int | None] = []
     ys: list[float | None] = []
@@ -145,39 +138,40 @@ def _curves(name: str, trials: Sequence[Shown], most: int, color: str, width: fl
     }
 
 
-def pareto(evidence: Evidence, cost: str, title: str, unit: str) -> Figure:
+def pareto(data: StudyData, cost: str) -> Figure:
     """Return quality against a cost, with the trials that nothing cheaper beats."""
-    done = [t for t in evidence.ranked("COMPLETE") if getattr(t, cost) is not None]
-    name = f"Quality against {title}"
+    measure = COSTS[cost]
+    done = [t for t in data.ranked("COMPLETE") if cost in t.result.costs]
+    name = f"Quality against {measure.title}"
     if len(done) < 2:
         return Figure(id=f"pareto-{cost}", title=name, says="It takes two finished trials.")
     known = {t.number: t for t in done}
-    found = [known[n] for n in evidence.fronts.get(cost, ()) if n in known]
-    listed = "; ".join(f"trial {t.number}: {t.value:.4f} for {_amount(t, cost)}" for t in found[:6])
+    found = [known[n] for n in data.answer.fronts.get(cost, ()) if n in known]
+    listed = "; ".join(f"trial {t.number}: {t.value:.4f} for {_amount(t.result.costs[cost], cost)}" for t in found[:6])
     says = (
         f"No trial is both better and cheaper than one on the line ({len(found)} of {len(done)} finished trials). "
         f"{listed}."
     )
     if cost == "peak_gib":
         says += " It is what a trial needs by itself, estimated: tensors, without Python and its libraries."
-    costs = [getattr(t, cost) for t in done]
+    costs = [t.result.costs[cost] for t in done]
     wide = min(costs) > 0 and max(costs) / min(costs) > 8
     traces = [
         points("finished", done, costs, {"color": "@blue", "size": 8, "opacity": 0.7}),
         {
-            **points("on the front", found, [getattr(t, cost) for t in found], {"color": "@orange", "size": 11}),
+            **points("on the front", found, [t.result.costs[cost] for t in found], {"color": "@orange", "size": 11}),
             "mode": "lines+markers",
             "line": {"color": "@orange", "shape": "hv", "width": 2},
         },
     ]
-    x = {"title": f"{title} ({unit})"} | (log_ticks(min(costs), max(costs)) if wide else {"rangemode": "tozero"})
-    return Figure(
-        id=f"pareto-{cost}", title=name, says=says, traces=traces, layout=layout(x, metric_axis(evidence), True)
+    x = {"title": f"{measure.title} ({measure.unit})"} | (
+        log_ticks(min(costs), max(costs)) if wide else {"rangemode": "tozero"}
     )
+    return Figure(id=f"pareto-{cost}", title=name, says=says, traces=traces, layout=layout(x, metric_axis(data), True))
 
 
-def _amount(t: Shown, cost: str) -> str:
-    found = getattr(t, cost)
+def _amount(value: float, cost: str) -> str:
+    """Return a cost in a sentence."""
     if cost.endswith("_s"):
-        return duration(found)
-    return f"{found:,.0f} parameters" if cost == "trainable" else f"{found:.2f} {COSTS[cost][1]}"
+        return duration(value)
+    return f"{value:,.0f} parameters" if COSTS[cost].unit == "count" else f"{value:.2f} {COSTS[cost].unit}"

@@ -1,14 +1,11 @@
 """What a study has shown so far, gathered from its queue and its trials' folders: what the report is made from."""
 
-import json
 import math
-import shlex
 import statistics
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -16,8 +13,11 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
+from lorasweep.files import read_json
 from lorasweep.study import answer, repeats
-from lorasweep.study.result import read_result
+from lorasweep.study.answer import Answer, Candidate
+from lorasweep.study.meta import StudyMeta
+from lorasweep.study.result import TrialResult, result_of
 from lorasweep.study.study import Study
 
 LEAST_FOR_IMPORTANCE = 8
@@ -39,40 +39,41 @@ UNITS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
-    """One trial as the report shows it; None is not known."""
+class TrialData:
+    """One trial of the queue, with all that is known of it."""
 
-    number: int
-    state: str
-    point: Mapping[str, Any]
+    result: TrialResult
+    """What it came to so far."""
     value: float | None = None
-    """Its primary metric; a pruned trial's is the last it reached."""
+    """Its primary metric; a pruned trial's is the last it reached, of several seeds it is their mean."""
     curve: Sequence[tuple[int, float]] = ()
     """(step, primary metric) of each evaluation."""
-    trainable: float | None = None
-    adapter_mb: float | None = None
-    train_s: float | None = None
-    device_s: float | None = None
-    peak_gib: float | None = None
-    """What it needs by itself, an estimate."""
-    worker_peak_gib: float | None = None
-    """The highest use of its worker up to its end."""
-    prefix_saved_s: float | None = None
-    """Seconds that were not computed again, for another pass had kept the frozen layers' output."""
-    packing_saved_s: float | None = None
-    """Seconds that passes shared with other trials spared it."""
-    steps: int | None = None
     began_s: float | None = None
     ended_s: float | None = None
-    reason: str = ""
-    rerun: str = ""
     seed: int | None = None
-    interval: str = ""
-    """95 % of its metric, over eval examples or seeds; of several seeds the mean is `value`."""
-    standing: str = ""
-    """How it stands to the best one."""
     repeat_of: int | None = None
     """The trial whose configuration it runs again with another seed."""
+    candidate: Candidate | None = None
+    """What the answer says of it; None where it is not among the complete ones."""
+
+    @property
+    def number(self) -> int:
+        return self.result.number
+
+    @property
+    def state(self) -> str:
+        """Optuna's word."""
+        return self.result.state
+
+    @property
+    def point(self) -> Mapping[str, Any]:
+        """The values of the keys that vary."""
+        return self.result.params_swept
+
+    @property
+    def interval(self) -> str:
+        """95 % of its metric, over eval examples or seeds; "" where it is not known."""
+        return str(self.candidate.interval or "") if self.candidate else ""
 
     def label(self) -> str:
         return f"trial {self.number}: " + (", ".join(f"{k}={short(v)}" for k, v in self.point.items()) or "as it is")
@@ -103,58 +104,76 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """A study, gathered."""
+class StudyData:
+    """A study's answer, and all its trials."""
 
-    name: str
-    question: str
-    folder: str
-    metric: str
-    maximize: bool
-    trials: Sequence[Shown]
+    meta: StudyMeta
+    answer: Answer
+    trials: Sequence[TrialData]
     axes: Sequence[Axis]
     importance: Mapping[str, float]
     no_importance: str
     """Why there is none, or which parameters it leaves out."""
-    said: str = ""
-    """The answer in two sentences."""
-    method: str = ""
-    """How the others were compared with the best, in a sentence."""
-    chosen: int | None = None
-    """The best trial."""
-    cheapest: int | None = None
-    """Of the trials within one standard error of the best the cheapest; may be the best."""
-    no_better: str = ""
-    """A sentence where the best is no better than a trivial answer."""
     best_file: str = ""
     """The sweep file that runs the best one, "" before there is one."""
-    fronts: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """Cost -> the trials that no other one beats in metric and that cost at once, cheapest first."""
-    test: Mapping[str, float] = field(default_factory=dict)
-    baseline: Mapping[str, float] = field(default_factory=dict)
-    fingerprints: Sequence[str] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     """Versions, commit, machine: what each trial ran with."""
-    command: str = ""
-    """What started it."""
     made: str = ""
 
     @property
     def unit(self) -> str:
-        return UNITS.get(self.metric, "0 to 1")
+        return UNITS.get(self.meta.metric, "0 to 1")
 
     @property
-    def best(self) -> Shown | None:
-        """The trial that the study has chosen."""
-        return next((t for t in self.trials if t.number == self.chosen), None)
+    def folder(self) -> str:
+        """The study's folder as a person types it."""
+        return f"{self.meta.outputs.rstrip('/')}/{self.meta.name}".removeprefix("./")
 
-    def ranked(self, *states: str) -> list[Shown]:
+    @property
+    def best(self) -> TrialData | None:
+        """The trial that the answer names."""
+        best = self.answer.best
+        return next((t for t in self.trials if best and t.number == best.number), None)
+
+    @property
+    def baseline(self) -> Mapping[str, float]:
+        """What trivial answers reach on the eval split."""
+        return (self.best.result.baseline if self.best else None) or {}
+
+    @property
+    def no_better(self) -> str:
+        """A sentence where the best is no better than a trivial answer, "" elsewhere."""
+        best = self.answer.best
+        return self.answer.no_better(best.value, self.baseline) if best else ""
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """Of the data that trials saw, each once."""
+        return sorted({t.result.data_fingerprint for t in self.trials if t.result.data_fingerprint})
+
+    def standing(self, trial: TrialData) -> str:
+        """Return how a trial stands to the best one, "" for one that the answer does not compare."""
+        best, candidate = self.answer.best, trial.candidate
+        if best is None or candidate is None:
+            return ""
+        words = {None: "", True: "not distinguishable", False: "distinguishable"}
+        standing = "best" if candidate.number == best.number else words[candidate.alike]
+        notes = [standing] if standing else []
+        if self.answer.cheapest and self.answer.cheapest.number == candidate.number:
+            notes.append("cheapest within one standard error")
+        if candidate.repeated:
+            notes.append(candidate.over)
+        elif best.repeated:
+            notes.append("one seed")
+        return "; ".join(notes)
+
+    def ranked(self, *states: str) -> list[TrialData]:
         """Return the search's trials of these states that have a value, the best first; no repeats."""
         found = [t for t in self.trials if t.state in states and t.value is not None and t.repeat_of is None]
-        sign = -1 if self.maximize else 1
+        sign = -1 if self.meta.maximize else 1
         return sorted(found, key=lambda t: (sign * (t.value or 0.0), t.number))
 
-    def of(self, state: str) -> list[Shown]:
+    def of(self, state: str) -> list[TrialData]:
         return [t for t in self.trials if t.state == state]
 
     def axis(self, key: str) -> Axis:
@@ -165,100 +184,49 @@ class Evidence:
         return sorted(self.axes, key=lambda a: -self.importance.get(a.key, -1.0))
 
 
-def gather(study: Study, said: answer.Answer | None = None) -> Evidence:
-    """Return what the study's queue and folders hold at this moment; `said` is the answer where it is known already."""
-    found = study.trials()
-    said = said or answer.answer(study)
-    results = {t.number: read_result(study.trial_folder(t.number)) or {} for t in found}
-    runs = {t.number: _run(study.trial_folder(t.number)) for t in found}
-    judged = {c.number: c for c in said.candidates}
-    trials = [_judged(_shown(t, results[t.number], runs[t.number]), judged.get(t.number), said) for t in found]
-    done = [t for t in repeats.complete(found) if math.isfinite(t.values[0])]
+def gather(study: Study, known_answer: Answer | None = None) -> StudyData:
+    """Return what the study's queue and folders hold at this moment, with its answer where that is known already."""
+    said = known_answer or answer.answer(study)
+    queue = study.trials()
+    runs = {t.number: read_json(study.trial_folder(t.number) / "run.json") or {} for t in queue}
+    candidates = {c.number: c for c in said.candidates}
+    trials = [
+        _trial(t, result_of(t, study.trial_folder(t.number)), runs[t.number], candidates.get(t.number)) for t in queue
+    ]
+    done = [t for t in repeats.complete(queue) if math.isfinite(t.values[0])]
     axes = [a for a in (_axis(study, key, trials) for key in study.meta.swept) if a is not None]
     importance, why = importances(done, [a.key for a in axes if len(a.values) > 1])
-    chosen = said.best.number if said.best else None
-    winner = results[chosen] if chosen is not None else {}
-    folder = f"{study.meta.outputs.rstrip('/')}/{study.meta.name}".removeprefix("./")
-    return Evidence(
-        name=study.meta.name,
-        question=study.meta.question,
-        folder=folder,
-        metric=study.meta.metric,
-        maximize=study.meta.maximize,
+    data = StudyData(
+        meta=study.meta,
+        answer=said,
         trials=trials,
         axes=axes,
         importance=importance,
-        said=said.text,
-        method=said.method,
-        chosen=chosen,
-        cheapest=said.cheapest.number if said.cheapest else None,
-        no_better=said.no_better(said.best.value, winner.get("baseline", {})) if said.best else "",
-        best_file=f"{folder}/{answer.BEST}" if (study.folder / answer.BEST).is_file() else "",
-        fronts=said.fronts,
         no_importance=why,
-        test={k: v for k, v in winner.get("test", {}).items() if isinstance(v, int | float)},
-        baseline=winner.get("baseline", {}),
-        fingerprints=sorted({r["data_fingerprint"] for r in results.values() if r.get("data_fingerprint")}),
         facts=_facts([r for r in runs.values() if r]),
-        command=shlex.join(["python", "-m", "lorasweep", "-m", *study.meta.overrides]),
         made=time.strftime("%Y-%m-%d %H:%M %z"),
     )
+    has_best = (study.folder / answer.BEST).is_file()
+    return replace(data, best_file=f"{data.folder}/{answer.BEST}") if has_best else data
 
 
-def _run(folder: Path) -> dict[str, Any]:
-    """Return what run.json holds, {} where there is none."""
-    try:
-        return json.loads((folder / "run.json").read_text(encoding="utf8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-
-
-COSTS = (
-    *("trainable", "adapter_mb", "train_s", "device_s", "steps"),
-    *("peak_gib", "worker_peak_gib", "prefix_saved_s", "packing_saved_s"),
-)
-"""Fields of Shown that a result or the study's storage names alike."""
-
-
-def _shown(trial: FrozenTrial, result: Mapping[str, Any], run: Mapping[str, Any]) -> Shown:
-    known = {**result, **{k: v for k, v in trial.user_attrs.items() if v is not None}}
+def _trial(trial: FrozenTrial, result: TrialResult, run: Mapping[str, Any], candidate: Candidate | None) -> TrialData:
     value = trial.values[0] if trial.values else None
-    if value is None and trial.state == TrialState.PRUNED:
-        value = result.get("metric", {}).get("value")
+    if value is None and trial.state == TrialState.PRUNED and result.metric:
+        value = result.metric.value
+    if candidate is not None:
+        value = candidate.value
     began, ended = trial.datetime_start, trial.datetime_complete
-    paid: dict[str, Any] = {k: known.get(k) for k in COSTS}
-    return Shown(
-        number=trial.number,
-        state=trial.state.name,
-        point=known.get("swept") or trial.params,
+    return TrialData(
+        result=result,
         value=value if value is not None and math.isfinite(value) else None,
         curve=[(s, v) for s, v in sorted(trial.intermediate_values.items()) if math.isfinite(v)],
         began_s=began.timestamp() if began else None,
         ended_s=ended.timestamp() if ended else None,
-        reason=known.get("reason") or "",
-        rerun=result.get("rerun", ""),
         seed=run.get("seed"),
-        repeat_of=known.get("repeat_of"),
-        **paid,
+        repeat_of=trial.user_attrs.get("repeat_of"),
+        candidate=candidate,
     )
-
-
-def _judged(trial: Shown, found: answer.Candidate | None, said: answer.Answer) -> Shown:
-    """Return a trial with what the answer says of it: its mean over seeds, how sure that is, how it stands."""
-    if found is None:
-        return trial
-    words = {None: "", True: "not distinguishable", False: "distinguishable"}
-    standing = "best" if said.best and said.best.number == found.number else words[found.alike]
-    notes = [standing] if standing else []
-    if said.cheapest and said.cheapest.number == found.number:
-        notes.append("cheapest within one standard error")
-    if found.repeated:
-        notes.append(found.over)
-    elif said.best and said.best.repeated:
-        notes.append("one seed")
-    standing = "; ".join(notes)
-    value = found.value if math.isfinite(found.value) else None
-    return replace(trial, value=value, interval=str(found.interval or ""), standing=standing)
 
 
 def _facts(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -277,7 +245,7 @@ def _facts(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     }
 
 
-def _axis(study: Study, key: str, trials: Sequence[Shown]) -> Axis | None:
+def _axis(study: Study, key: str, trials: Sequence[TrialData]) -> Axis | None:
     """Return a parameter's axis, None where no finished trial sets it."""
     values = {str(t.point[key]): t.point[key] for t in trials if key in t.point and t.value is not None}
     if not values:
@@ -327,9 +295,9 @@ def _scored(trial: FrozenTrial, keys: Sequence[str]) -> FrozenTrial:
     return optuna.create_trial(value=trial.values[0], params=params, distributions=distributions)
 
 
-def groups(trials: Sequence[Shown], axis: Axis, most: int = 8) -> list[Group]:
+def groups(trials: Sequence[TrialData], axis: Axis, most: int = 8) -> list[Group]:
     """Return the mean metric of finished trials by value of a parameter, or by bin where it has more than `most`."""
-    bins: dict[int, list[Shown]] = {}
+    bins: dict[int, list[TrialData]] = {}
     for t in trials:
         if axis.key in t.point and t.value is not None:
             bins.setdefault(place(axis, t.point[axis.key], most), []).append(t)
@@ -344,7 +312,7 @@ def place(axis: Axis, value: Any, most: int) -> int:
     return min(most - 1, int((at - low) / (high - low) * most))
 
 
-def _group(axis: Axis, i: int, members: Sequence[Shown], binned: bool) -> Group:
+def _group(axis: Axis, i: int, members: Sequence[TrialData], binned: bool) -> Group:
     points = [t.point[axis.key] for t in members]
     values = [t.value for t in members if t.value is not None]
     centre = float(i)

@@ -5,9 +5,10 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from lorasweep.config.measures import COSTS
 from lorasweep.report.cost import Cost, cost
-from lorasweep.report.search_figures import COSTS, figures
-from lorasweep.report.study_data import Evidence, Shown, counted, duration, short
+from lorasweep.report.search_figures import figures
+from lorasweep.report.study_data import StudyData, TrialData, counted, duration, short
 
 STATES = {
     "COMPLETE": "finished",
@@ -29,51 +30,51 @@ class Table:
     """What stands there without rows."""
 
 
-def progress(evidence: Evidence) -> str:
+def progress(data: StudyData) -> str:
     """Return how many trials there are in each state, and the best one's test score."""
-    counts = [(len(evidence.of(state)), word) for state, word in STATES.items()]
+    counts = [(len(data.of(state)), word) for state, word in STATES.items()]
     told = ", ".join(f"{n} {word}" for n, word in counts if n)
-    tested = evidence.test.get(evidence.metric)
+    tested = (data.best.result.test or {}).get(data.meta.metric) if data.best else None
     score = (
-        f" Test {evidence.metric} of the best: {tested:.4f}, read once, after choosing." if tested is not None else ""
+        f" Test {data.meta.metric} of the best: {tested:.4f}, read once, after choosing." if tested is not None else ""
     )
-    trivial = f" {evidence.no_better}" if evidence.no_better else ""
-    return f"{counted(len(evidence.trials), 'trial')}: {told or 'none'}.{score}{trivial}"
+    trivial = f" {data.no_better}" if data.no_better else ""
+    return f"{counted(len(data.trials), 'trial')}: {told or 'none'}.{score}{trivial}"
 
 
-def reading(evidence: Evidence) -> str:
+def reading(data: StudyData) -> str:
     """Return how to read the leaders' intervals and comparisons."""
-    against = f" Against the best: {evidence.method}." if evidence.method else ""
-    again = any(t.repeat_of is not None for t in evidence.trials)
+    against = f" Against the best: {data.answer.method}." if data.answer.method else ""
+    again = any(t.repeat_of is not None for t in data.trials)
     seeds = " A configuration that ran again is judged by its new seeds alone; its costs are its first run's."
     return f"Intervals are over eval examples, or over seeds where that is wider.{against}{seeds if again else ''}"
 
 
-def leaders(evidence: Evidence) -> Table:
+def leaders(data: StudyData) -> Table:
     """Return every trial, the best first; then those without a metric."""
-    keys = list(dict.fromkeys([a.key for a in evidence.axes] + [k for t in evidence.trials for k in t.point]))
-    head = ["trial", "state", f"eval {evidence.metric}", "95 % interval", "against the best", *keys]
+    keys = list(dict.fromkeys([a.key for a in data.axes] + [k for t in data.trials for k in t.point]))
+    head = ["trial", "state", f"eval {data.meta.metric}", "95 % interval", "against the best", *keys]
     head += ["trainable parameters", "device s", "adapter MB", "reason"]
-    ranked = [t for state in STATES for t in _in_order(evidence, state)]
+    ranked = [t for state in STATES for t in _in_order(data, state)]
     rows = [
         [
             str(t.number),
             STATES[t.state] + (f", repeat of {t.repeat_of}" if t.repeat_of is not None else ""),
             _reached(t),
             t.interval or "-",
-            t.standing or "-",
+            data.standing(t) or "-",
             *(short(t.point[k]) if k in t.point else "-" for k in keys),
-            _count(t.trainable),
-            _number(t.device_s, 1),
-            _number(t.adapter_mb, 2),
-            t.reason or "-",
+            _count(t.result.trainable),
+            _number(t.result.device_s, 1),
+            _number(t.result.adapter_mb, 2),
+            t.result.reason or "-",
         ]
         for t in ranked
     ]
     return Table(head=head, rows=rows, empty="No trial yet.")
 
 
-def _reached(trial: Shown) -> str:
+def _reached(trial: TrialData) -> str:
     """Return a trial's metric; of one that runs, the last so far and its step."""
     if trial.state == "RUNNING" and trial.curve:
         step, value = trial.curve[-1]
@@ -81,14 +82,14 @@ def _reached(trial: Shown) -> str:
     return _number(trial.value, 4)
 
 
-def _in_order(evidence: Evidence, state: str) -> list[Shown]:
-    ranked = evidence.ranked(state)
-    return [*ranked, *(t for t in evidence.of(state) if t not in ranked)]
+def _in_order(data: StudyData, state: str) -> list[TrialData]:
+    ranked = data.ranked(state)
+    return [*ranked, *(t for t in data.of(state) if t not in ranked)]
 
 
-def costs(evidence: Evidence) -> Table:
+def costs(data: StudyData) -> Table:
     """Return what the study has used and what it was spared."""
-    found = cost(evidence)
+    found = cost(data)
     rows = [
         [
             "device time of ended trials (training and evaluation)",
@@ -102,7 +103,7 @@ def costs(evidence: Evidence) -> Table:
         ["device time spared by kept frozen layers (prefix reuse)", _saved(found, found.prefix_s)],
         ["trials at a time, on average", _side_by_side(found)],
     ]
-    ended = [t.worker_peak_gib for t in evidence.trials if t.worker_peak_gib]
+    ended = [t.result.worker_peak_gib for t in data.trials if t.result.worker_peak_gib]
     rows.append(["highest memory of a worker", f"{max(ended):.2f} GiB" if ended else "not known"])
     return Table(head=["what", "how much"], rows=rows)
 
@@ -127,77 +128,78 @@ def _side_by_side(found: Cost) -> str:
     return f"{found.side_by_side:.1f}{shared}"
 
 
-def failures(evidence: Evidence) -> Table:
+def failures(data: StudyData) -> Table:
     """Return the failed trials with their reasons."""
-    rows = [[str(t.number), t.reason or "not known", t.rerun or "-"] for t in evidence.of("FAIL")]
+    rows = [[str(t.number), t.result.reason or "not known", t.result.rerun or "-"] for t in data.of("FAIL")]
     return Table(head=["trial", "reason", "run it again"], rows=rows, empty="No trial failed.")
 
 
-def origins(evidence: Evidence) -> Table:
+def origins(data: StudyData) -> Table:
     """Return what the results were made from: data, seeds, versions."""
-    seeds = sorted({t.seed for t in evidence.trials if t.seed is not None})
+    seeds = sorted({t.seed for t in data.trials if t.seed is not None})
     rows = [
-        ["data fingerprint", ", ".join(evidence.fingerprints) or "not known"],
+        ["data fingerprint", ", ".join(data.fingerprints) or "not known"],
         ["seeds", ", ".join(map(str, seeds)) or "not known"],
-        *([k, v] for k, v in evidence.facts.items()),
-        *([k.replace("_", " "), f"{v:.4f} on the evaluation split"] for k, v in evidence.baseline.items()),
-        ["report made", evidence.made],
+        *([k, v] for k, v in data.facts.items()),
+        *([k.replace("_", " "), f"{v:.4f} on the evaluation split"] for k, v in data.baseline.items()),
+        ["report made", data.made],
     ]
     return Table(head=["what", "value"], rows=rows)
 
 
-def commands(evidence: Evidence) -> list[tuple[str, str]]:
+def commands(data: StudyData) -> list[tuple[str, str]]:
     """Return what to type next, each with what it does."""
     found = []
-    if evidence.best is not None and evidence.best.rerun:
-        found.append(("Run the best trial again", evidence.best.rerun))
-    if evidence.best_file:
-        found.append(("The same from a file", shlex.join(["python", "-m", "lorasweep", "--sweep", evidence.best_file])))
-    found += _runners_up(evidence)
-    found.append(("Run the whole study again", evidence.command))
-    found.append(("Make this report again", shlex.join(["python", "-m", "lorasweep", "report", evidence.folder])))
+    if data.best is not None and data.best.result.rerun:
+        found.append(("Run the best trial again", data.best.result.rerun))
+    if data.best_file:
+        found.append(("The same from a file", shlex.join(["python", "-m", "lorasweep", "--sweep", data.best_file])))
+    found += _runners_up(data)
+    found.append(("Run the whole study again", shlex.join(["python", "-m", "lorasweep", "-m", *data.meta.overrides])))
+    found.append(("Make this report again", shlex.join(["python", "-m", "lorasweep", "report", data.folder])))
     return found
 
 
-def _runners_up(evidence: Evidence) -> list[tuple[str, str]]:
+def _runners_up(data: StudyData) -> list[tuple[str, str]]:
     """Return how to run the cheapest trial near the best again, and those on the Pareto front, the best one aside."""
     costs: dict[int, list[str]] = {}
-    for cost_of, numbers in evidence.fronts.items():
+    for cost_of, numbers in data.answer.fronts.items():
         for number in numbers:
-            costs.setdefault(number, []).append(COSTS[cost_of][0])
+            costs.setdefault(number, []).append(COSTS[cost_of].title)
     found = []
-    for trial in evidence.ranked("COMPLETE"):
-        what = ["the cheapest within one standard error"] if trial.number == evidence.cheapest else []
+    cheapest = data.answer.cheapest
+    for trial in data.ranked("COMPLETE"):
+        what = ["the cheapest within one standard error"] if cheapest and trial.number == cheapest.number else []
         what += [f"on the Pareto front of {' and '.join(costs[trial.number])}"] if trial.number in costs else []
-        if what and trial.rerun and trial.number != evidence.chosen:
-            found.append((f"Run trial {trial.number} again, {', '.join(what)}", trial.rerun))
+        if what and trial.result.rerun and trial is not data.best:
+            found.append((f"Run trial {trial.number} again, {', '.join(what)}", trial.result.rerun))
     return found[:MOST_ROWS]
 
 
 # --- report.md -------------------------------------------------------------------------------------------------------
 
 
-def markdown(evidence: Evidence) -> str:
+def markdown(data: StudyData) -> str:
     """Return the report as Markdown: the same answer and tables, each figure as its sentence."""
-    return "\n".join(_markdown(evidence)) + "\n"
+    return "\n".join(_markdown(data)) + "\n"
 
 
-def _markdown(evidence: Evidence) -> Iterator[str]:
-    yield f"# {plain(evidence.name)}\n"
-    if evidence.question:
-        yield f"**Question**: {plain(evidence.question)}\n"
-    yield f"**Answer**: {plain(evidence.said)}\n"
-    yield f"{progress(evidence)}\n"
-    yield from _section("Leaders", leaders(evidence))
-    yield f"{plain(reading(evidence))}\n"
+def _markdown(data: StudyData) -> Iterator[str]:
+    yield f"# {plain(data.meta.name)}\n"
+    if data.meta.question:
+        yield f"**Question**: {plain(data.meta.question)}\n"
+    yield f"**Answer**: {plain(data.answer.text)}\n"
+    yield f"{progress(data)}\n"
+    yield from _section("Leaders", leaders(data))
+    yield f"{plain(reading(data))}\n"
     yield "## What the figures show\n"
-    yield from (f"- **{plain(f.title)}**: {plain(f.says)}" for f in figures(evidence))
+    yield from (f"- **{plain(f.title)}**: {plain(f.says)}" for f in figures(data))
     yield ""
-    yield from _section("Cost", costs(evidence))
-    yield from _section("Failures", failures(evidence))
-    yield from _section("Made from", origins(evidence))
+    yield from _section("Cost", costs(data))
+    yield from _section("Failures", failures(data))
+    yield from _section("Made from", origins(data))
     yield "## Next\n"
-    for what, line in commands(evidence):
+    for what, line in commands(data):
         yield f"{what}:\n\n    {' '.join(line.split())}\n"
 
 

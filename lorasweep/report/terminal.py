@@ -5,18 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorasweep import console
+from lorasweep.config.measures import COSTS
 from lorasweep.config.spec import TrackSpec
 from lorasweep.credentials import redact
 from lorasweep.study import answer, repeats
 from lorasweep.study.answer import Answer, Candidate
-from lorasweep.study.result import read_result
+from lorasweep.study.result import TrialResult, read_result
 from lorasweep.study.study import Study
-
-
-def results(study: Study) -> list[dict[str, Any]]:
-    """Return the result.json of every trial that has one, by number."""
-    found = (read_result(study.trial_folder(trial.number)) for trial in study.trials())
-    return [r for r in found if r is not None]
 
 
 def show(study: Study, test: Mapping[str, float], outputs: str, found: Answer, track: TrackSpec) -> None:
@@ -24,7 +19,8 @@ def show(study: Study, test: Mapping[str, float], outputs: str, found: Answer, t
     meta = study.meta
     again = {t.number: t.user_attrs for t in study.trials() if repeats.is_repeat(t)}
     columns = ["trial", *meta.swept, f"eval {meta.metric}", "trainable", "seconds", "adapter MB", "state"]
-    rows = [_row(r, meta.swept, again.get(r["number"])) for r in results(study)]
+    results = [read_result(study.trial_folder(trial.number)) for trial in study.trials()]
+    rows = [_row(r, meta.swept, again.get(r.number)) for r in results if r is not None]
     console.table(f"study {meta.name}", columns, rows)
     never = sum("never_begun" in t.user_attrs for t in study.trials())
     if never:
@@ -34,7 +30,7 @@ def show(study: Study, test: Mapping[str, float], outputs: str, found: Answer, t
         _show_best(study, found.best, test, found, track)
         if len(found.candidates) > 1:
             _show_others(found, found.best)
-        if found.best.overrides:
+        if found.best.result.overrides:
             path = console.shown(study.folder / answer.BEST)
             print(f"the best as a file: {path} (python -m lorasweep --sweep {shlex.quote(str(path))})")
     if track.enabled:
@@ -52,21 +48,20 @@ def _ui(outputs: str, track: TrackSpec) -> str:
 
 
 def _show_best(study: Study, best: Candidate, test: Mapping[str, float], found: Answer, track: TrackSpec) -> None:
-    metric, folder = found.metric, study.trial_folder(best.number)
-    result = read_result(folder)
-    beside = _beside(result["baseline"]) if result else ""
+    metric, folder, result = found.metric, study.trial_folder(best.number), best.result
+    baseline = result.baseline or {}
     seeds = f", {best.over}" if best.repeated else ""
     sure = f", 95 % interval {best.interval}" if best.interval else ""
-    print(f"\nbest: trial {best.number}, eval {metric} {best.value:.4f}{sure}{seeds}{beside}")
-    trivial = found.no_better(best.value, result["baseline"]) if result else ""
+    print(f"\nbest: trial {best.number}, eval {metric} {best.value:.4f}{sure}{seeds}{_beside(baseline)}")
+    trivial = found.no_better(best.value, baseline)
     if trivial:
         print(f"{trivial} Perhaps it needs more steps or another learning rate.")
-    if result is None:  # it ran on a machine without our disk
+    if not result.rerun:  # it ran on a machine without our disk
         return
     if test:
-        known = {k: v for k, v in test.items() if k in result["baseline"]}
+        known = {k: v for k, v in test.items() if k in baseline}
         print(f"its test {metric}: {test[metric]:.4f}{_beside(known)} (read once, after choosing)")
-    print(f"run it again: {result['rerun']}")
+    print(f"run it again: {result.rerun}")
     kept = track.save_adapters != "none"
     print(f"its adapter:  {console.shown(folder / 'adapter') if kept else 'not kept (tracking.save_adapters=none)'}")
 
@@ -87,41 +82,30 @@ def _show_others(found: Answer, best: Candidate) -> None:
             print(f"{least}: the best itself")
         else:
             print(f"{least}: trial {cheap.number}, {_in_short(cheap, found.metric)}")
-            print(f"run that again: {cheap.rerun}")
+            print(f"run that again: {cheap.result.rerun}")
     print("Pareto front: no other trial beats these in quality and cost at once:")
     for c in found.front:
-        against = ", ".join(name for cost, name in answer.COSTS.items() if c.number in found.fronts[cost])
+        against = ", ".join(m.title for cost, m in COSTS.items() if c.number in found.fronts[cost])
         print(f"  trial {c.number}, {_in_short(c, found.metric)} (by {against})")
-        if c.rerun and c not in (best, cheap):
-            print(f"    {c.rerun}")
+        if c.result.rerun and c not in (best, cheap):
+            print(f"    {c.result.rerun}")
 
 
 def _in_short(c: Candidate, metric: str) -> str:
-    return ", ".join([f"eval {metric} {c.value:.4f}", *(f"{_cost(k, v)}" for k, v in c.costs.items())])
+    return ", ".join([f"eval {metric} {c.value:.4f}", *(COSTS[k].phrase.format(v) for k, v in c.result.costs.items())])
 
 
-def _cost(name: str, value: float) -> str:
-    amount = f"{value:,.0f}" if name == "trainable" else f"{value:.2f}"
-    return {
-        "trainable": f"{amount} trainable",
-        "adapter_mb": f"{amount} MB",
-        "train_s": f"{amount} s training",
-        "peak_gib": f"{amount} GiB",
-    }[name]
-
-
-def _row(result: Mapping[str, Any], swept: list[str], repeat: Mapping[str, Any] | None) -> list[str]:
-    done = "params" in result
+def _row(result: TrialResult, swept: list[str], repeat: Mapping[str, Any] | None) -> list[str]:
     notes = [f"repeats {repeat['repeat_of']}"] if repeat else []
-    notes += [result["reason"]] if result["reason"] else []
+    notes += [result.reason] if result.reason else []
     return [
-        str(result["number"]),
-        *[console.short(result["params_swept"].get(k)) for k in swept],
-        f"{result['metric']['value']:.4f}" if "metric" in result else "-",
-        f"{result['params']['trainable']:,}" if done else "-",
-        f"{result['train_s'] + result['eval_s']:.1f}" if done else "-",
-        f"{result['adapter_mb']:.2f}" if done else "-",
-        result["state"] + (f" ({'; '.join(notes)})" if notes else ""),
+        str(result.number),
+        *[console.short(result.params_swept.get(k)) for k in swept],
+        f"{result.metric.value:.4f}" if result.metric else "-",
+        "-" if result.trainable is None else f"{result.trainable:,}",
+        "-" if result.train_s is None else f"{result.device_s:.1f}",
+        "-" if result.adapter_mb is None else f"{result.adapter_mb:.2f}",
+        result.state + (f" ({'; '.join(notes)})" if notes else ""),
     ]
 
 

@@ -4,9 +4,8 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -17,11 +16,11 @@ from lorasweep.credentials import redact
 from lorasweep.errors import ConfigError
 from lorasweep.lora import adapter
 from lorasweep.models import base_model
-from lorasweep.study.result import read_result, write_result
+from lorasweep.study.result import Metric, Params, Reload, result_of, write_result
 from lorasweep.study.study import Study
 from lorasweep.tasks.task import Prediction, maximize
 from lorasweep.training import evaluation, workload
-from lorasweep.training.engine import Engine, EvalEvent, TrialEnded
+from lorasweep.training.engine import Engine, EvalEvent
 
 SHOWN_EXAMPLES = 8
 """Rows of the eval split that a trial leaves with the model's answers, for a person to read."""
@@ -38,26 +37,15 @@ RELOAD_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e
 format: plain peft multiplies A and B in fp32, we in the base's format."""
 
 
-def measured(event: TrialEnded, last: EvalEvent | None, work: workload.Workload, primary: str) -> dict[str, Any]:
-    """Return an ended trial's metrics and costs."""
-    out: dict[str, Any] = {"state": event.state, "reason": event.reason, "steps": event.step}
-    if last is not None:
-        out["metric"] = {"name": primary, "value": last.metrics[primary], "maximize": maximize(primary)}
-        out["metrics"] = last.metrics
-        out["baseline"] = work.task.baseline(work.data, "eval")
-    return out | {
-        "train_s": event.train_s,
-        "eval_s": event.eval_s,
-        "prefix_saved_s": sum(event.prefix_saved_s.values()),
-        "packing_saved_s": event.packing_saved_s,
-        "data_fingerprint": work.data.fingerprint,
-    }
+def metric_of(last: EvalEvent, primary: str) -> Metric:
+    """Return the metric that ranks the trials, as of a trial's last evaluation."""
+    return Metric(name=primary, value=last.metrics[primary], maximize=maximize(primary))
 
 
-def sizes(counts: adapter.Counts) -> dict[str, float]:
-    """Return the numbers of parameters, and the share that trains in percent."""
-    found = asdict(counts) | {"trainable": counts.trainable}
-    return found | {"trainable_pct": 100 * counts.trainable / counts.total}
+def sizes(counts: adapter.Counts) -> Params:
+    """Return the numbers of parameters."""
+    share = 100 * counts.trainable / counts.total
+    return Params(**asdict(counts), trainable=counts.trainable, trainable_pct=share)
 
 
 def write_examples(path: Path, last: EvalEvent, work: workload.Workload) -> None:
@@ -73,7 +61,7 @@ def write_examples(path: Path, last: EvalEvent, work: workload.Workload) -> None
 
 def reload(
     folder: Path, spec: TrialSpec, last: EvalEvent, work: workload.Workload, trainer: Engine, primary: str
-) -> dict[str, Any]:
+) -> Reload:
     """Evaluate the adapter saved in `folder` with plain peft on a base loaded afresh, and compare: on all rows of a
     small eval split, on some of a large one. A metric that such rows have not is None.
     """
@@ -87,14 +75,14 @@ def reload(
     before = trainer.task.metrics([p for p in last.predictions if p["row"] in rows])
     gap = abs(metrics["loss"] - before["loss"]) / max(LEAST_LOSS, abs(before["loss"]))
     known = math.isfinite(metrics[primary]) and math.isfinite(before[primary])
-    return {
-        "rows": len(rows),
-        "metric": metrics[primary] if known else None,
-        "difference": metrics[primary] - before[primary] if known else None,
-        "loss_relative_difference": gap,
-        "same": gap <= RELOAD_TOLERANCE[trainer.base.model.dtype],
-        "seconds": time.perf_counter() - began,
-    }
+    return Reload(
+        rows=len(rows),
+        metric=metrics[primary] if known else None,
+        difference=metrics[primary] - before[primary] if known else None,
+        loss_relative_difference=gap,
+        same=gap <= RELOAD_TOLERANCE[trainer.base.model.dtype],
+        seconds=time.perf_counter() - began,
+    )
 
 
 def some_rows(predictions: Sequence[Prediction], most: int) -> set[int]:
@@ -113,9 +101,9 @@ def score_winner(study: Study, loaded: Mapping[str, workload.Workload]) -> dict[
     folder = study.trial_folder(best.number) if best is not None else None
     if best is None or folder is None or not (folder / "adapter").is_dir():  # it ran on a machine without our disk
         return {}
-    result = read_result(folder) or {}
-    if "test" in result:
-        return result["test"]
+    result = result_of(best, folder)
+    if result.test is not None:
+        return result.test
     spec = compose.compose_trial(best.user_attrs["overrides"])
     work = loaded.get(workload.key(spec)) or workload.workload(spec)
     try:
@@ -126,7 +114,7 @@ def score_winner(study: Study, loaded: Mapping[str, workload.Workload]) -> dict[
     adapted = adapter.reload(folder / "adapter", base, spec.lora, spec.task_type).base_model.model
     found = evaluation.predict(adapted, work.task, work.examples["test"], spec.train, work.tokenizer.pad_token_id)
     scores = work.task.metrics(found) | work.task.baseline(work.data, "test")
-    write_result(folder, result | {"test": scores})
+    write_result(folder, replace(result, test=scores))
     return scores
 
 

@@ -176,4 +176,4 @@ def _copy_folder(old: Path, new: Path, number: int) -> None:
     shutil.copytree(old, new, ignore=shutil.ignore_patterns("mlflow.json", ".mlflow.lock", "*.part"))
     result = read_result(new)
     if result is not None:
-        write_result(new, result | {"number": number})
+        write_result(new, replace(result, number=number))

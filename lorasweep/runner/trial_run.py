@@ -3,36 +3,22 @@
 import logging
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lorasweep.config.measures import MEASURES
 from lorasweep.config.spec import TrialSpec
 from lorasweep.lora import adapter
 from lorasweep.study import provenance
 from lorasweep.study.meta import Claimed
-from lorasweep.study.result import objective
+from lorasweep.study.result import RESULT, TrialResult
 from lorasweep.study.study import Study
 from lorasweep.tracking.runs import TrialRun, start_trial
 from lorasweep.training.events import EvalEvent
 
-SUMMARY = ("reason", "steps", "train_s", "eval_s", "adapter_mb", "peak_gib", "never_begun")
-"""Of a result, what the study's storage holds too."""
-
-COSTS = (
-    "adapter_mb",
-    "train_s",
-    "eval_s",
-    "peak_gib",
-    "worker_peak_gib",
-    "packing_saved_s",
-    "wall_s",
-    "flops_per_s",
-    "matmul_share",
-    "energy_j",
-)
-"""Of a result, what MLflow holds as metrics, where it is known."""
+MLFLOW = tuple(name for name, measure in MEASURES.items() if measure.in_mlflow)
+"""Numbers of a result that MLflow holds as metrics, where they are known."""
 
 UNJUDGED_S = 300.0
 """A trial's points wait so long for its first evaluation: MLflow compares runs by the metric that it has seen first."""
@@ -108,53 +94,49 @@ class Running:
         if self.last is not None or time.perf_counter() - self.began > UNJUDGED_S:
             self.track().covered(step)
 
-    def costs(self, result: Mapping[str, Any]) -> None:
-        """Log an ended trial's sizes and costs."""
-        values = {f"params_{k}": v for k, v in result["params"].items()}
-        values |= {k: result[k] for k in COSTS if result[k] is not None}
-        self.track().metrics(result["steps"], values | result.get("baseline", {}))
+    def log_result(self, result: TrialResult) -> None:
+        """Log the sizes and costs of an ended trial."""
+        assert result.params is not None and result.steps is not None, "it has trained"
+        values = {f"params_{k}": v for k, v in asdict(result.params).items()}
+        values |= {name: getattr(result, name) for name in MLFLOW}
+        values |= result.baseline or {}
+        self.track().metrics(result.steps, {k: v for k, v in values.items() if v is not None})
 
-    def end_run(self, result: Mapping[str, Any]) -> None:
+    def end_run(self, result: TrialResult) -> None:
         """End the run with what stands in result.json."""
         run = self.track(None)
-        run.tag("state", result["state"])
-        if result["reason"]:
-            run.tag("reason", result["reason"][:500])
-        if "params" in result and self.spec.tracking.save_adapters == "all":
+        run.tag("state", result.state)
+        if result.reason:
+            run.tag("reason", result.reason[:500])
+        if result.params is not None and self.spec.tracking.save_adapters == "all":
             run.artifact(self.folder / "adapter", "adapter")
-        for name in ("config.yaml", "result.json", "log.txt"):
+        for name in ("config.yaml", RESULT, "log.txt"):
             run.artifact(self.folder / name)
-        run.close("FAILED" if result["state"] == "FAIL" else "FINISHED")
+        run.close("FAILED" if result.state == "FAIL" else "FINISHED")
 
     # --- its result --------------------------------------------------------------------------------------------------
 
-    def described(self, result: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a result with what tells which trial it is of."""
-        return {
-            "number": self.number,
-            "overrides": list(self.spec.overrides),
-            "rerun": provenance.rerun_line(self.spec),
-            "params_swept": self.claimed.swept,
-            **result,
-            "wall_s": time.perf_counter() - self.began,
-        }
+    def result(self, state: str, reason: str, **measured: Any) -> TrialResult:
+        """Return the trial's result as of now; `measured` are further fields of it."""
+        return TrialResult(
+            number=self.number,
+            state=state,
+            reason=reason,
+            overrides=list(self.spec.overrides),
+            rerun=provenance.rerun_line(self.spec),
+            params_swept=self.claimed.swept,
+            wall_s=time.perf_counter() - self.began,
+            **measured,
+        )
 
-    def told(self, result: Mapping[str, Any]) -> tuple[str, list[float] | None]:
+    def told(self, result: TrialResult) -> tuple[str, list[float] | None]:
         """Return the state and the values that the study is told; a pruned trial keeps its last primary metric."""
-        value = result["metric"]["value"] if "metric" in result else math.nan
-        more = self.study.search.objectives or []
-        if result["state"] == "FAIL":
+        value = result.metric.value if result.metric else math.nan
+        objectives = self.study.search.objectives or []
+        if result.state == "FAIL":
             return "FAIL", None
         if not math.isfinite(value):
             return "PRUNED", None
-        if result["state"] == "PRUNED" and more:
+        if result.state == "PRUNED" and objectives:
             return "PRUNED", None
-        return result["state"], [value, *(objective(result, name) for name in more)]
-
-    def summary(self, result: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the study's storage keeps of a result."""
-        found = {k: result[k] for k in SUMMARY if k in result}
-        used = ("train_s", "eval_s") if "train_s" in result else ("wall_s",)
-        found["device_s"] = sum(result.get(k, 0.0) for k in used)
-        found["trainable"] = result.get("params", {}).get("trainable")
-        return found
+        return result.state, [value, *(result.objective(name) for name in objectives)]

@@ -30,7 +30,7 @@ from lorasweep.search import pruners, samplers
 from lorasweep.study import example_scores, lease, provenance
 from lorasweep.study.lease import Beat
 from lorasweep.study.meta import Claimed
-from lorasweep.study.result import read_result, write_result
+from lorasweep.study.result import Reload, TrialResult, read_result, result_of, write_result
 from lorasweep.study.study import Study
 from lorasweep.tasks import batches, task_state
 from lorasweep.tracking import outbox, runs
@@ -173,7 +173,7 @@ class Worker:
         work = self._workload(spec)
         why = estimate.hopeless(spec, work.task, work.tokenizer, work.examples)
         if why:
-            self._finish(running, running.described({"state": "PRUNED", "reason": why, "never_begun": True}))
+            self._finish(running, running.result("PRUNED", why, never_begun=True))
         return bool(why)
 
     def _configured(self, key: str) -> Any:
@@ -421,26 +421,49 @@ class Worker:
             self._fail(running, event.reason)
             return
         assert running.counts is not None
-        work, primary = self._workload(running.spec), self.study.meta.metric
-        result = outcome.measured(event, running.last, work, primary)
-        folder = running.folder / "adapter"
-        result["adapter_mb"] = adapter.save(event.attached, folder)
+        work, last = self._workload(running.spec), running.last
+        adapter_mb = adapter.save(event.attached, running.folder / "adapter")
         task_state.write(running.folder, work.task)
-        if running.last is not None:
-            outcome.write_examples(running.folder / "examples.txt", running.last, work)
-            example_scores.write(running.folder, work.task, primary, running.last.predictions, work.data.splits["eval"])
-            if running.spec.tracking.reload_check and event.state == "COMPLETE":
-                result["reload"] = outcome.reload(folder, running.spec, running.last, work, trainer, primary)
-                self._warn_of_reload(running, result["reload"])
-        result["params"] = outcome.sizes(running.counts)
-        result["tokens_per_s"] = running.tokens / event.train_s if event.train_s else 0.0
         reached = matmul_peak.rate(running.flops, running.tokens, event.train_s + event.prefix_saved_s["train"])
         offered = running.offered / running.offered_s if running.offered else matmul_peak.peak_of(trainer.base.model)
-        result["flops_per_s"], result["matmul_share"] = reached, reached / offered
-        result["energy_j"] = event.energy_j
-        result["peak_gib"] = self._need(running, work, trainer.base.missing)
-        result["worker_peak_gib"] = outcome.worker_gib(trainer.device)
-        self._finish(running, running.described(result))
+        result = running.result(
+            event.state,
+            event.reason,
+            metric=outcome.metric_of(last, self.study.meta.metric) if last else None,
+            metrics=last.metrics if last else None,
+            baseline=work.task.baseline(work.data, "eval") if last else None,
+            params=outcome.sizes(running.counts),
+            data_fingerprint=work.data.fingerprint,
+            reload=self._leave_answers(running, last, event.state, trainer) if last else None,
+            steps=event.step,
+            adapter_mb=adapter_mb,
+            train_s=event.train_s,
+            eval_s=event.eval_s,
+            peak_gib=self._need(running, work, trainer.base.missing),
+            worker_peak_gib=outcome.worker_gib(trainer.device),
+            prefix_saved_s=sum(event.prefix_saved_s.values()),
+            packing_saved_s=event.packing_saved_s,
+            tokens_per_s=running.tokens / event.train_s if event.train_s else 0.0,
+            flops_per_s=reached,
+            matmul_share=reached / offered,
+            energy_j=event.energy_j,
+        )
+        self._finish(running, result)
+
+    def _leave_answers(self, running: Running, last: EvalEvent, state: str, trainer: Engine) -> Reload | None:
+        """Write what the model answered; return how the saved adapter compares where that is asked for."""
+        work, primary = self._workload(running.spec), self.study.meta.metric
+        outcome.write_examples(running.folder / "examples.txt", last, work)
+        example_scores.write(running.folder, work.task, primary, last.predictions, work.data.splits["eval"])
+        if not running.spec.tracking.reload_check or state != "COMPLETE":
+            return None
+        found = outcome.reload(running.folder / "adapter", running.spec, last, work, trainer, primary)
+        if not found.same:
+            running.log.error("the saved adapter is not the trained one: %s", found)
+            self.display.say(
+                f"trial={running.number} WARNING: the saved adapter scores differently when loaded: {found}"
+            )
+        return found
 
     def _need(self, running: Running, work: workload.Workload, missing: tuple[str, ...]) -> float | None:
         """Return the GiB that the trial needs by itself; None where that cannot be counted, which ends no trial."""
@@ -450,32 +473,25 @@ class Worker:
             running.log.warning("peak_gib is not known: %s", error)
             return None
 
-    def _warn_of_reload(self, running: Running, found: Mapping[str, Any]) -> None:
-        if not found["same"]:
-            running.log.error("the saved adapter is not the trained one: %s", found)
-            self.display.say(
-                f"trial={running.number} WARNING: the saved adapter scores differently when loaded: {found}"
-            )
-
     # --- endings -----------------------------------------------------------------------------------------------------
 
-    def _finish(self, running: Running, result: dict[str, Any]) -> None:
+    def _finish(self, running: Running, result: TrialResult) -> None:
         """Write result.json, end the MLflow run, tell the study; in this order, so that what is told is there."""
         self.study.ensure_ours(running.number)
-        if "params" in result:
-            running.costs(result)
+        if result.params is not None:
+            running.log_result(result)
         write_result(running.folder, result)
         self._tell(running, result)
 
-    def _tell(self, running: Running, result: Mapping[str, Any]) -> None:
+    def _tell(self, running: Running, result: TrialResult) -> None:
         """End the MLflow run and tell the study what stands in result.json."""
         running.end_run(result)
         state, values = running.told(result)
-        self.study.tell(running.number, state, values, running.summary(result))
-        shown = f"{result['metric']['name']}={result['metric']['value']:.4f} " if "metric" in result else ""
-        detail = f"{shown}train_s={result.get('train_s', 0.0):.1f}"
-        self.display.end(running.number, state, f"{detail} reason={result['reason']!r}" if result["reason"] else detail)
-        running.log.info("%s %s", state, result["reason"])
+        self.study.tell(running.number, state, values, result.stored())
+        shown = f"{result.metric.name}={result.metric.value:.4f} " if result.metric else ""
+        detail = f"{shown}train_s={result.train_s or 0.0:.1f}"
+        self.display.end(running.number, state, f"{detail} reason={result.reason!r}" if result.reason else detail)
+        running.log.info("%s %s", state, result.reason)
         (running.folder / checkpoint.CHECKPOINT).unlink(missing_ok=True)
         self._forget(running)
 
@@ -483,7 +499,7 @@ class Worker:
         running.log.error("%s", error)
         last = error.strip().splitlines()[-1]
         try:
-            self._finish(running, running.described({"state": "FAIL", "reason": last, "traceback": error}))
+            self._finish(running, running.result("FAIL", last, traceback=error))
         except LostLease as lost:
             self._drop(running, str(lost))
 
@@ -491,9 +507,9 @@ class Worker:
         """Fail a trial whose point could not be drawn or composed."""
         folder, last = self.study.trial_folder(number), error.strip().splitlines()[-1]
         folder.mkdir(parents=True, exist_ok=True)
-        result = {"number": number, "params_swept": {}, "state": "FAIL", "reason": last, "traceback": error}
+        result = TrialResult(number=number, state="FAIL", reason=last, overrides=[], params_swept={}, traceback=error)
         write_result(folder, result)
-        self.study.tell(number, "FAIL", None, {"reason": last})
+        self.study.tell(number, "FAIL", None, result.stored())
         self.display.say(f"trial={number} state=FAIL reason={last!r}")
 
     def _suspend(self, running: Running, trainer: Engine) -> None:
@@ -527,8 +543,7 @@ def settle(study: Study) -> None:
     for number in study.reclaim():
         trial, folder = study.trial(number), study.trial_folder(number)
         folder.mkdir(parents=True, exist_ok=True)
-        known = {"overrides": trial.user_attrs.get("overrides"), "params_swept": trial.user_attrs.get("swept", {})}
-        write_result(folder, {"number": number, **known, "state": "FAIL", "reason": trial.user_attrs["reason"]})
+        write_result(folder, result_of(trial, folder))
 
 
 def is_fatal(error: Exception | None) -> bool:

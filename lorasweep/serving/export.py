@@ -9,7 +9,6 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from lorasweep.models import base_model
 from lorasweep.serving import winner
 from lorasweep.serving.winner import Loaded
 from lorasweep.study import answer, example_scores, provenance, significance
+from lorasweep.study.result import TrialResult
 from lorasweep.study.study import Study
 
 PIPELINES = {
@@ -111,16 +111,16 @@ def card(study: Study, number: int, loaded: Loaded, *, merged: bool) -> str:
     return "\n".join(parts)
 
 
-def _rerun(result: Mapping[str, Any]) -> str:
+def _rerun(result: TrialResult) -> str:
     """Return the rerun line without tracking.*: whose server it was logged to is nothing for a hub."""
-    overrides = [o for o in result.get("overrides", ()) if not re.match(r"tracking[.=]", o)]
+    overrides = [o for o in result.overrides if not re.match(r"tracking[.=]", o)]
     return redact(shlex.join(["python", "-m", "lorasweep", *overrides]))
 
 
 VERSIONS = ("lorasweep", "torch", "transformers", "peft")
 
 
-def _front(study: Study, result: Mapping[str, Any], spec: TrialSpec, merged: bool) -> dict[str, Any]:
+def _front(study: Study, result: TrialResult, spec: TrialSpec, merged: bool) -> dict[str, Any]:
     """Return what the hub reads. Without a hub id the base is left out: the hub takes no other name."""
     out: dict[str, Any] = {"library_name": "transformers" if merged else "peft"}
     base = hub_id(spec.model)
@@ -129,8 +129,9 @@ def _front(study: Study, result: Mapping[str, Any], spec: TrialSpec, merged: boo
     out |= {"pipeline_tag": PIPELINES[spec.task_type.name], "tags": ["lora", "lorasweep", "base_model:" + (base or "")]}
     out["tags"] = [t for t in out["tags"] if not t.endswith(":")]
     out["metrics"] = [study.meta.metric]
-    values = [{"type": k, "value": float(v), "name": f"eval {k}"} for k, v in result.get("metrics", {}).items()]
-    tested = {k: v for k, v in result.get("test", {}).items() if k in result.get("metrics", {})}
+    metrics = result.metrics or {}
+    values = [{"type": k, "value": float(v), "name": f"eval {k}"} for k, v in metrics.items()]
+    tested = {k: v for k, v in (result.test or {}).items() if k in metrics}
     values += [{"type": k, "value": float(v), "name": f"test {k}"} for k, v in tested.items()]
     task = {"type": PIPELINES[spec.task_type.name]}
     dataset = {"name": _data_name(spec), "type": _data_name(spec)}
@@ -182,17 +183,19 @@ def _pooling(spec: TrialSpec) -> str:
     return "".join(f"\n{n}\n" for n in notes)
 
 
-def _metrics(study: Study, number: int, result: Mapping[str, Any]) -> str:
+def _metrics(study: Study, number: int, result: TrialResult) -> str:
     """Return a table of all metrics, the one that ranked the trials with its interval."""
     parts = example_scores.read(study.trial_folder(number))
     interval = f"{significance.interval(parts)}" if parts is not None else "-"
     lines = ["| split | metric | value | 95 % interval |", "|---|---|--:|---|"]
-    for split, key in (("eval", "metrics"), ("test", "test")):
-        for name, value in result.get(key, {}).items():
+    metrics = result.metrics or {}
+    for split, scores in (("eval", metrics), ("test", result.test or {})):
+        for name, value in scores.items():
             shown = interval if (split, name) == ("eval", study.meta.metric) else "-"
-            trivial = "" if name in result.get("metrics", {}) else " (trivial answer)"
+            trivial = "" if name in metrics else " (trivial answer)"
             lines.append(f"| {split} | {_plain(name)}{trivial} | {value:.4f} | {shown} |")
-    lines += [f"| eval | {_plain(k)} (trivial answer) | {v:.4f} | - |" for k, v in result.get("baseline", {}).items()]
+    trivial_answers = (result.baseline or {}).items()
+    lines += [f"| eval | {_plain(k)} (trivial answer) | {v:.4f} | - |" for k, v in trivial_answers]
     told = "The interval is a bootstrap over the eval examples. Test was read once, after choosing."
     judged = next((c for c in answer.answer(study).candidates if c.number == number), None)
     if judged is not None and judged.repeated:
@@ -203,9 +206,9 @@ def _metrics(study: Study, number: int, result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", f"{told}\n"])
 
 
-def _data(result: Mapping[str, Any], spec: TrialSpec) -> str:
-    name, print_ = _plain(_data_name(spec)), result.get("data_fingerprint", "unknown")
-    return f"{name} ({spec.data.source}), fingerprint `{print_}`\n"
+def _data(result: TrialResult, spec: TrialSpec) -> str:
+    fingerprint = result.data_fingerprint or "unknown"
+    return f"{_plain(_data_name(spec))} ({spec.data.source}), fingerprint `{fingerprint}`\n"
 
 
 def _settings(spec: TrialSpec) -> str:

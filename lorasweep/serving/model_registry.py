@@ -128,7 +128,7 @@ class Score:
     @staticmethod
     def of(study: Study, number: int) -> "Score":
         found = next(c for c in answer.answer(study).candidates if c.number == number)
-        fingerprint = winner.result(study, number)["data_fingerprint"]
+        fingerprint = winner.result(study, number).data_fingerprint
         folders = [str(f) for f in found.scored]
         return Score(study.meta.metric, found.value, study.meta.maximize, found.standard_error, fingerprint, folders)
 

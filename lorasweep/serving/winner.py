@@ -8,7 +8,7 @@ from lorasweep.config.spec import TrialSpec
 from lorasweep.errors import ConfigError
 from lorasweep.lora import adapter
 from lorasweep.models import base_model, quantization
-from lorasweep.study.result import read_result
+from lorasweep.study.result import TrialResult, result_of
 from lorasweep.study.study import Study
 from lorasweep.tasks import task_state
 from lorasweep.tasks.task import Task
@@ -75,6 +75,6 @@ def load(folder: Path, *, ordinary: bool = False, **task_keys: Any) -> Loaded:
     return Loaded(trial, task, peft_model, tokenizer)
 
 
-def result(study: Study, number: int) -> dict[str, Any]:
-    """Return a trial's result.json, {} where this disk has none."""
-    return read_result(study.trial_folder(number)) or {}
+def result(study: Study, number: int) -> TrialResult:
+    """Return what a trial came to, as far as is known here."""
+    return result_of(study.trial(number), study.trial_folder(number))

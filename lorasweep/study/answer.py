@@ -12,16 +12,15 @@ from typing import Any
 import yaml
 
 from lorasweep import console
+from lorasweep.config.measures import COSTS
 from lorasweep.credentials import redact
 from lorasweep.files import replace_file
 from lorasweep.study import example_scores, repeats, significance
 from lorasweep.study.provenance import REGISTERS
-from lorasweep.study.result import read_result
+from lorasweep.study.result import TrialResult, result_of
 from lorasweep.study.significance import Difference, Interval, Spread
 from lorasweep.study.study import Study
 
-COSTS = {"trainable": "trainable", "adapter_mb": "adapter MB", "train_s": "train s", "peak_gib": "peak GiB"}
-"""What the Pareto fronts weigh the metric against, and its heading."""
 BEST = "best.yaml"
 
 
@@ -29,10 +28,8 @@ BEST = "best.yaml"
 class Candidate:
     """A complete configuration, with all its seeds."""
 
-    number: int
-    """Its trial; of several seeds, the first."""
-    point: Mapping[str, Any]
-    """The values of the keys that vary."""
+    result: TrialResult
+    """Of its trial; of several seeds, of the first."""
     values: tuple[float, ...]
     """The primary metric of each repeat; of the search's own run where there are none."""
     value: float
@@ -47,16 +44,16 @@ class Candidate:
     """95 %, over eval examples or of the mean over seeds, whichever is wider."""
     scored: tuple[Path, ...] = ()
     """The folders of the runs that make `values`."""
-    costs: Mapping[str, float]
-    """By the keys of COSTS, as far as they are known."""
-    rerun: str
-    overrides: tuple[str, ...] = ()
     difference: Difference | None = None
     """The best one's metric minus its own, on the same examples; None: they cannot be compared so."""
     alike: bool | None = None
     """Whether it cannot be told apart from the best; None: nothing tells."""
     dropped: bool = False
     """Whether its repeats ended early, for it could not reach the best any more."""
+
+    @property
+    def number(self) -> int:
+        return self.result.number
 
     @property
     def over(self) -> str:
@@ -68,7 +65,7 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        point = ", ".join(f"{k}={console.short(v)}" for k, v in self.point.items())
+        point = ", ".join(f"{k}={console.short(v)}" for k, v in self.result.params_swept.items())
         return f"trial {self.number}" + (f" ({point})" if point else "")
 
 
@@ -147,7 +144,7 @@ class Answer:
             return "How much a difference has to be to count is not known, so no cheaper one is named."
         if cheap.number == best.number:
             return f"No other one within one standard error ({best.standard_error:.4f}) is cheaper: take it."
-        share = cheap.costs["trainable"] / best.costs["trainable"]
+        share = cheap.result.costs["trainable"] / best.result.costs["trainable"]
         much = f"{100 * share:.0f} % of its trainable parameters" if share < 1 else "as many parameters in less time"
         return (
             f"{cheap.label} is the cheapest within one standard error ({best.standard_error:.4f}): "
@@ -197,7 +194,6 @@ def _with(thing: Any, **changed: Any) -> Any:
 
 def _candidate(study: Study, runs: Sequence[Any], spread: Spread | None) -> Candidate:
     trial, judged = runs[0], repeats.judged(runs)
-    result = read_result(study.trial_folder(trial.number)) or {}
     folders = tuple(study.trial_folder(t.number) for t in judged)
     values = tuple(repeats.values(judged))
     parts = [s for s in map(example_scores.read, folders) if s is not None]
@@ -206,10 +202,8 @@ def _candidate(study: Study, runs: Sequence[Any], spread: Spread | None) -> Cand
     if spread is not None:  # one run's seed is as much chance as several ones'
         errors.append(spread.of_mean(len(values)))
         intervals.append(spread.around(values).within(*significance.limits(study.meta.metric)))
-    found = {k: trial.user_attrs.get(k) for k in COSTS}
     return Candidate(
-        number=trial.number,
-        point=trial.user_attrs.get("swept", trial.params),
+        result=result_of(trial, study.trial_folder(trial.number)),
         values=values,
         value=statistics.fmean(values),
         searched=trial.values[0],
@@ -217,9 +211,6 @@ def _candidate(study: Study, runs: Sequence[Any], spread: Spread | None) -> Cand
         standard_error=max(errors, default=None),
         interval=max(intervals, key=lambda i: i.high - i.low, default=None),
         scored=folders,
-        costs={k: float(v) for k, v in found.items() if v is not None},
-        rerun=result.get("rerun", ""),
-        overrides=tuple(trial.user_attrs.get("overrides", ())),
     )
 
 
@@ -248,20 +239,20 @@ def cheapest(best: Candidate, candidates: Sequence[Candidate], maximize: bool) -
 
     None where the best one's standard error or its costs are not known.
     """
-    if best.standard_error is None or "trainable" not in best.costs:
+    if best.standard_error is None or best.result.trainable is None:
         return None
     sign = 1 if maximize else -1
     least = sign * best.value - best.standard_error
-    within = [c for c in candidates if sign * c.value >= least and "trainable" in c.costs]
-    return min(within, key=lambda c: (c.costs["trainable"], c.costs.get("train_s", 0.0), c.number))
+    within = [c for c in candidates if sign * c.value >= least and c.result.trainable is not None]
+    return min(within, key=lambda c: (c.result.trainable, c.result.train_s or 0.0, c.number))
 
 
 def front(candidates: Sequence[Candidate], cost: str, maximize: bool) -> list[int]:
     """Return the candidates that no other one beats in metric and cost at once, cheapest first."""
-    priced = [c for c in in_order(candidates, maximize) if cost in c.costs]
+    priced = [c for c in in_order(candidates, maximize) if cost in c.result.costs]
     out: list[int] = []
     reached = None
-    for c in sorted(priced, key=lambda c: c.costs[cost]):  # of equal cost the best comes first
+    for c in sorted(priced, key=lambda c: c.result.costs[cost]):  # of equal cost the best comes first
         gained = c.value if maximize else -c.value
         if reached is None or gained > reached:
             out.append(c.number)
@@ -283,7 +274,7 @@ def write_best(study: Study, found: Answer) -> Path | None:
         return None
     path = study.folder / BEST
     own = ("outputs=", "study=", "search.", REGISTERS)
-    overrides = [redact(o) for o in found.best.overrides if not o.startswith(own)]
+    overrides = [redact(o) for o in found.best.result.overrides if not o.startswith(own)]
     head = (
         f"# {study.meta.name}: {' '.join(found.text.split())}\n"
         f"# Run it: python -m lorasweep --sweep {console.shown(path)}\n"

@@ -1,34 +1,223 @@
-"""result.json: what a trial came to."""
+"""result.json: what a trial came to. Written once by the trial's worker, read by everybody else."""
 
 import json
 import math
-import os
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from lorasweep.config.measures import COSTS, MEASURES
 from lorasweep.credentials import redact
+from lorasweep.files import read_json, replace_file
 
-OBJECTIVES = ("trainable", "adapter_mb", "train_s", "peak_gib")
-"""What a study may make small besides its primary metric."""
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+T = TypeVar("T")
+
+RESULT = "result.json"
+
+STORED = tuple(name for name, measure in MEASURES.items() if measure.in_storage)
+"""Numbers that the study's storage keeps."""
 
 
-def objective(result: Mapping[str, Any], name: str) -> float:
-    """Return what a result has to say about one of OBJECTIVES; infinity, the worst, where that is not known."""
-    found = result["params"]["trainable"] if name == "trainable" else result[name]
-    return math.inf if found is None else float(found)
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """The metric that ranks a study's trials, at the trial's last evaluation."""
+
+    name: str
+    value: float
+    maximize: bool
 
 
-def write_result(folder: Path, result: Mapping[str, Any]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """Numbers of parameters, as peft counts them; None where only `trainable` is known."""
+
+    lora: int | None = None
+    """In A and B."""
+    bias: int | None = None
+    """Biases of the base that train."""
+    modules_to_save: int | None = None
+    """In modules that train in full, such as a new head."""
+    total: int | None = None
+    """Base and adapter together."""
+    trainable: int
+    """All that train."""
+    trainable_pct: float | None = None
+    """Their share of the total, percent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reload:
+    """The saved adapter, loaded again with plain peft onto a fresh base, against the trained one."""
+
+    rows: int
+    """Rows of the eval split that it was tried on."""
+    metric: float | None
+    """The metric that ranks the trials, on those rows; null where so few rows have none."""
+    difference: float | None
+    """That metric minus the trained adapter's on the same rows."""
+    loss_relative_difference: float
+    same: bool
+    """Whether the losses agree within what rounding explains."""
+    seconds: float
+    """What the check took."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """What a trial came to. Of the numbers null means: it could not be measured here."""
+
+    number: int
+    """Its number in the study."""
+    state: str
+    """COMPLETE, PRUNED or FAIL."""
+    reason: str
+    """Why it was pruned or failed."""
+    overrides: list[str]
+    """The strings it was made from."""
+    params_swept: dict[str, Any]
+    """The values of the keys that the study varies."""
+    rerun: str = ""
+    """The command that runs it again."""
+    traceback: str = ""
+    """Of a failed trial, where it failed."""
+    never_begun: bool = False
+    """It was pruned before it was loaded: it needs more than search.max_memory_gib."""
+    metric: Metric | None = None
+    metrics: dict[str, float] | None = None
+    """All metrics of its last evaluation on the eval split."""
+    baseline: dict[str, float] | None = None
+    """What trivial answers reach there."""
+    test: dict[str, float] | None = None
+    """Of the study's winner alone: metrics and trivial answers on the test split, read once, after choosing."""
+    params: Params | None = None
+    data_fingerprint: str = ""
+    """Digest of the rows of all splits: trials that share it saw the same data."""
+    reload: Reload | None = None
+    steps: int | None = None
+    """Optimiser steps it has taken."""
+    adapter_mb: float | None = None
+    """Size of the saved adapter."""
+    train_s: float | None = None
+    """Its share of the seconds in which passes trained."""
+    eval_s: float | None = None
+    """Its share of the seconds of evaluation."""
+    wall_s: float | None = None
+    """From its claim to its end, with what ran beside it; what was before a resume counts too."""
+    peak_gib: float | None = None
+    """What it needs by itself, an estimate, whoever shares its passes."""
+    worker_peak_gib: float | None = None
+    """The highest use of its worker up to its end, measured: of the device, or of the process on a CPU."""
+    prefix_saved_s: float | None = None
+    """Seconds that were not computed again, for another pass had kept the frozen layers' output; an estimate."""
+    packing_saved_s: float | None = None
+    """Seconds of training that passes shared with other trials spared it, an estimate; null where both ways were not
+    timed."""
+    tokens_per_s: float | None = None
+    flops_per_s: float | None = None
+    """Of the linear layers."""
+    matmul_share: float | None = None
+    """flops_per_s against what large matrix products reach on this device."""
+    energy_j: float | None = None
+    """Its share of the training passes, evaluation left out; null where the driver does not tell."""
+
+    @property
+    def trainable(self) -> int | None:
+        """Parameters that train, None before they were counted."""
+        return self.params.trainable if self.params else None
+
+    @property
+    def device_s(self) -> float | None:
+        """Seconds that it held a device: training and evaluation, or all its time where it failed on the way."""
+        if self.train_s is None:
+            return self.wall_s
+        return self.train_s + (self.eval_s or 0.0)
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """Its costs by name, those that are known."""
+        values = {name: getattr(self, name) for name in COSTS}
+        return {name: float(value) for name, value in values.items() if value is not None}
+
+    def objective(self, cost: str) -> float:
+        """Return a cost as the sampler is told it: infinity, the worst, where it is not known."""
+        return self.costs.get(cost, math.inf)
+
+    def stored(self) -> dict[str, Any]:
+        """Return what the study's storage keeps."""
+        values = {name: getattr(self, name) for name in STORED}
+        known = {name: value for name, value in values.items() if value is not None}
+        return {"reason": self.reason, **known} | ({"never_begun": True} if self.never_begun else {})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what result.json holds: what is known; of a trial that has trained, unknown numbers too, as null."""
+        values = asdict(self)
+        trained = self.params is not None
+        return {
+            f.name: values[f.name]
+            for f in fields(self)
+            if values[f.name] != f.default or (trained and f.name in MEASURES)
+        }
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> "TrialResult":
+        """Return the result of a dict, whatever version of lorasweep wrote it."""
+        parts = {"metric": Metric, "params": Params, "reload": Reload}
+        known = {key: value for key, value in values.items() if value is not None}
+        known |= {key: _fitting(part, known[key]) for key, part in parts.items() if key in known}
+        # at first, a trial that failed before its point was drawn had none of these
+        return _fitting(TrialResult, {"reason": "", "overrides": [], "params_swept": {}} | known)
+
+
+def _fitting(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Return a dataclass of the values that it has fields for."""
+    names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    return cls(**{key: value for key, value in values.items() if key in names})
+
+
+def write_result(folder: Path, result: TrialResult) -> None:
     """Write result.json whole or not at all."""
-    temporary = folder / "result.json.part"
-    temporary.write_text(redact(json.dumps(result, indent=1)), encoding="utf8")
-    os.replace(temporary, folder / "result.json")
+    replace_file(folder / RESULT, redact(json.dumps(result.to_dict(), indent=1)))
 
 
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """Return what result.json holds, None where there is none."""
-    try:
-        return json.loads((folder / "result.json").read_text(encoding="utf8"))
-    except FileNotFoundError:
-        return None
+def read_result(folder: Path) -> TrialResult | None:
+    """Return what result.json holds; None where there is none, or a power cut took its content."""
+    values = read_json(folder / RESULT)
+    return TrialResult.from_dict(values) if values else None
+
+
+def result_of(trial: "FrozenTrial", folder: Path) -> TrialResult:
+    """Return what a trial of the queue came to so far.
+
+    State and point are the queue's. The rest is result.json's; where this disk has none, what the queue keeps of it.
+    """
+    known = trial.user_attrs
+    result = read_result(folder) or _from_storage(trial)
+    return replace(
+        result,
+        number=trial.number,
+        state=trial.state.name,
+        reason=known.get("reason") or result.reason,
+        overrides=result.overrides or list(known.get("overrides", [])),
+        params_swept=dict(known.get("swept") or trial.params),
+    )
+
+
+def _from_storage(trial: "FrozenTrial") -> TrialResult:
+    """Return what `TrialResult.stored` gave the storage; what is the queue's is left to `result_of`."""
+    known = {name: trial.user_attrs[name] for name in STORED if name in trial.user_attrs}
+    trainable, device_s = known.pop("trainable", None), known.pop("device_s", None)
+    return TrialResult(
+        number=trial.number,
+        state=trial.state.name,
+        reason="",
+        overrides=[],
+        params_swept={},
+        never_begun="never_begun" in trial.user_attrs,
+        params=None if trainable is None else Params(trainable=trainable),
+        wall_s=None if "train_s" in known else device_s,  # all that device_s is of, where it failed on the way
+        **known,
+    )

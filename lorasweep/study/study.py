@@ -22,6 +22,7 @@ from lorasweep.search import pruners, samplers
 from lorasweep.search.space import Space
 from lorasweep.study import lease, repeats, storage
 from lorasweep.study.meta import Claimed, Entry, StudyMeta, read_meta, search_spec, write_meta
+from lorasweep.study.result import RESULT, STORED
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -29,8 +30,6 @@ ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 DEFAULT_TRIALS = 20
 LOOK_AT = 32
 """Waiting trials among which one is sought that shares what a worker has loaded."""
-KEPT = ("reason", "steps", "train_s", "eval_s", "adapter_mb", "peak_gib", "device_s", "trainable")
-"""Of a trial of another study that is taken in, what stays true."""
 
 
 class Study:
@@ -338,7 +337,7 @@ class Study:
         """Put a dead owner's trial back, or fail it; return whether it failed."""
         trial = self._store.optuna.get_trial(trial_id)
         attributes = trial.user_attrs
-        if (self.trial_folder(trial.number) / "result.json").exists():  # it has ended: the next owner only tells it
+        if (self.trial_folder(trial.number) / RESULT).exists():  # it has ended: the next owner only tells it
             self._put_back(trial_id)
             return False
         reached = attributes.get("checkpoint_step", 0)
@@ -405,7 +404,7 @@ class Study:
             inside = {k: v for k, v in swept.items() if k in space and samplers.holds(space[k], v)}
             if not inside or not self.space.contains(inside):
                 continue
-            attributes = {k: v for k, v in trial.user_attrs.items() if k in KEPT}
+            attributes = {k: v for k, v in trial.user_attrs.items() if k in ("reason", *STORED)}  # that stays true
             attributes |= {"swept": inside, "overrides": self.space.line(inside)} | (
                 {"origin": origin} if origin else {}
             )

@@ -23,6 +23,7 @@ from urllib.parse import unquote, urlparse
 from lorasweep.credentials import redact
 from lorasweep.errors import LorasweepError, MlflowDown, MlflowRefused
 from lorasweep.files import FileLock
+from lorasweep.study.meta import find_meta
 from lorasweep.tracking import outbox
 from lorasweep.tracking.outbox import Ledger, Outbox, Point
 
@@ -214,15 +215,15 @@ class Mirror:
 
     def _view(self, box: Outbox) -> None:
         """Save a view of MLflow's table: the study's trials, best first, with what varied and what they cost."""
-        note, study = box.ledger, outbox.read_study(box.folder)
-        if not study or ("view",) in box.sent:
+        note, study = box.ledger, find_meta(box.folder)
+        if study is None or ("view",) in box.sent:
             return
         objective = f"metrics.`{outbox.OBJECTIVE}`"
         state = {
             "searchFilter": f"tags.`mlflow.parentRunId` = '{note.run_id}'",
             "orderByKey": objective,
-            "orderByAsc": not study["maximize"],
-            "selectedColumns": [objective, *(f"params.`{k}`" for k in study["swept"]), *COLUMNS],
+            "orderByAsc": not study.maximize,
+            "selectedColumns": [objective, *(f"params.`{k}`" for k in study.swept), *COLUMNS],
         }
         saved = {"name": f"{note.name}: trials, best first", "createdAt": note.started_ms, "state": json.dumps(state)}
         self._ask("set_experiment_tag", self._experiment(note.experiment), VIEWS + str(note.run_id), json.dumps(saved))

@@ -15,10 +15,10 @@ from typing import Any
 
 from lorasweep.credentials import redact
 from lorasweep.files import FileLock, read_json, replace_file
+from lorasweep.study.result import RESULT, TrialResult, read_result
 
 NAME = "mlflow.json"
 POINTS = "metrics.jsonl"
-RESULT = "result.json"
 LOCK = ".mlflow.lock"
 
 ARTIFACTS = (("adapter", "adapter"), ("config.yaml", None), (RESULT, None), ("log.txt", None))
@@ -105,44 +105,28 @@ def ended(folder: Path, ledger: Ledger) -> bool:
     if ledger.status is not None or ledger.kind != "trial":
         return ledger.status is not None
     result = read_result(folder)
-    if "state" not in result:
+    if result is None:
         return False
     written_ms = int((folder / RESULT).stat().st_mtime * 1000)
     if written_ms < ledger.began_ms - 1:
         return False
-    ledger.tags["state"] = result["state"]
-    if result.get("reason"):
-        ledger.tags["reason"] = redact(str(result["reason"]))[:500]
+    ledger.tags["state"] = result.state
+    if result.reason:
+        ledger.tags["reason"] = redact(result.reason)[:500]
     there: list[list[str | None]] = [[path, name] for path, name in ARTIFACTS if (folder / str(path)).exists()]
     ledger.artifacts += [pair for pair in there if pair not in ledger.artifacts]
     summarise(ledger, result)
-    ledger.end("FAILED" if result["state"] == "FAIL" else "FINISHED", written_ms)
+    ledger.end("FAILED" if result.state == "FAIL" else "FINISHED", written_ms)
     return True
 
 
-def read_result(folder: Path) -> dict[str, Any]:
-    """Return what result.json holds, {} where there is none."""
-    try:
-        return json.loads((folder / RESULT).read_text(encoding="utf8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-
-
-def summarise(ledger: Ledger, result: Mapping[str, Any]) -> None:
+def summarise(ledger: Ledger, result: TrialResult) -> None:
     """Note what lets trials of all tasks be compared in one table: the ranking metric, and the rerun line."""
-    if "metric" in result:
-        ledger.summary[OBJECTIVE] = float(result["metric"]["value"])
-        ledger.tags["metric"] = result["metric"]["name"]
-    if "rerun" in result:
-        ledger.tags[NOTE] = redact(f"Run it again: `{result['rerun']}`")
-
-
-def read_study(folder: Path) -> dict[str, Any]:
-    """Return what study.json holds, {} where there is none."""
-    try:
-        return json.loads((folder / "study.json").read_text(encoding="utf8"))
-    except FileNotFoundError:
-        return {}
+    if result.metric:
+        ledger.summary[OBJECTIVE] = float(result.metric.value)
+        ledger.tags["metric"] = result.metric.name
+    if result.rerun:
+        ledger.tags[NOTE] = redact(f"Run it again: `{result.rerun}`")
 
 
 def drop_after(path: Path, step: int | None, evaluated: int | None = None) -> None:

@@ -20,6 +20,7 @@ from lorasweep.credentials import redact
 from lorasweep.data.dataset import Data
 from lorasweep.errors import MlflowDown, MlflowRefused
 from lorasweep.hardware import system_metrics
+from lorasweep.study.result import read_result
 from lorasweep.tracking import outbox, study_description
 from lorasweep.tracking.mlflow_store import Mirror
 from lorasweep.tracking.outbox import Ledger, Outbox
@@ -255,8 +256,9 @@ class TrialRun:
         if not (self._box and self._sender):
             return
         with self._box.lock:
-            if status != "KILLED":
-                outbox.summarise(self._box.ledger, outbox.read_result(self._folder))
+            result = read_result(self._folder) if status != "KILLED" else None
+            if result is not None:
+                outbox.summarise(self._box.ledger, result)
             self._box.ledger.end(status, outbox.now_ms())
             self._box.closed = True
         self._box.save()

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from support.browser import CHROMIUM, close_panel, expand, open_runs, served, tab
 
+from lorasweep.study.result import TrialResult, read_result
 from lorasweep.tracking import outbox
 
 pytest.importorskip("playwright.sync_api", reason="the extra dev has playwright")
@@ -56,10 +57,10 @@ def page(address) -> Iterator[Any]:
         yield page
 
 
-def results(outputs: Path) -> dict[str, dict]:
+def results(outputs: Path) -> dict[str, TrialResult]:
     """Return the result.json of each trial, by the name of its run."""
     folders = [outputs / "ranks" / str(i) for i in range(3)]
-    return {json.loads((f / outbox.NAME).read_text())["name"]: outbox.read_result(f) for f in folders}
+    return {json.loads((f / outbox.NAME).read_text())["name"]: read_result(f) for f in folders}
 
 
 def picture(page: Any, name: str) -> None:
@@ -103,8 +104,8 @@ def test_study_opens_to_its_trials_and_three_compared_say_what_their_results_say
     objectives = page.evaluate(METRIC, outbox.OBJECTIVE)
     assert sorted(names) == sorted(wanted)
     for name, rank, objective in zip(names, ranks, objectives, strict=True):
-        assert int(rank) == wanted[name]["params_swept"]["lora.r"]
-        assert float(objective) == pytest.approx(wanted[name]["metric"]["value"], abs=1e-3)
+        assert int(rank) == wanted[name].params_swept["lora.r"]
+        assert float(objective) == pytest.approx(wanted[name].metric.value, abs=1e-3)
 
 
 SCATTER = """() => {
@@ -122,7 +123,7 @@ def test_scatter_view_shows_metric_over_rank(page, outputs):
     page.locator(".ytitle", has_text=outbox.OBJECTIVE).wait_for()
     titles, ranks, objectives = page.evaluate(SCATTER)
     assert titles == ["lora.r", outbox.OBJECTIVE]
-    wanted = {r["params_swept"]["lora.r"]: r["metric"]["value"] for r in results(outputs).values()}
+    wanted = {r.params_swept["lora.r"]: r.metric.value for r in results(outputs).values()}
     assert dict(zip(ranks, objectives, strict=True)) == pytest.approx(wanted)
     picture(page, "scatter")
 
@@ -140,7 +141,7 @@ def test_experiments_note_leads_to_the_trials_best_first(page, address, outputs)
     with page.context.expect_page() as opened:
         page.get_by_role("link", name="its trials, best first").click()
     view = opened.value
-    wanted = sorted((r["metric"]["value"], r["params_swept"]["lora.r"]) for r in results(outputs).values())
+    wanted = sorted((r.metric.value, r.params_swept["lora.r"]) for r in results(outputs).values())
     view.locator("[col-id*='lora.r'].ag-cell").nth(len(wanted) - 1).wait_for()
     shown = [(float(value), int(rank)) for value, rank in view.evaluate(TABLE, ["objective", "lora.r"])]
     assert shown == [(pytest.approx(value), rank) for value, rank in reversed(wanted)]

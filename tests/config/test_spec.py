@@ -115,3 +115,12 @@ def test_one_of_takes_numbers_and_names_them_all():
     problems: list[str] = []
     section(spec.LoraSpec, {"loftq_bits": 5}, "lora", spec.known_keys(), problems)
     assert problems == ["lora.loftq_bits: must be one of 4, 8, got '5'"]
+
+
+def test_objectives_are_costs_and_a_mistyped_one_has_a_suggestion():
+    tree = {"search": {"objectives": ["trainable", "peak_gb"]}}
+    _, problems = spec.trial_spec(tree, ())
+    words = "search.objectives: each must be one of trainable, adapter_mb, train_s, peak_gib, got 'peak_gb'"
+    assert problems == [f"{words}; did you mean 'peak_gib'?"]
+    (meaning,) = [text for key, _, text in spec.described_keys() if key == "search.objectives"]
+    assert meaning.endswith("[each trainable, adapter_mb, train_s, peak_gib]")

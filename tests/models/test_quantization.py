@@ -190,10 +190,10 @@ def test_saved_adapter_scores_the_same_on_the_base_quantised_again(tiny_bert, wi
         if isinstance(event, engine.TrialEnded):
             adapter.save(event.attached, tmp_path)
             found = outcome.reload(tmp_path, spec, last, work, made, "accuracy")
-            assert found["same"], found
+            assert found.same, found
             unquantised = replace(spec, model=replace(spec.model, quantization="none"))
             other = outcome.reload(tmp_path, unquantised, last, work, made, "accuracy")
-            assert other["loss_relative_difference"] > 3 * found["loss_relative_difference"]
+            assert other.loss_relative_difference > 3 * found.loss_relative_difference
 
 
 def test_dora_on_rows_that_a_cpu_reads_wrongly_is_refused_before_anything_trains(tiny_bert, monkeypatch):

@@ -22,10 +22,30 @@ from lorasweep.report.study_data import Axis, gather
 from lorasweep.search import samplers, space
 from lorasweep.study.answer import Answer
 from lorasweep.study.meta import Entry, StudyMeta
+from lorasweep.study.result import Params, TrialResult, write_result
 from lorasweep.study.study import Study
 
 EVIL = "<script>alert(1)</script>"
 OVERRIDES = ["lora.r=4,8", "train.learning_rate=tag(log,interval(1e-5,1e-3))", f"data.path={EVIL}"]
+
+
+def result_of(number: int, state: str, steps: int) -> TrialResult:
+    """Return what a trial came to that was not trained; a failed one has a reason that looks like markup."""
+    ours = {"number": number, "state": state, "overrides": [], "params_swept": {}}
+    rerun = f"python -m lorasweep lora.r={number}"
+    if state == "FAIL":
+        return TrialResult(**ours, reason=f"RuntimeError: {EVIL} | out of luck", rerun=rerun)
+    return TrialResult(
+        **ours,
+        reason="",
+        rerun=rerun,
+        data_fingerprint="f00d",
+        baseline={"majority": 0.3},
+        params=Params(trainable=9000 + number),
+        steps=steps,
+        train_s=2.0,
+        eval_s=1.0,
+    )
 
 
 def made(folder: Path, trials: int = 12, name: str = "s", question: str = "Which rank?") -> Study:
@@ -45,15 +65,14 @@ def made(folder: Path, trials: int = 12, name: str = "s", question: str = "Which
     )
     study = Study.create(folder / "s", meta, [])
     known = samplers.distributions(found)
-    frozen = []
+    frozen, results = [], []
     for i in range(trials):
         state = TrialState.PRUNED if i % 4 == 3 else TrialState.COMPLETE
         state = TrialState.FAIL if i == trials - 1 else state
         value = 0.5 + 0.01 * i
         point = {"lora.r": (4, 8)[i % 2], "train.learning_rate": 1e-5 * 1.3**i}
-        steps = 10 if state == TrialState.PRUNED else 20
-        ended = {"steps": steps, "train_s": 2.0, "device_s": 3.0, "trainable": 9000 + i}
-        failed = {"reason": f"RuntimeError: {EVIL} | out of luck"}
+        result = result_of(i, state.name, 10 if state == TrialState.PRUNED else 20)
+        results.append(result)
         frozen.append(
             optuna.create_trial(
                 state=state,
@@ -61,15 +80,13 @@ def made(folder: Path, trials: int = 12, name: str = "s", question: str = "Which
                 params=point,
                 distributions=known,
                 intermediate_values={5: value / 2, 10: value},
-                user_attrs=failed if state == TrialState.FAIL else {"reason": "", **ended},
+                user_attrs=result.stored(),
             )
         )
-    for number in study.take_in(frozen, None):
+    for number, result in zip(study.take_in(frozen, None), results, strict=True):
         place = study.trial_folder(number)
         place.mkdir()
-        result = {"rerun": f"python -m lorasweep lora.r={number}", "data_fingerprint": "f00d"}
-        result |= {"baseline": {"majority": 0.3}}
-        (place / "result.json").write_text(json.dumps(result))
+        write_result(place, result)
         (place / "run.json").write_text(json.dumps({"seed": 7, "versions": {"torch": "9.9"}}))
     return study
 
@@ -125,7 +142,10 @@ def test_nothing_from_data_becomes_markup(written):
 def test_swept_value_that_looks_like_markup_stays_text(tmp_path):
     """A label column named <script> is a choice of a categorical axis: in tables, tick labels, hover texts."""
     found = gather(made(tmp_path))
-    trials = [replace(t, point={**t.point, "data.label_column": (EVIL, "b")[t.number % 2]}) for t in found.trials]
+    trials = [
+        replace(t, result=replace(t.result, params_swept={**t.point, "data.label_column": (EVIL, "b")[t.number % 2]}))
+        for t in found.trials
+    ]
     axis = Axis(key="data.label_column", numeric=False, log=False, values=[EVIL, "b"])
     evil = replace(found, trials=trials, axes=[*found.axes, axis])
     text = html_page.page(evil, figures(evil))

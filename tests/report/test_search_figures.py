@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from dataclasses import fields
 
 import optuna
 import plotly.graph_objects as go
@@ -10,35 +11,67 @@ import pytest
 
 from lorasweep.report import cost, parameter_figures, search_figures, study_data, tables
 from lorasweep.report.figure import log_ticks
-from lorasweep.report.study_data import Axis, Evidence, Shown
+from lorasweep.report.study_data import Axis, StudyData, TrialData
+from lorasweep.study.answer import Answer, Candidate
+from lorasweep.study.meta import StudyMeta
+from lorasweep.study.result import Params, TrialResult
 
 
-def study(trials: list[Shown], **named) -> Evidence:
-    """Return evidence of these trials over rank and learning rate."""
-    ranks = sorted({t.point["lora.r"] for t in trials})
-    rates = sorted({t.point["train.learning_rate"] for t in trials})
-    best = max((t for t in trials if t.state == "COMPLETE"), key=lambda t: t.value or 0, default=None)
-    known = {
-        "name": "s",
-        "question": "",
-        "folder": "outputs/s",
-        "metric": "accuracy",
-        "maximize": True,
-        "axes": [
-            Axis(key="lora.r", numeric=True, log=True, values=ranks),
-            Axis(key="train.learning_rate", numeric=True, log=True, values=rates),
-        ],
-        "importance": {"train.learning_rate": 0.8, "lora.r": 0.2},
-        "no_importance": "",
-        "chosen": best.number if best else None,
-    }
-    return Evidence(trials=trials, **known | named)
+def candidate(trial: TrialData) -> Candidate:
+    assert trial.value is not None
+    return Candidate(
+        result=trial.result,
+        values=(trial.value,),
+        value=trial.value,
+        searched=trial.value,
+        repeated=False,
+        standard_error=None,
+        interval=None,
+    )
 
 
-def trial(number: int, r: int = 4, rate: float = 1e-3, value: float | None = 0.5, **named) -> Shown:
-    known = {"state": "COMPLETE", "curve": [(1, 0.1), (2, value or 0.0)], "trainable": 100 * r, "train_s": 1.0 + number}
-    known |= {"adapter_mb": r / 10, "peak_gib": 1.5}
-    return Shown(number=number, point={"lora.r": r, "train.learning_rate": rate}, value=value, **known | named)
+def study(
+    trials: list[TrialData],
+    *,
+    metric: str = "accuracy",
+    maximize: bool = True,
+    fronts: dict[str, list[int]] | None = None,
+    cheapest: int | None = None,
+    **named,
+) -> StudyData:
+    """Return a study of these trials over rank and learning rate; its best is that of the largest metric."""
+    complete = [candidate(t) for t in trials if t.state == "COMPLETE"]
+    said = Answer(
+        metric=metric,
+        maximize=maximize,
+        going_on=False,
+        candidates=complete,
+        best=max(complete, key=lambda c: c.value, default=None),
+        cheapest=next((c for c in complete if c.number == cheapest), None),
+        fronts=fronts or {},
+    )
+    meta = StudyMeta(name="s", swept=[], overrides=[], metric=metric, maximize=maximize, created="")
+    axes = [
+        Axis(key=key, numeric=True, log=True, values=sorted({t.point[key] for t in trials if key in t.point}))
+        for key in ("lora.r", "train.learning_rate")
+    ]
+    known = {"axes": axes, "importance": {"train.learning_rate": 0.8, "lora.r": 0.2}, "no_importance": ""}
+    return StudyData(**{"meta": meta, "answer": said, "trials": trials, **known, **named})
+
+
+MEASURED = {f.name for f in fields(TrialResult)}
+
+
+def trial(number: int, r: int = 4, rate: float = 1e-3, value: float | None = 0.5, **named) -> TrialData:
+    """Return a trial; `named` are fields of its result, of TrialData, or `trainable`."""
+    known = {"curve": [(1, 0.1), (2, value or 0.0)], "train_s": 1.0 + number, "adapter_mb": r / 10, "peak_gib": 1.5}
+    known |= {"state": "COMPLETE", "trainable": 100 * r, "params_swept": {"lora.r": r, "train.learning_rate": rate}}
+    known |= named
+    trainable = known.pop("trainable")
+    params = Params(trainable=trainable) if trainable is not None else None
+    measured = {key: known.pop(key) for key in list(known) if key in MEASURED}
+    result = TrialResult(number=number, reason="", overrides=[], params=params, **measured)
+    return TrialData(result=result, value=value, **known)
 
 
 MANY = [trial(i, r=2 ** (i % 4 + 1), rate=10 ** (-4 + i / 12), value=0.4 + 0.02 * i) for i in range(24)]
@@ -191,21 +224,11 @@ def test_text_from_data_is_escaped_for_plotly():
         Axis(key="k", numeric=False, log=False, values=["a", "b"]),
     ]
     trials = [
-        Shown(number=i, state="COMPLETE", point={evil: v, "k": w}, value=0.1 * i, trainable=i + 1, curve=[(1, 0.5)])
+        trial(i, value=0.1 * i, trainable=i + 1, curve=[(1, 0.5)], params_swept={evil: v, "k": w})
         for i, (v, w) in enumerate([(evil, "a"), ("y", "b")])
     ]
-    known = Evidence(
-        name=evil,
-        question="",
-        folder="",
-        metric="m<",
-        maximize=True,
-        trials=trials,
-        axes=axes,
-        importance={evil: 0.9, "k": 0.1},
-        no_importance="",
-        chosen=1,
-    )
+    meta = StudyMeta(name=evil, swept=[], overrides=[], metric="m<", maximize=True, created="")
+    known = study(trials, metric="m<", meta=meta, axes=axes, importance={evil: 0.9, "k": 0.1})
     for figure in search_figures.figures(known):
         assert "<script" not in json.dumps([figure.traces, figure.layout]), figure.id
 
@@ -251,16 +274,16 @@ def test_pruning_spares_the_steps_that_finished_trials_have():
 
 def test_trials_at_a_time_count_only_the_time_in_which_trials_ran():
     spans = [(0, 10), (0, 10), (100, 110)]
-    ended = [trial(i, began_s=a + 1, ended_s=b + 1, device_s=1) for i, (a, b) in enumerate(spans)]
+    ended = [trial(i, began_s=a + 1, ended_s=b + 1) for i, (a, b) in enumerate(spans)]
     found = cost.cost(study(ended))
     assert found.elapsed_s == 20
     assert found.side_by_side == pytest.approx(1.5)
 
 
 def test_spared_seconds_stand_in_the_report_where_they_were_measured():
-    known = {"steps": 100, "device_s": 50.0}
+    known = {"steps": 100, "train_s": 50.0}
     ended = [trial(0, **known, prefix_saved_s=30.0), trial(1, **known, prefix_saved_s=20.0)]
-    ended.append(trial(2, state="PRUNED", steps=40, device_s=20.0))
+    ended.append(trial(2, state="PRUNED", steps=40, train_s=20.0))
     found = cost.cost(study(ended))
     assert (found.device_s, found.pruning_s, found.prefix_s, found.packing_s) == (120.0, 30.0, 50.0, None)
     told = dict(tables.costs(study(ended)).rows)

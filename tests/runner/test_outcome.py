@@ -25,18 +25,18 @@ def test_saved_adapter_is_told_from_another_by_some_rows(tiny_bert, tiny_llama, 
             for primary in last.metrics:
                 adapter.save(event.attached, tmp_path)
                 found = outcome.reload(tmp_path, spec, last, work, made, primary)
-                assert found["same"], found
-                if found["metric"] is not None:  # few rows may have none
-                    assert abs(found["difference"]) <= 1e-4 * max(1, abs(found["metric"])), found
+                assert found.same, found
+                if found.metric is not None:  # few rows may have none
+                    assert abs(found.difference) <= 1e-4 * max(1, abs(found.metric)), found
             rows = {p["row"] for p in last.predictions}
             texts = {p["row"] for p in last.predictions if "text" in p}
             assert len(texts) == (2 if asked else 0)
-            assert len(rows) > 4 and max(2, len(texts)) <= found["rows"] <= 4 + len(texts)
+            assert len(rows) > 4 and max(2, len(texts)) <= found.rows <= 4 + len(texts)
             with torch.no_grad():
                 for parameter in event.attached.parameters():
                     parameter.add_(0.1 * torch.randn_like(parameter))
             adapter.save(event.attached, tmp_path)
-            assert not outcome.reload(tmp_path, spec, last, work, made, "loss")["same"]
+            assert not outcome.reload(tmp_path, spec, last, work, made, "loss").same
     assert last is not None
 
 

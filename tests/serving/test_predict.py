@@ -158,4 +158,4 @@ def test_trial_without_an_adapter_is_told_with_those_that_have_one(classified):
             winner.pick(opened)
     finally:
         (classified / "away").rename(classified / "adapter")
-    assert winner.pick(opened) == 0 == (read_result(classified) or {})["number"]
+    assert winner.pick(opened) == 0 == read_result(classified).number

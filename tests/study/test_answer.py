@@ -31,7 +31,7 @@ def test_best_what_is_like_it_and_what_is_cheaper(tmp_path):
     assert "corrected for 3 comparisons (Holm" in found.method
     assert found.cheapest.number == 1
     assert found.fronts["trainable"] == [0, 1, 2]
-    assert found.cheapest.rerun == "rerun 1"
+    assert found.cheapest.result.rerun == "rerun 1"
     assert "Trial 2 (lora.r=8) is best" in found.text and "Trial 1 (lora.r=4) is the cheapest" in found.text
     assert "50 % of its trainable parameters" in found.text
 

@@ -10,7 +10,7 @@ from lorasweep.config.spec import SearchSpec, TaskSpec
 from lorasweep.search import space
 from lorasweep.study import example_scores
 from lorasweep.study.meta import Entry, StudyMeta
-from lorasweep.study.result import write_result
+from lorasweep.study.result import Metric, Params, TrialResult, write_result
 from lorasweep.study.study import Study
 from lorasweep.tasks import make
 
@@ -57,10 +57,21 @@ def end(study: Study, value: float, *, trainable: int = 100, train_s: float = 1.
     task = make(TaskSpec(name="SEQ_CLS"))
     task.classes = ["no", "yes"]
     example_scores.write(folder, task, kind, found, [{}] * ROWS)
-    costs = {"trainable": trainable, "train_s": train_s, "adapter_mb": trainable / 10, "peak_gib": 1.0}
-    study.tell(number, "COMPLETE", [value], costs)
-    spec = study.trial(number)
-    result = {"number": number, "rerun": f"rerun {number}", "params_swept": spec.user_attrs["swept"], "baseline": {}}
-    done = {"state": "COMPLETE", "reason": "", "params": {"trainable": trainable}, "eval_s": 0.1}
-    write_result(folder, result | done | costs | {"metric": {"name": kind, "value": value}})
+    known = study.trial(number).user_attrs
+    result = TrialResult(
+        number=number,
+        state="COMPLETE",
+        reason="",
+        overrides=known["overrides"],
+        params_swept=known["swept"],
+        rerun=f"rerun {number}",
+        metric=Metric(name=kind, value=value, maximize=study.meta.maximize),
+        params=Params(trainable=trainable),
+        train_s=train_s,
+        eval_s=0.1,
+        adapter_mb=trainable / 10,
+        peak_gib=1.0,
+    )
+    write_result(folder, result)
+    study.tell(number, "COMPLETE", [value], result.stored())
     return number

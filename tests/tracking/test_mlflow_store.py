@@ -20,6 +20,8 @@ from support.tracked_runs import TAGS, VALUES, made, runs_in, start, write
 
 from lorasweep.config import compose
 from lorasweep.credentials import keep_credentials
+from lorasweep.study.meta import StudyMeta, write_meta
+from lorasweep.study.result import Metric, TrialResult, write_result
 from lorasweep.tracking import outbox, runs
 
 ROWS = SimpleNamespace(name="rows", fingerprint="f" * 64, splits={"train": [1, 2], "eval": [3]})
@@ -207,6 +209,12 @@ def test_resumed_trial_goes_on_in_its_run_and_doubles_nothing(tmp_path, store):
     assert len([r for r in runs_in(store) if r.data.tags["kind"] == "trial"]) == 1
 
 
+def result(**known) -> TrialResult:
+    """Return the result of trial 0, which has reached an f1 of 0.25."""
+    ours = {"number": 0, "state": "COMPLETE", "reason": "", "overrides": [], "params_swept": {}}
+    return TrialResult(**ours | known, metric=Metric(name="f1", value=0.25, maximize=True))
+
+
 @pytest.mark.parametrize(("state", "status"), [("COMPLETE", "FINISHED"), ("PRUNED", "FINISHED"), ("FAIL", "FAILED")])
 def test_trial_killed_after_its_result_is_ended_by_sync(tmp_path, store, state, status):
     spec, folder = made(tmp_path), tmp_path / "s/0"
@@ -215,8 +223,7 @@ def test_trial_killed_after_its_result_is_ended_by_sync(tmp_path, store, state, 
     note.save(folder)
     (folder / "metrics.jsonl").write_text('{"step": 1, "time_ms": 5, "loss": 1.0}\n{"step": 2, "ti')
     assert runs.sync(tmp_path / "s", spec).open == 1
-    metric = {"name": "f1", "value": 0.25}
-    (folder / "result.json").write_text(json.dumps({"state": state, "reason": "so", "metric": metric}))
+    write_result(folder, result(state=state, reason="so"))
     assert runs.sync(tmp_path / "s", spec).sent == 1
     (run,) = runs_in(store)
     assert (run.info.status, run.data.tags["state"], run.data.tags["reason"]) == (status, state, "so")
@@ -230,19 +237,18 @@ def test_description_of_a_study_holds_question_answer_and_rerun_line(tmp_path, s
     parent = runs.open_study(spec, "s", "Which rank?")
     run = start(spec, parent)
     rerun = "python -m lorasweep lora.r=8"
-    result = {"metric": {"name": "f1", "value": 0.25}, "rerun": rerun, "params_swept": {"lora.r": 8}}
-    (folder / "result.json").write_text(json.dumps(result))
+    write_result(folder, result(rerun=rerun, params_swept={"lora.r": 8}))
     run.close("FINISHED")
-    meta = {
-        "name": "s",
-        "question": "Which rank?",
-        "metric": "f1",
-        "outputs": "./outputs",
-        "overrides": ["lora.r=8,16"],
-        "swept": ["lora.r"],
-        "maximize": True,
-    }
-    (tmp_path / "s/study.json").write_text(json.dumps(meta))
+    meta = StudyMeta(
+        name="s",
+        question="Which rank?",
+        metric="f1",
+        overrides=["lora.r=8,16"],
+        swept=["lora.r"],
+        maximize=True,
+        created="2026-01-01T00:00:00+0000",
+    )
+    write_meta(tmp_path / "s", meta)
     scores = {"best_trial": 0, "best_eval_f1": 0.25, "test_f1": 0.125}
     runs.close_study(spec, parent, scores, ok=True, folder=tmp_path / "s")
     client = MlflowClient(store)

@@ -81,7 +81,7 @@ def test_saved_adapter_of_a_bf16_base_scores_the_same_when_loaded(tiny_bert, tmp
         if isinstance(event, engine.TrialEnded):
             adapter.save(event.attached, tmp_path)
             found = outcome.reload(tmp_path, spec, last, work, made, "accuracy")
-            assert found["same"], found
+            assert found.same, found
             assert {w.dtype for w in adapter.tensors(event.attached).values()} == {torch.float32}
 
 
