@@ -91,8 +91,20 @@ class TaskSpec:
     """Evaluate generated text too: exact_match of CAUSAL_LM, rouge_l, bleu and chrf of SEQ_2_SEQ_LM. Greedy."""
     max_new_tokens: int = ranged(64, 1, 1_000_000, affects=TOKENS)
     """Generated text ends after so many tokens."""
+    answer_pattern: str | None = setting(None, affects=TOKENS)
+    """Regular expression whose last match is an answer, its first group where it has one: exact_match compares what it
+    finds in the generated and in the expected text, as texts or as numbers (1,200 is 1200). null compares what stands
+    after `#### `, or the whole texts."""
     generate_samples: int | None = ranged(64, 1, affects=TOKENS)
     """At most so many inputs of a split are answered by generation, spread evenly over it; null answers all."""
+
+    def problems(self) -> list[str]:
+        """Return a problem where answer_pattern cannot be read."""
+        try:
+            re.compile(self.answer_pattern or "")
+        except re.error as error:
+            return [f"task_type.answer_pattern: '{self.answer_pattern}' is no regular expression ({error})"]
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)

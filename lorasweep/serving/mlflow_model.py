@@ -28,7 +28,7 @@ from lorasweep.models import base_model
 from lorasweep.serving import predict, winner
 from lorasweep.serving.predict import Answer
 from lorasweep.serving.winner import Loaded
-from lorasweep.tasks import task_state
+from lorasweep.tasks import special_tokens, task_state
 from lorasweep.tasks.task import Task
 from lorasweep.tracking.mlflow_store import load as load_mlflow
 
@@ -91,6 +91,8 @@ def no_pipeline(spec: TrialSpec, task: Task) -> str:
         return f"the pipeline does not quantise its base as {spec.lora.init.name} did"
     if spec.model.trust_remote_code:
         return "MLflow would run the checkpoint's own code without asking"
+    if task.name == "CAUSAL_LM" and special_tokens.asked_for(base_model.load_tokenizer(spec.model))[1] is None:
+        return "the tokenizer, asked by the pipeline, would end each prompt as if nothing followed it"
     return ""
 
 
@@ -105,16 +107,26 @@ def _save_pipeline(loaded: Loaded, place: Path, bases: Path) -> None:
     name = PIPELINES[loaded.task.name]
     made: Any = transformers.pipeline(name, model=loaded.model, tokenizer=loaded.tokenizer)  # type: ignore[call-overload]
     inputs, outputs = _columns(loaded)
-    suffix = loaded.spec.data.prompt_suffix if "prompt" in inputs else ""
+    template = _prompt_template(loaded, inputs)
     mlflow.transformers.save_model(
         made,
         str(place),
         base_model_path=str(base_folder(loaded, bases)),
         signature=_signature(inputs, outputs),
         model_config=_call(loaded),
-        prompt_template="{prompt}" + suffix.replace("{", "{{").replace("}", "}}") if suffix else None,
+        prompt_template=template if template != "{prompt}" else None,
         pip_requirements=["mlflow", "torch", "transformers", "peft"],
     )
+
+
+def _prompt_template(loaded: Loaded, inputs: dict[str, str]) -> str:
+    """Return what the tokenizer reads for a prompt: before it what it would put there itself, behind it the suffix."""
+    if loaded.task.name != "CAUSAL_LM":
+        return "{prompt}"
+    _, before = special_tokens.asked_for(loaded.tokenizer)
+    assert before is not None, "no_pipeline has asked"
+    suffix = loaded.spec.data.prompt_suffix if "prompt" in inputs else ""
+    return before.replace("{", "{{").replace("}", "}}") + "{prompt}" + suffix.replace("{", "{{").replace("}", "}}")
 
 
 def _columns(loaded: Loaded) -> tuple[dict[str, str], dict[str, str]]:
@@ -137,7 +149,7 @@ def _call(loaded: Loaded) -> dict[str, Any]:
         "do_sample": False,
         "num_beams": 1,
         "return_full_text": False,
-        "add_special_tokens": bool(getattr(loaded.tokenizer, "add_bos_token", False)),
+        "add_special_tokens": special_tokens.asked_for(loaded.tokenizer)[0],
         "eos_token_id": sorted(found) or None,
         "pad_token_id": loaded.tokenizer.pad_token_id,
     }

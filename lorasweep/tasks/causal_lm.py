@@ -15,7 +15,7 @@ from torch import Tensor
 from lorasweep.config.spec import DataSpec, TaskSpec
 from lorasweep.data.dataset import Data, Record
 from lorasweep.errors import ConfigError
-from lorasweep.tasks import generation
+from lorasweep.tasks import generation, special_tokens
 from lorasweep.tasks.lm_head import Head
 from lorasweep.tasks.task import IGNORE, Batch, Example, Prediction, Task, mean_loss
 
@@ -60,16 +60,17 @@ class CausalLM(Task):
             special = [i for i in turns[0][-1][1] if i in tokenizer.all_special_ids]
             self.stop = tuple(special[-1:])
             answers = [str([m for m in r["messages"] if m["role"] == "assistant"][-1]["content"]) for r in records]
+            prompts = [_chat_prompt(tokenizer, r["messages"], row) for row, r in enumerate(records, 1)]
         else:
             turns = _one_turn(records, tokenizer, spec)
             answers = [str(r.get("completion", "")) for r in records]
+            prompts = [parts[-1][0] for parts in turns]
         examples = []
-        for row, (parts, answer) in enumerate(zip(turns, answers, strict=True)):
+        for row, (parts, prompt, answer) in enumerate(zip(turns, prompts, answers, strict=True)):
             ids = [i for head, tail in parts for i in head + tail]
             labels = [i for head, tail in parts for i in [IGNORE] * len(head) + tail][: spec.max_tokens]
             supervised = sum(label != IGNORE for label in labels[1:])
             if supervised:
-                prompt = ids[: len(ids) - len(parts[-1][1])]
                 info = (prompt, answer) if self.spec.generate and len(prompt) < spec.max_tokens else None
                 inputs = {"input_ids": ids[: spec.max_tokens]}
                 examples.append(Example(row=row, inputs=inputs, target=labels, supervised=supervised, info=info))
@@ -98,7 +99,8 @@ class CausalLM(Task):
             ids_BT, mask_BT = generation.padded_left(prompts, self.tokenizer.pad_token_id, batch.labels.device)
             texts = generation.greedy(model, ids_BT, mask_BT, self.tokenizer, self.spec.max_new_tokens, self.stop)
             for (p, _, answer), text in zip(asked, texts, strict=True):
-                p |= {"text": text, "right": generation.same_answer(text, answer)}
+                right = generation.same_answer(text, answer, self.spec.answer_pattern)
+                p |= {"text": text, "right": right}
         return found
 
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -155,8 +157,10 @@ Turns = list[tuple[list[int], list[int]]]
 def chat_turns(tokenizer: Any, messages: Sequence[dict[str, Any]], row: int) -> Turns:
     """Return one part for each turn of the assistant: the tokens before it, and its own.
 
-    The chat is written out once for each end of a turn; what one adds to the one before is the turn. Raises ConfigError
-    where the template changes what was there, or where there is none.
+    The chat is written out once for each end of a turn; what one adds to the one before is the turn. A turn's own
+    tokens begin behind what opens an answer: where a template opens one to be written otherwise than one that was given
+    (DeepSeek-R1 adds <think>), behind what both have in common. Raises ConfigError where the template changes what was
+    there, or where there is none.
     """
     parts: Turns = []
     done: list[int] = []
@@ -166,7 +170,10 @@ def chat_turns(tokenizer: Any, messages: Sequence[dict[str, Any]], row: int) -> 
         whole = _written(tokenizer, messages[:end], False, row)
         before = _written(tokenizer, messages[: end - 1], True, row)
         if whole[: len(before)] != before:
-            before = _written(tokenizer, messages[: end - 1], False, row) if end > 1 else []
+            earlier = _written(tokenizer, messages[: end - 1], False, row)
+            before = _common(whole, before)
+            if len(before) < len(earlier) or whole[: len(earlier)] != earlier:
+                before = earlier
         if before[: len(done)] != done or whole[: len(before)] != before:
             raise ConfigError(
                 [
@@ -178,6 +185,20 @@ def chat_turns(tokenizer: Any, messages: Sequence[dict[str, Any]], row: int) -> 
         parts.append((before[len(done) :], whole[len(before) :]))
         done = whole
     return parts
+
+
+def _common(first: list[int], second: list[int]) -> list[int]:
+    """Return what both begin with."""
+    for place, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return first[:place]
+    return first[: len(second)]
+
+
+def _chat_prompt(tokenizer: Any, messages: Sequence[dict[str, Any]], row: int) -> list[int]:
+    """Return a chat up to its last answer, which is opened as a model is asked for one."""
+    last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=len(messages))
+    return _written(tokenizer, messages[:last], True, row)
 
 
 def _written(tokenizer: Any, messages: Sequence[dict[str, Any]], ask: bool, row: int) -> list[int]:
@@ -195,15 +216,19 @@ def _written(tokenizer: Any, messages: Sequence[dict[str, Any]], ask: bool, row:
 
 def _one_turn(records: Sequence[Record], tokenizer: Any, spec: DataSpec) -> list[Turns]:
     """Return a single part for each record: prompt and completion, or nothing and the plain text."""
-    start = [tokenizer.bos_token_id] if getattr(tokenizer, "add_bos_token", False) else []
+    start, end = special_tokens.around(tokenizer)[0], special_tokens.ends(tokenizer)
     if "prompt" in records[0]:
         heads = _plain(tokenizer, [str(r["prompt"]) + spec.prompt_suffix for r in records])
         tails = _plain(tokenizer, [str(r["completion"]) for r in records])
     else:
         heads = [[]] * len(records)
         tails = _plain(tokenizer, [str(r["text"]) for r in records])
-    end = [tokenizer.eos_token_id]
-    return [[(start + head, tail + end)] for head, tail in zip(heads, tails, strict=True)]
+    if "prompt" not in records[0]:
+        tails = [tail[len(start) :] if start and tail[: len(start)] == start else tail for tail in tails]
+    return [
+        [(special_tokens.begun(head, start), special_tokens.ended(tail, end))]
+        for head, tail in zip(heads, tails, strict=True)
+    ]
 
 
 def _plain(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

@@ -5,6 +5,7 @@ Shapes: B rows, T tokens.
 
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import torch
@@ -12,6 +13,14 @@ from torch import Tensor
 
 SPACELESS = re.compile("([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
 """Characters of scripts without spaces between words (Chinese, Japanese): each counts as a word."""
+
+HASHES = r"(?s)#### (.*?)(?=#### |\Z)"
+"""What stands after GSM8K's mark of an answer."""
+
+NUMBER = re.compile(
+    r"(?P<sign>[-+]?)\s*[$€£¥]?\s*(?P<digits>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)\s*%?\.?", re.ASCII
+)
+"""A number, maybe with a currency before it, commas between thousands and a full stop after it."""
 
 SCORES = ("rouge_l", "bleu", "chrf")
 
@@ -99,16 +108,35 @@ def _ints(*found: Any) -> list[int]:
     return [int(v) for part in found for v in part.reshape(-1).tolist()]
 
 
-def answer(text: str) -> str:
-    """Return the last text after `#### ` (GSM8K's answer), or all of it, stripped."""
-    return text.rpartition("#### ")[2].strip()
+def answer(text: str, pattern: str) -> str:
+    """Return the last place of a text that fits the pattern, its first group where it has one; else all of the text."""
+    found = list(re.finditer(pattern, text))
+    if not found:
+        return text.strip()
+    return (found[-1][1] if found[-1].re.groups else found[-1][0] or "").strip()
 
 
-def same_answer(written: str, expected: str) -> bool:
-    """Tell whether two answers agree: after `#### ` where both have it, else as whole texts."""
-    if "#### " in written and "#### " in expected:
-        return answer(written) == answer(expected)
-    return written.strip() == expected.strip()
+def same_answer(written: str, expected: str, pattern: str | None = None) -> bool:
+    """Tell whether two answers agree, as texts or as numbers: what the pattern finds in each; without one, what stands
+    after `#### ` (GSM8K) where both have it, else the whole texts.
+    """
+    if pattern is None and "#### " in written and "#### " in expected:
+        pattern = HASHES
+    pair = (
+        (written.strip(), expected.strip())
+        if pattern is None
+        else (answer(written, pattern), answer(expected, pattern))
+    )
+    if pair[0] == pair[1]:
+        return True
+    first, second = map(number, pair)
+    return first is not None and first == second
+
+
+def number(text: str) -> Decimal | None:
+    """Return the number that a text is and nothing else: 1,200 and $1200. are 1200, as GSM8K's scores have it."""
+    found = NUMBER.fullmatch(text.strip())
+    return Decimal(found["sign"] + found["digits"].replace(",", "")) if found else None
 
 
 def _spaced(text: str) -> str:

@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 TASK_FILES = (
     "task",
     "generation",
+    "special_tokens",
+    "running_text",
     "lm_head",
     "causal_lm",
     "seq_cls",

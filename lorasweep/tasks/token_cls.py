@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from lorasweep.config.spec import DataSpec, TaskSpec
 from lorasweep.data.dataset import Data, Record
 from lorasweep.errors import ConfigError
+from lorasweep.tasks import running_text
 from lorasweep.tasks.task import IGNORE, Batch, Example, Prediction, Task, mean_loss
 
 OUTSIDE = "O"
@@ -70,10 +71,10 @@ class TokenCls(Task):
         """
         if not tokenizer.is_fast:
             raise ConfigError([f"model.tokenizer: TOKEN_CLS needs a fast tokenizer, got {type(tokenizer).__name__}"])
-        _begin_words_with_space(tokenizer)
+        texts = running_text.spaced(tokenizer, [r["tokens"] for r in records])
         index = {c: i for i, c in enumerate(self.classes)}
         tokens = tokenizer(
-            [r["tokens"] for r in records],
+            texts,
             is_split_into_words=True,
             truncation=True,
             max_length=spec.max_tokens,
@@ -83,8 +84,10 @@ class TokenCls(Task):
         for row, record in enumerate(records):
             scored: list[int] = []
             labels: list[int] = []
-            for word in tokens.word_ids(row):
+            offsets = tokens.encodings[row].offsets
+            for word, place in zip(tokens.word_ids(row), offsets, strict=True):
                 first = word is not None and (not scored or word != scored[-1])
+                first = first and not running_text.is_space(texts[row][word], place)
                 labels.append(index[record["tags"][word]] if first else IGNORE)
                 scored += [word] if first else []
             if scored:
@@ -210,11 +213,3 @@ def _begun_inside(tags: Sequence[str]) -> int:
     """Return how many entities begin with I-, as the older IOB1 scheme has it."""
     before = [OUTSIDE, *tags]
     return sum(t.startswith("I-") and before[i][2:] != t[2:] for i, t in enumerate(tags))
-
-
-def _begin_words_with_space(tokenizer: Any) -> None:
-    """Let RoBERTa's kind of tokenizer read each word as after a space; it would take words for mid-word pieces."""
-    first = tokenizer.backend_tokenizer.pre_tokenizer
-    if getattr(first, "add_prefix_space", None) is False:
-        first.add_prefix_space = True
-        tokenizer.backend_tokenizer.pre_tokenizer = first

@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 from support.models import wordpiece
+from support.tokenizers import byte_level
 
 from lorasweep.config.spec import DataSpec, TaskSpec
 from lorasweep.data import dataset
@@ -168,11 +169,11 @@ def test_template_that_rewrites_earlier_turns_is_refused():
         chat_turns(words(forgetful), CHAT, 7)
 
 
-def test_template_without_an_opening_of_the_answer_is_taken_as_it_is():
+def test_opening_that_goes_on_otherwise_than_the_template_is_read_as_far_as_both_agree():
     plain = "{% for m in messages %}[CLS] {{ m.role }} {{ m.content }} [SEP] {% endfor %}"
     plain += "{% if add_generation_prompt %}[CLS] assistant think {% endif %}"
     parts = chat_turns(words(plain), CHAT[:3], 1)
-    assert words().convert_ids_to_tokens(parts[0][1]) == ["[CLS]", "assistant", "two", "[SEP]"]
+    assert words().convert_ids_to_tokens(parts[0][1]) == ["two", "[SEP]"]
 
 
 def test_tokenizer_without_a_template_and_template_that_objects_are_refused():
@@ -200,6 +201,43 @@ def test_chats_are_checked_row_by_row_and_placed_by_what_was_asked(tmp_path):
     (problem,) = caught.value.problems
     assert problem.startswith("data.bad_rows: 2 of 2 rows of train")
     assert f"{path}:1: 'messages' has no message of the role assistant" in problem and f"{path}:2: " in problem
+
+
+THINKING = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}<User>{{ m['content'] }}"
+    "{% else %}<Assistant>{{ m['content'] }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<Assistant><think>\n{% endif %}"
+)
+"""Opens an answer otherwise than it writes one down, as DeepSeek-R1's template does."""
+
+
+def thinker() -> transformers.PreTrainedTokenizerBase:
+    tokenizer = byte_level()
+    tokenizer.add_tokens(["<User>", "<Assistant>", "<think>"])
+    tokenizer.chat_template = THINKING
+    return tokenizer
+
+
+def test_header_that_is_opened_otherwise_than_written_is_not_learned():
+    tokenizer = thinker()
+    chat = [
+        {"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    ]
+    parts = [(tokenizer.decode(read), tokenizer.decode(own)) for read, own in chat_turns(tokenizer, chat, 1)]
+    assert parts == [("<User>a<Assistant>", "b<|end|>"), ("<User>c<Assistant>", "d<|end|>")]
+    task = task_of(generate=True)
+    (example,) = task.encode([{"messages": chat}], tokenizer, DataSpec())
+    assert tokenizer.decode(example.info[0]) == "<User>a<Assistant>b<|end|><User>c<Assistant><think>\n", "as others ask"
+
+
+def test_what_template_and_opening_share_reaches_into_no_earlier_turn():
+    tokenizer = thinker()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<User>{{ m['content'] }}{% if loop.last %}y{% else %}x{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<think>{% endif %}"
+    )
+    with pytest.raises(ConfigError, match="rewrites earlier turns"):
+        chat_turns(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], 1)
 
 
 # --- generated answers -----------------------------------------------------------------------------------------------
@@ -266,6 +304,45 @@ def test_plain_text_asks_for_no_answer():
 )
 def test_answers_are_compared_after_the_hashes_where_both_have_them(written, expected, same):
     assert generation.same_answer(written, expected) is same
+
+
+@pytest.mark.parametrize(
+    ("written", "expected", "same"),
+    [
+        ("#### 1,200", "#### 1200", True),
+        ("42.", "42", True),
+        ("$42.00", "42", True),
+        ("-3", "- 3", True),
+        ("1,20", "120", False),
+        ("1200 apples", "1200", False),
+        ("42.5", "42", False),
+        ("#### 7\n", "so #### 7", True),
+        ("1e3", "1000", False),
+        ("007", "7", True),
+        ("", "0", False),
+    ],
+)
+def test_numbers_are_compared_as_numbers(written, expected, same):
+    assert generation.same_answer(written, expected) is same
+
+
+@pytest.mark.parametrize(
+    ("pattern", "written", "expected", "same"),
+    [
+        (r"answer is (\S+)", "First the answer is 3. No, the answer is 1,200.", "1200", True),
+        (r"answer is (\S+)", "it is 1200", "1200", False),
+        (r"-?[\d,.]*\d", "so 3 + 4 = 7 apples", "#### 7", True),
+        (r"\\boxed\{(.*?)\}", r"thus \boxed{x+1}", r"\boxed{x+1}", True),
+        (r"\(([A-D])\)", "either (A) or (B)", "(B)", True),
+        (r"\(([A-D])\)", "either (B) or (A)", "(B)", False),
+    ],
+)
+def test_answer_is_the_last_place_that_fits_the_pattern(pattern, written, expected, same):
+    assert generation.same_answer(written, expected, pattern) is same
+
+
+def test_pattern_that_cannot_be_read_is_refused():
+    assert "task_type.answer_pattern" in TaskSpec(name="CAUSAL_LM", answer_pattern="(").problems()[0]
 
 
 # --- plain text files ------------------------------------------------------------------------------------------------

@@ -141,7 +141,7 @@ def test_tags_of_rows_beyond_max_train_samples_are_known(tmp_path):
     assert task.fit(found) == [] and task.model_kwargs()["num_labels"] == 3
 
 
-def test_roberta_reads_words_as_after_a_space(tmp_path):
+def test_roberta_reads_words_as_in_running_text(tmp_path):
     from tokenizers import ByteLevelBPETokenizer
 
     trained = ByteLevelBPETokenizer()
@@ -150,7 +150,7 @@ def test_roberta_reads_words_as_after_a_space(tmp_path):
     tokenizer = transformers.RobertaTokenizer.from_pretrained(tmp_path)
     task = fitted([{"tokens": ["far", "from"], "tags": ["N", "V"]}])
     example = task.encode([{"tokens": ["far", "from"], "tags": ["N", "V"]}], tokenizer, DataSpec())[0]
-    assert tokenizer.decode(example.inputs["input_ids"], skip_special_tokens=True) == " far from"
+    assert tokenizer.decode(example.inputs["input_ids"], skip_special_tokens=True) == "far from"
 
 
 def conll(folder: Path, text: str) -> list[dict]:

@@ -1,0 +1,45 @@
+"""Words that a tokenizer reads one by one, as it would read them in running text."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lorasweep.tasks.generation import SPACELESS
+
+PROBE = ("the", "cat")
+
+
+def spaced(tokenizer: Any, rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return each row's words with the spaces of running text, for a tokenizer that tells words by those.
+
+    GPT-2's kind does, whatever else its pre-tokenizer is made of (Llama 3, Qwen): each word gets the space before it,
+    but for the first one and between Chinese or Japanese characters. Others put a mark of their own before each word.
+    """
+    if not _tells_by_spaces(tokenizer):
+        return [list(words) for words in rows]
+    return [_with_spaces(words) for words in rows]
+
+
+def _with_spaces(words: Sequence[str]) -> list[str]:
+    pairs = zip(["", *words], words, strict=False)
+    joined = [not before or (_is_spaceless(before[-1:]) and _is_spaceless(word[:1])) for before, word in pairs]
+    return [word if close else f" {word}" for word, close in zip(words, joined, strict=True)]
+
+
+def _tells_by_spaces(tokenizer: Any) -> bool:
+    """Tell whether words by themselves become other tokens than in running text, and the space before each mends it."""
+    together = tokenizer(" ".join(PROBE), add_special_tokens=False)["input_ids"]
+    bare, spaced = (
+        tokenizer(list(some), is_split_into_words=True, add_special_tokens=False)["input_ids"]
+        for some in (PROBE, (PROBE[0], *(f" {word}" for word in PROBE[1:])))
+    )
+    return bare != together and spaced == together
+
+
+def is_space(text: str, place: tuple[int, int]) -> bool:
+    """Tell whether a token is the space before a word and nothing of the word."""
+    start, end = place
+    return text.startswith(" ") and not text[start:end].strip()
+
+
+def _is_spaceless(character: str) -> bool:
+    return bool(SPACELESS.fullmatch(character))
