@@ -22,6 +22,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from lorasweep.runner import plan, worker
+from lorasweep.runner.request import Request
 from lorasweep.study.study import Study
 from lorasweep.tracking import runs
 
@@ -50,7 +51,7 @@ def make(folder: str, name: str, trials: int, more: list[str]) -> None:
     """Make a study of so many random trials."""
     space = ["lora.r=interval(4,128)", "train.learning_rate=tag(log,interval(1e-5,3e-3))"]
     own = ["search.sampler=random", f"search.trials={trials}", f"outputs={folder}", f"study={name}", *more]
-    planned = plan.plan([*space, *own])
+    planned = plan.plan(Request.of([*space, *own]))
     study = Study.create(planned.folder, planned.meta, planned.queue)
     study.set_parent(runs.open_study(planned.first, planned.meta.name, "queue"))
 

@@ -16,6 +16,7 @@ from lorasweep.config.measures import MEASURES
 from lorasweep.errors import ConfigError
 from lorasweep.runner import launch, launchers, plan
 from lorasweep.runner.interrupt import EXIT_INTERRUPTED
+from lorasweep.runner.request import Request
 from lorasweep.serving import winner
 from lorasweep.study.result import read_result, result_of
 from lorasweep.study.study import Study
@@ -30,7 +31,7 @@ def run(overrides: Sequence[str]) -> dict[str, Any]:
     """
     if isinstance(overrides, str):
         raise ConfigError([f"run: takes a list of overrides, got a string; write run(['{overrides}'])"])
-    planned = plan.plan(list(overrides))
+    planned = plan.plan(Request.of(list(overrides)))
     if len(planned.queue) != 1:
         raise ConfigError(
             [f"run: takes one trial, these overrides mean {len(planned.queue)}; use python -m lorasweep -m for a study"]

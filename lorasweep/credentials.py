@@ -6,7 +6,7 @@ from urllib.parse import unquote
 
 from lorasweep.errors import ConfigError
 
-# --- PostgreSQL ------------------------------------------------------------------------------------------------------
+# --- taken out of what is asked --------------------------------------------------------------------------------------
 
 
 def without_password(url: str) -> str:
@@ -14,11 +14,16 @@ def without_password(url: str) -> str:
     return re.sub(r"(//[^/:@]*):[^@/]*@", r"\1@", url)
 
 
-def keep_password(text: str) -> str:
-    """Return a postgresql:// URL, or an override that holds one, without its password.
+def take_out(text: str) -> str:
+    """Return an override, or a database's URL, without the password in it. The password goes into the environment.
 
-    The password goes into PGPASSWORD, for this process and the workers it starts.
+    That is where this process and its workers look for it: PGPASSWORD for PostgreSQL, MLFLOW_TRACKING_USERNAME and
+    MLFLOW_TRACKING_PASSWORD for a tracking server. Raises ConfigError for a database that has no such variable.
     """
+    return _of_storage(_of_tracking(text))
+
+
+def _of_storage(text: str) -> str:
     found = re.search(r"postgresql://[^/:@]*:([^@/]*)@", text)
     if not found:
         return text
@@ -26,28 +31,7 @@ def keep_password(text: str) -> str:
     return without_password(text)
 
 
-_CREDENTIALS = re.compile(r"(?<=://)[^\s/'\"]*@")
-_PASSWORD = re.compile(r"(?i)((?:password|passwd|pwd|token|secret)=)[^&\s'\"]+")
-_SECRET_NAME = re.compile(r"(?i)(TOKEN|PASSWORD|PASSWD|SECRET|SECRET_KEY|ACCESS_KEY|API_KEY)$")
-SECRET_LENGTH = 8
-"""Shorter values of the environment's secrets are not looked for: they may be parts of words."""
-
-
-def redact(text: str) -> str:
-    """Return the text with *** for users and passwords of URLs and for the secrets in this process's environment."""
-    text = _PASSWORD.sub(r"\1***", _CREDENTIALS.sub("***@", text))
-    for name, value in os.environ.items():
-        if len(value) >= SECRET_LENGTH and value in text and _SECRET_NAME.search(name):
-            text = text.replace(value, "***")
-    return text
-
-
-def keep_credentials(text: str) -> str:
-    """Return an override `tracking.uri=SCHEME://USER:PASSWORD@HOST` without its password: it is written nowhere.
-
-    A server's go into MLflow's own MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, PostgreSQL's into PGPASSWORD,
-    for this process and its workers. Raises ConfigError for a database that has no such variable.
-    """
+def _of_tracking(text: str) -> str:
     found = re.search(r"^\+{0,2}tracking\.uri=['\"]?([\w+]+)://([^/:@]*)(?::([^@/]*))?@", text)
     if not found:
         return text
@@ -63,3 +47,21 @@ def keep_credentials(text: str) -> str:
         raise ConfigError([f"tracking.uri: {rule}, got {redact(text)}; use the driver's own password file"])
     os.environ["PGPASSWORD"] = unquote(password)
     return text.replace(f":{password}@", "@", 1)
+
+
+# --- kept out of what is written -------------------------------------------------------------------------------------
+
+_CREDENTIALS = re.compile(r"(?<=://)[^\s/'\"]*@")
+_PASSWORD = re.compile(r"(?i)((?:password|passwd|pwd|token|secret)=)[^&\s'\"]+")
+_SECRET_NAME = re.compile(r"(?i)(TOKEN|PASSWORD|PASSWD|SECRET|SECRET_KEY|ACCESS_KEY|API_KEY)$")
+SECRET_LENGTH = 8
+"""Shorter values of the environment's secrets are not looked for: they may be parts of words."""
+
+
+def redact(text: str) -> str:
+    """Return the text with *** for users and passwords of URLs and for the secrets in this process's environment."""
+    text = _PASSWORD.sub(r"\1***", _CREDENTIALS.sub("***@", text))
+    for name, value in os.environ.items():
+        if len(value) >= SECRET_LENGTH and value in text and _SECRET_NAME.search(name):
+            text = text.replace(value, "***")
+    return text

@@ -18,7 +18,7 @@ from lorasweep import tasks
 from lorasweep.cli import main
 from lorasweep.config import compose, sweep_file
 from lorasweep.config.overrides import override_text
-from lorasweep.credentials import keep_credentials, redact
+from lorasweep.credentials import redact, take_out
 from lorasweep.errors import ConfigError
 from lorasweep.lora import adapter
 from lorasweep.models import base_model
@@ -130,7 +130,7 @@ def test_no_secret_is_in_what_a_refused_command_says(words, tiny_bert, tmp_path,
 
 def test_password_of_a_database_that_mlflow_uses_goes_to_the_environment(monkeypatch):
     monkeypatch.setenv("PGPASSWORD", "")
-    kept = keep_credentials("tracking.uri=postgresql+psycopg://me:pa%40ss@host/db")
+    kept = take_out("tracking.uri=postgresql+psycopg://me:pa%40ss@host/db")
     assert (kept, os.environ["PGPASSWORD"]) == ("tracking.uri=postgresql+psycopg://me@host/db", "pa@ss")
 
 

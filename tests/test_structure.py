@@ -38,7 +38,7 @@ ROOMS = [
 """Packages and files at the door, in reading order. flavor is where older MLflow models look for their loader."""
 
 OWNERS = {
-    "hydra": {"config", "search", "runner", "cli"},
+    "hydra": {"config", "search", "runner"},
     "omegaconf": {"config", "runner"},
     "optuna": {"search", "study", "report", "runner"},
     "mlflow": {"tracking", "serving"},

@@ -1,64 +1,34 @@
 """The commands that look at a running study and steer it: status, add, stop, sync."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from lorasweep import console
-from lorasweep.config import compose
-from lorasweep.config.spec import NAME_RULE, is_name
-from lorasweep.credentials import keep_credentials
+from lorasweep.cli.find import PLACE, find, refuse_more
+from lorasweep.cli.parser import Options
+from lorasweep.config.overrides import key_of, without
 from lorasweep.errors import ConfigError
-from lorasweep.runner import launchers, preflight
-from lorasweep.search.space import Space
+from lorasweep.runner.by_hand import by_hand
 from lorasweep.serving import model_registry
-from lorasweep.study.meta import Entry
 from lorasweep.study.result import result_of, write_result
 from lorasweep.study.study import ENDED, Study
 from lorasweep.tracking import runs
-from lorasweep.training import checkpoint, workload
-
-
-def find(words: Sequence[str]) -> tuple[Study, list[str]]:
-    """Return the study that the first word names, by folder, by name or by database URL, and the other words.
-
-    Raises ConfigError where it names none.
-    """
-    if not words or words[0].startswith("-"):
-        raise ConfigError(["name a study first: its folder, e.g. outputs/NAME, or postgresql://... study=NAME"])
-    first, rest = words[0], [keep_credentials(w) for w in words[1:]]
-    outputs = next((w.split("=", 1)[1] for w in rest if w.startswith("outputs=")), "./outputs")
-    if first.startswith("postgresql://"):
-        from lorasweep.credentials import keep_password
-
-        name = next((w.split("=", 1)[1] for w in rest if w.startswith("study=")), "")
-        if not is_name(name):
-            raise ConfigError([f"study: {NAME_RULE}, got '{name}'; name the database's study with study=NAME"])
-        rest = [w for w in rest if w.split("=")[0] not in ("study", "outputs")]
-        return Study.join(keep_password(first), name, Path(outputs)), rest
-    folder = (Path(first) if Path(first).is_dir() else Path(outputs) / first).resolve()
-    if not folder.is_dir():
-        there = sorted(p.parent.name for p in Path(outputs).glob("*/study.json"))
-        raise ConfigError([f"{first}: no such study; in {outputs} there are {', '.join(there[-8:]) or 'none'}"])
-    return Study.open(folder), [w for w in rest if not w.startswith("outputs=")]
-
+from lorasweep.training import checkpoint
 
 # --- status ----------------------------------------------------------------------------------------------------------
 
 
-def status(words: Sequence[str]) -> int:
+def status(options: Options) -> int:
     """Print a study's trials, again and again with --watch."""
-    watch = "--watch" in words
-    study, rest = find([w for w in words if w != "--watch"])
-    if rest:
-        raise ConfigError([f"{rest[0]}: status takes a study and --watch"], "the command line")
+    study, request = find(options.study, options.words)
+    refuse_more(request, "status takes a study and --watch")
     while True:
-        if watch:
+        if options.watch:
             print("\x1b[2J\x1b[H", end="")
         _show(study)
-        if not watch or not (study.waiting() + study.running()):
+        if not options.watch or not (study.waiting() + study.running()):
             return 0
         time.sleep(2)
 
@@ -116,78 +86,38 @@ def _time_left(study: Study) -> float | None:
 # --- add and stop ----------------------------------------------------------------------------------------------------
 
 
-def add(words: Sequence[str]) -> int:
+def add(options: Options) -> int:
     """Put one more trial at the head of the queue: of overrides, or a changed copy of another trial."""
-    from_weights = "--from-weights" in words
-    study, rest = find([w for w in words if w != "--from-weights"])
-    like: int | None = None
-    if "--like" in rest:
-        at = rest.index("--like")
-        like = _number(rest[at + 1 : at + 2])
-        rest = rest[:at] + rest[at + 2 :]
-    if from_weights and like is None:
+    study, request = find(options.study, options.words)
+    if options.from_weights and options.like is None:
         raise ConfigError(["--from-weights: needs --like NUMBER, the trial whose weights are taken over"])
-    if not rest and like is None:
+    if request.launcher:
+        raise ConfigError([f"{word}: belongs to the study, not to a trial" for word in request.launcher])
+    if not request.overrides and options.like is None:
         raise ConfigError(["add: give overrides, e.g. lora.r=32, or --like NUMBER"], "the command line")
-    number = study.enqueue([_entry(study, rest, like, from_weights)])[0]
+    entry = by_hand(study, request.overrides, options.like, options.from_weights)
+    number = study.enqueue([entry])[0]
     print(f"trial {number} waits at the head of the queue of {study.meta.name}")
     if not study.alive():
         print(f"no worker runs; start one with: python -m lorasweep resume {console.shown(study.folder)}")
     return 0
 
 
-def _entry(study: Study, overrides: Sequence[str], like: int | None, from_weights: bool) -> Entry:
-    """Return the queue entry of a trial given by hand. Raises ConfigError where it could not run."""
-    base = list(study.space.fixed)
-    if like is not None:
-        origin = study.trial(like)
-        if "overrides" not in origin.user_attrs:
-            raise ConfigError([f"--like: trial {like} has not been drawn yet"])
-        if from_weights and not (study.trial_folder(like) / "adapter").is_dir():
-            raise ConfigError([f"--from-weights: trial {like} has left no adapter in {study.trial_folder(like)}"])
-        base = list(origin.user_attrs["overrides"])
-    given = {o.split("=")[0] for o in overrides}
-    line = [o for o in base if o.split("=")[0] not in given] + list(overrides)
-    spec = compose.compose_trial(line)
-    loaded = preflight.preflight([spec], not launchers.is_elsewhere(study.meta.launcher))
-    metric = spec.task_type.primary or loaded[workload.key(spec)].task.primary
-    if metric != study.meta.metric:
-        raise ConfigError([f"task_type: the study is ranked by {study.meta.metric}, this trial has {metric}"])
-    keys = list(dict.fromkeys([*study.meta.swept, *given]))
-    values = {k: _value(study.space, line, spec, k) for k in keys}
-    return Entry(line, values, start_from=like if from_weights else None, added=True)
-
-
-def _value(searched: Space, line: Sequence[str], spec: Any, key: str) -> Any:
-    """Return what a trial has for a key: the override's value, the choice of that text, or the configured value."""
-    for override in reversed(line):
-        if override.split("=")[0] == key:
-            return searched.value_of(override)
-    section, _, name = key.partition(".")
-    part = getattr(spec, section, None)
-    value = getattr(part, name, None)
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
-
-
-def _number(words: Sequence[str]) -> int:
-    if not words or not words[0].isdigit():
-        raise ConfigError([f"give a trial's number (stop takes --all too), got {words[0] if words else 'none'}"])
-    return int(words[0])
-
-
-def stop(words: Sequence[str]) -> int:
+def stop(options: Options) -> int:
     """End one trial as PRUNED, or with --all stop the study as one Ctrl-C does."""
-    study, rest = find(words)
-    if rest == ["--all"]:
+    study, _ = find(options.study, [word for word in options.words if key_of(word) in PLACE and "=" in word])
+    words = [word for word in options.words if not (key_of(word) in PLACE and "=" in word)]
+    if options.all:
         study.stop(None, "stop --all")
         print(f"{study.meta.name} stops; go on with: python -m lorasweep resume {console.shown(study.folder)}")
         return 0
-    number = _number(rest)
+    if not words or not words[0].isdigit():
+        raise ConfigError([f"give a trial's number (stop takes --all too), got {words[0] if words else 'none'}"])
+    number, why = int(words[0]), " ".join(words[1:]) or "asked for"
     trial = study.trial(number)
     if trial.state in ENDED:
         raise ConfigError([f"{number}: this trial has ended, {trial.state.name}"])
-    reason = " ".join(rest[1:]) or "asked for"
-    reason = f"stopped by hand: {reason}"
+    reason = f"stopped by hand: {why}"
     if study.end_waiting(number, reason):
         _leave_result(study, trial, reason)
     else:
@@ -204,16 +134,16 @@ def _leave_result(study: Study, trial: Any, reason: str) -> None:
     (folder / checkpoint.CHECKPOINT).unlink(missing_ok=True)
 
 
-def repair(words: Sequence[str]) -> int:
+def sync(options: Options) -> int:
     """Send MLflow what it missed: points, runs, and the winner as a model where the study has ended.
 
     tracking.uri names another store, which is given everything. Returns 1 where MLflow did not take all of it.
     """
-    study, rest = find(words)
-    wrong = [w for w in rest if not w.startswith("tracking.uri=")]
+    study, request = find(options.study, options.words)
+    wrong = [*without(request.overrides, ["tracking.uri"]), *request.launcher]
     if wrong:
         raise ConfigError([f"sync: takes a study and tracking.uri=..., got '{wrong[0]}'"])
-    spec = study.spec([*study.space.fixed, *rest])
+    spec = study.spec([*study.space.fixed, *request.overrides])
     counts = runs.sync(study.folder, spec)
     print(counts)
     over = not study.running() and (not study.waiting() or study.spent())

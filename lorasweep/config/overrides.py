@@ -3,10 +3,11 @@
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
+from hydra.core.override_parser import types as hydra_types
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override, Quote, QuotedString
+from hydra.core.override_parser.types import Glob, IntervalSweep, Quote, QuotedString
 from hydra.errors import HydraException
 
 from lorasweep.config import spec
@@ -16,6 +17,48 @@ from lorasweep.errors import did_you_mean
 NOT_PART_OF_A_TRIAL = ("study", "outputs", "hydra", "search")
 PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./+-]*", re.ASCII)
 """Strings that an override holds without quotes."""
+
+
+class Override(NamedTuple):
+    """One `key=text`. The text is in Hydra's grammar; the key is without the signs that may stand before it."""
+
+    key: str
+    text: str
+
+    @staticmethod
+    def of(word: str) -> "Override":
+        """Return the two sides of a word."""
+        key, _, text = word.partition("=")
+        return Override(key.lstrip("+~"), text)
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.text}"
+
+
+def key_of(word: str) -> str:
+    """Return the key that an override string sets."""
+    return Override.of(word).key
+
+
+def keys_of(words: Iterable[str]) -> set[str]:
+    """Return the keys that override strings set."""
+    return {key_of(word) for word in words}
+
+
+def without(words: Iterable[str], keys: Iterable[str]) -> list[str]:
+    """Return the override strings that set none of these keys."""
+    left_out = set(keys)
+    return [word for word in words if key_of(word) not in left_out]
+
+
+def overlaid(words: Iterable[str], later: Sequence[str]) -> list[str]:
+    """Return override strings with later ones, which take the places of those with their keys."""
+    return [*without(words, keys_of(later)), *later]
+
+
+def is_of_the_study(key: str) -> bool:
+    """Return whether a key, or group, belongs to a study as a whole and not to a trial."""
+    return re.split("[./]", key, maxsplit=1)[0] in NOT_PART_OF_A_TRIAL
 
 
 def group_options(group: str) -> list[str]:
@@ -46,9 +89,9 @@ def _dict_key(key: Any) -> str:
     return re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", str(key))
 
 
-def parse(overrides: Iterable[str]) -> tuple[list[Override], list[str]]:
+def parse(overrides: Iterable[str]) -> tuple[list[hydra_types.Override], list[str]]:
     """Return Hydra's reading of the sound overrides and the problems of those that are unreadable or name no key."""
-    parsed: list[Override] = []
+    parsed: list[hydra_types.Override] = []
     problems: list[str] = []
     for text in overrides:
         override, wrong = _parse_one(text)
@@ -59,7 +102,7 @@ def parse(overrides: Iterable[str]) -> tuple[list[Override], list[str]]:
 
 
 @lru_cache(maxsize=100_000)
-def _parse_one(text: str) -> tuple[Override | None, tuple[str, ...]]:
+def _parse_one(text: str) -> tuple[hydra_types.Override | None, tuple[str, ...]]:
     try:
         override = _parser().parse_override(text)
     except HydraException as error:
@@ -73,13 +116,13 @@ def _parser() -> OverridesParser:
     return OverridesParser.create()
 
 
-def says_what(override: Override) -> bool:
-    return override.key_or_group.split(".")[0].split("/")[0] not in NOT_PART_OF_A_TRIAL
+def says_what(override: hydra_types.Override) -> bool:
+    return not is_of_the_study(override.key_or_group)
 
 
-def _key_problems(override: Override) -> list[str]:
+def _key_problems(override: hydra_types.Override) -> list[str]:
     key = override.key_or_group
-    if key.split(".")[0].split("/")[0] == "hydra":
+    if re.split("[./]", key, maxsplit=1)[0] == "hydra":
         return []
     if override.is_delete() or override.is_add():
         return [f"{override.input_line}: the keys are fixed, '+', '++' and '~' change nothing; write key=value"]
@@ -94,7 +137,7 @@ def _key_problems(override: Override) -> list[str]:
     return []
 
 
-def _group_problems(override: Override, options: Sequence[str]) -> list[str]:
+def _group_problems(override: hydra_types.Override, options: Sequence[str]) -> list[str]:
     key, value = override.key_or_group, override.value()
     if isinstance(value, Glob):
         if value.filter(list(options)):

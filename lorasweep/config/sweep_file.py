@@ -9,7 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from lorasweep.config import spec
-from lorasweep.config.overrides import override_text
+from lorasweep.config.overrides import keys_of, override_text
 from lorasweep.config.registry import data_folder
 from lorasweep.errors import ConfigError, did_you_mean
 
@@ -77,7 +77,8 @@ def _problems_of_parts(overrides: list[Any], space: dict[str, Any], search: dict
         problems.append("overrides, space: both are empty; list key=value strings or the keys that vary")
     known = [f.name for f in fields(spec.SearchSpec)]
     problems += [f"search.{k}: no such key{did_you_mean(str(k), known)}" for k in search if k not in known]
-    given = {str(o).split("=")[0] for o in overrides} | {f"search.{k}" for k in search}
+    in_overrides = keys_of(map(str, overrides))
+    given = in_overrides | {f"search.{k}" for k in search}
     problems += [f"{key}: stands in overrides and in space; keep one of them" for key in space if key in given]
-    twice = [f"search.{k}" for k in search if f"search.{k}" in [str(o).split("=")[0] for o in overrides]]
+    twice = [f"search.{k}" for k in search if f"search.{k}" in in_overrides]
     return problems + [f"{key}: stands in overrides and in search; keep one of them" for key in twice]

@@ -1,16 +1,24 @@
-"""The sweeper that Hydra calls with `-m`."""
+"""Calling Hydra, for the sake of its launchers, and the sweeper that it calls back with `-m`."""
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
+import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig
 
+from lorasweep.config import compose
+from lorasweep.config.registry import data_folder
+from lorasweep.errors import ConfigError
+from lorasweep.runner import launchers
 from lorasweep.runner.launchers import Launch
+from lorasweep.study.meta import StudyMeta
 
 
 @dataclass
@@ -25,7 +33,7 @@ class LorasweepSweeper(Sweeper):
     """Runs `plan` with whatever launcher Hydra is configured with."""
 
     plan: ClassVar[Callable[[Launch], int] | None] = None
-    """What cli.py has prepared: given a way to launch, it returns the exit code."""
+    """What `launched` has prepared: given a way to launch, it returns the exit code."""
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
         self._context = hydra_context
@@ -33,7 +41,7 @@ class LorasweepSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> int:
         """Carry the plan out; leave the process with its exit code."""
-        assert LorasweepSweeper.plan is not None, "cli.py sets the plan before it calls Hydra"
+        assert LorasweepSweeper.plan is not None, "`launched` sets the plan before it calls Hydra"
         sys.exit(LorasweepSweeper.plan(self._launch))
 
     def _launch(self, work: Callable[[Any], None], count: int) -> None:
@@ -42,3 +50,30 @@ class LorasweepSweeper(Sweeper):
         )
         for job in launcher.launch([[] for _ in range(count)], initial_job_idx=0):
             _ = job.return_value  # raises what the worker raised
+
+
+def launched(plan: Callable[[Launch], int], meta: StudyMeta, folder: Path, through_hydra: bool) -> int:
+    """Carry a plan out with the launcher that the study in `folder` asks for; return its exit code."""
+    own = launchers.launcher_overrides(meta.launcher, meta.search["workers"], folder.resolve())
+    if not own and not through_hydra:
+        return plan(launchers.here)
+    LorasweepSweeper.plan = staticmethod(plan)
+    return call_hydra(["-m", *own])
+
+
+def call_hydra(words: Sequence[str]) -> int:
+    """Hand a command line to Hydra; return the exit code."""
+    compose.import_plugins()
+    compose.register_schemas()
+
+    @hydra.main(config_path=str(data_folder("conf")), config_name="config", version_base="1.3")
+    def task(_: object) -> None:
+        raise ConfigError(["-m is missing: Hydra's other flags run nothing"])
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to `main` as they are
+    sys.argv = ["lorasweep", *words]
+    try:
+        task()
+    except SystemExit as end:  # the sweeper's way out of Hydra, with the exit code
+        return int(end.code or 0)
+    return 0

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lorasweep.config.overrides import Override, key_of, override_text
+
 Launch = Callable[[Callable[[Any], None], int], None]
 """(what each worker does, how many workers): returns when all have ended, raises what one of them raised."""
 
@@ -15,7 +17,7 @@ def here(work: Callable[[Any], None], count: int) -> None:
 
 SUBMITIT = (
     "hydra.launcher.timeout_min=10080",
-    "hydra.launcher.submitit_folder={folder}/submitit/%j",
+    "hydra.launcher.submitit_folder={jobs}",
     "+hydra.launcher.setup=[\"trap '' INT\"]",
 )
 """A week, not Hydra's hour. A worker begins deaf to SIGINT, then listens itself: submitit passes each one on twice."""
@@ -37,24 +39,25 @@ RAY_CLUSTER = (
 
 def launcher_overrides(own: Sequence[str], workers: int, folder: Path) -> list[str]:
     """Return Hydra's overrides for so many workers: joblib unless a launcher is chosen; [] for one worker here."""
-    chosen = next((o.split("=")[1] for o in own if o.startswith("hydra/launcher=")), None)
+    given = dict(Override.of(word) for word in own)
+    chosen = given.get("hydra/launcher")
     if chosen is None and workers == 1:
         return list(own)
     launcher = chosen or "joblib"
-    given = {o.split("=")[0].lstrip("+") for o in own}
     needed = LAUNCHER_NEEDS.get(launcher, ())
     if launcher == "ray":
         needed = RAY_CLUSTER if "hydra.launcher.ray.init.address" in given else RAY_HERE
-    extra = [o.format(workers=workers, folder=folder) for o in needed if o.split("=")[0].lstrip("+") not in given]
+    jobs = override_text(f"{folder}/submitit/%j")
+    extra = [word.format(workers=workers, jobs=jobs) for word in needed if key_of(word) not in given]
     return [*own, *([] if chosen else ["hydra/launcher=joblib"]), *extra]
 
 
-def is_launchers(override: str) -> bool:
+def is_launchers(word: str) -> bool:
     """Return whether an override is Hydra's own, for a launcher."""
-    return override.lstrip("+~").startswith(("hydra/", "hydra."))
+    return key_of(word).startswith(("hydra/", "hydra."))
 
 
 def is_elsewhere(launcher: Sequence[str]) -> bool:
     """Return whether the launcher's workers run on other machines than this one, which may have no GPU."""
-    far = ("hydra/launcher=submitit_slurm", "hydra.launcher.ray.init.address=")
-    return any(o.lstrip("+").startswith(far) for o in launcher)
+    given = dict(Override.of(word) for word in launcher)
+    return given.get("hydra/launcher") == "submitit_slurm" or "hydra.launcher.ray.init.address" in given

@@ -1,12 +1,26 @@
-"""From overrides to a plan: the space, the points and what is known to fail."""
+"""From a request to a plan: the space, its points, what is checked of them, and what study.json will hold."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from lorasweep.config import compose
+from lorasweep.config.overrides import key_of
+from lorasweep.config.spec import SearchSpec, TrialSpec
 from lorasweep.errors import ConfigError
+from lorasweep.memory import estimate
 from lorasweep.runner import launchers
+from lorasweep.runner.preflight import preflight
+from lorasweep.runner.request import Request
+from lorasweep.search import samplers
+from lorasweep.search.dimension import Value
+from lorasweep.search.space import Space, read
+from lorasweep.study import provenance
+from lorasweep.study.meta import Entry, StudyMeta, new_name, search_spec
+from lorasweep.study.study import DEFAULT_TRIALS, Study
+from lorasweep.tasks.task import maximize as better_when_larger
+from lorasweep.training import workload
+from lorasweep.training.workload import Workload
 
 # --- making a study --------------------------------------------------------------------------------------------------
 
@@ -16,148 +30,142 @@ class Plan:
     """A study that is valid, and not yet made."""
 
     folder: Path
-    meta: Any
-    queue: list[Any]
-    loaded: Mapping[str, Any]
-    first: Any
+    meta: StudyMeta
+    queue: list[Entry]
+    loaded: Mapping[str, Workload]
+    first: TrialSpec
     """The spec of its first trial."""
     never: Sequence[str] = ()
     """What is to be said of points that need more memory than allowed, a line each."""
 
 
-def plan(overrides: Sequence[str], space: Mapping[str, Any] | None = None, question: str = "") -> Plan:
+def plan(request: Request) -> Plan:
     """Validate a study. Raises ConfigError, with the problems of all points, before anything is written."""
-    from lorasweep.config import compose
-    from lorasweep.credentials import keep_credentials, keep_password
-    from lorasweep.runner import preflight
-    from lorasweep.search.space import read
-    from lorasweep.study import provenance
-    from lorasweep.study.meta import StudyMeta, new_name
-    from lorasweep.tasks.task import maximize as better_when_larger
-    from lorasweep.training import workload
-
-    overrides = [keep_password(keep_credentials(o)) for o in overrides]
-    own = [o for o in overrides if launchers.is_launchers(o)]
-    overrides = [_from_anywhere(o) for o in overrides]
-    found, problems = read([o for o in overrides if o not in own], space)
-    lines, entries = _points(found, problems)
-    specs = compose.compose_points(lines, problems)
-    loaded = preflight.preflight(specs, here := not launchers.is_elsewhere(own))
-    never = _never(specs, loaded, found.keys) if here else []
-    first = specs[0]
-    metric = _shared_metric([s.task_type.primary or loaded[workload.key(s)].task.primary for s in specs])
-    search = asdict(first.search)
-    search["warm_start"] = [str(Path(f).resolve()) for f in first.search.warm_start or []] or None
-    name = first.study or new_name(found.keys)
-    direction = first.search.direction
-    maximize = better_when_larger(metric) if direction == "auto" else direction == "maximize"
-    teachers(first.search, metric, maximize)
-    meta = StudyMeta(
-        name=name,
-        swept=found.keys,
-        overrides=[o for o in overrides if o not in own],
-        metric=metric,
-        maximize=maximize,
-        created=provenance.now(),
-        question=first.search.question or question,
-        space=found.describe(),
-        search=search,
-        outputs=first.outputs,
-        launcher=own,
-        storage=search["storage"],
-    )
-    return Plan(
-        Path(first.outputs).resolve() / name,
-        meta,
-        entries,
-        loaded,
-        first,
-        never,
-    )
+    space, problems = read(request.overrides, request.space)
+    specs, entries = _points(space, problems)
+    here = not launchers.is_elsewhere(request.launcher)
+    loaded = preflight(specs, here)
+    never = _never(specs, loaded, space.keys) if here else []
+    meta = _meta(request, space, specs[0], _shared_metric(specs, loaded))
+    return Plan(Path(meta.outputs).resolve() / meta.name, meta, entries, loaded, specs[0], never)
 
 
-def _never(specs: Sequence[Any], loaded: Mapping[str, Any], swept: Sequence[str]) -> list[str]:
-    """Return a line for each point that search.max_memory_gib rules out. Raises ConfigError where it leaves none."""
-    from lorasweep.memory import estimate
-    from lorasweep.training import workload
-
-    lines = []
-    for number, spec in enumerate(specs):
-        work = loaded[workload.key(spec)]
-        why = estimate.hopeless(spec, work.task, work.tokenizer, work.examples)
-        if why:
-            point = " ".join(o for o in spec.overrides if o.split("=")[0] in swept) or "as it is"
-            lines.append(f"point {number} ({point}) {why}")
-    if lines and len(lines) == len(specs):
-        raise ConfigError([f"search.max_memory_gib: no trial is left; {line}" for line in lines])
-    return lines
+# --- the points ------------------------------------------------------------------------------------------------------
 
 
-def _from_anywhere(override: str) -> str:
-    """Return an override that names a file or folder here by its full path: workers may run elsewhere."""
-    key, _, value = override.partition("=")
-    if key in ("data.path", "model.pretrained") and value and Path(value).exists():
-        return f"{key}={Path(value).resolve()}"
-    return override
+def _points(space: Space, problems: list[str]) -> tuple[list[TrialSpec], list[Entry]]:
+    """Return the trials to validate and the queue's entries: all points of a grid, or a sampler's blanks.
 
-
-def _points(found: Any, problems: list[str]) -> tuple[list[list[str]], list[Any]]:
-    """Return the override lines to validate and the queue's entries: all points of a grid, or a sampler's blanks."""
-    from lorasweep.config import compose
-    from lorasweep.search import samplers
-    from lorasweep.study.meta import Entry
-    from lorasweep.study.study import DEFAULT_TRIALS
-
+    Raises ConfigError with `problems` and all that is wrong with the points.
+    """
     try:
-        base = compose.compose_trial(found.fixed).search
+        search = _search(space)
+        lines, entries = _grid(space, search) if search.sampler == "grid" else _sampled(space, search, problems)
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from None
-    recipes = [split_point(found, text.split()) for text in base.enqueue or []]
-    lines = [found.line(given) + extra for given, extra in recipes]
-    if base.sampler == "grid":
-        try:
-            points = found.grid()[: base.trials]
-        except ConfigError as error:
-            raise ConfigError([*problems, *error.problems]) from None
-        entries = [Entry(line, given) for line, (given, _) in zip(lines, recipes, strict=True)]
-        done = [given for given, extra in recipes if not extra]
-        entries += [Entry(found.line(p), dict(p)) for p in points if p not in done]
-        return [e.overrides or [] for e in entries], entries
-    problems += samplers.problems(base, found)
-    if not found.keys and not problems:
-        problems.append(f"search.sampler: {base.sampler} needs something to vary, e.g. lora.r=4,8,16")
-    given_first = [Entry(given=given, extra=extra) for given, extra in recipes]
-    blanks = [Entry()] * ((base.trials or DEFAULT_TRIALS) - len(recipes))
-    return [found.line(p) for p in found.corners()] + lines, given_first + blanks
+    return compose.compose_points(lines, problems), entries
 
 
-def split_point(found: Any, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+def _search(space: Space) -> SearchSpec:
+    """Return the study's own settings. Raises ConfigError with all that is wrong, with them or with the trials'."""
+    try:
+        return search_spec(compose.settings(space.fixed)["search"])
+    except ConfigError:
+        compose.compose_trial(space.line(space.corners()[0]))
+        raise
+
+
+def _grid(space: Space, search: SearchSpec) -> tuple[list[list[str]], list[Entry]]:
+    recipes = _recipes(space, search)
+    entries = [Entry(space.line(given) + extra, given) for given, extra in recipes]
+    done = [given for given, extra in recipes if not extra]
+    points = space.grid()[: search.trials]
+    entries += [Entry(space.line(p), dict(p)) for p in points if p not in done]
+    return [entry.overrides or [] for entry in entries], entries
+
+
+def _sampled(space: Space, search: SearchSpec, problems: list[str]) -> tuple[list[list[str]], list[Entry]]:
+    """Return lines at the ends of the space, and as many entries as there will be trials."""
+    problems += samplers.problems(search, space)
+    if not space.keys and not problems:
+        problems.append(f"search.sampler: {search.sampler} needs something to vary, e.g. lora.r=4,8,16")
+    recipes = _recipes(space, search)
+    lines = [space.line(point) for point in space.corners()] + [space.line(given) + extra for given, extra in recipes]
+    entries = [Entry(given=given, extra=extra) for given, extra in recipes]
+    return lines, entries + [Entry()] * ((search.trials or DEFAULT_TRIALS) - len(recipes))
+
+
+def _recipes(space: Space, search: SearchSpec) -> list[tuple[dict[str, Value], list[str]]]:
+    return [split_point(space, text.split()) for text in search.enqueue or []]
+
+
+def split_point(space: Space, overrides: Sequence[str]) -> tuple[dict[str, Value], list[str]]:
     """Return the values that overrides give to the space's keys, and the overrides it has no place for."""
     given, extra = {}, []
     for override in overrides:
-        key = override.split("=")[0]
-        value = found.value_of(override) if "=" in override else None
-        if key in found.keys and found.contains({key: value}):
+        key = key_of(override)
+        value = space.value_of(override) if "=" in override else None
+        if key in space.keys and space.contains({key: value}):
             given[key] = value
         else:
             extra.append(override)
     return given, extra
 
 
-def _shared_metric(metrics: Sequence[str]) -> str:
+# --- what is known of them before they run ---------------------------------------------------------------------------
+
+
+def _shared_metric(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload]) -> str:
     """Return the metric that ranks all trials. Raises ConfigError where they have different ones."""
-    found = list(dict.fromkeys(metrics))
-    if len(found) > 1:
+    metrics = list(dict.fromkeys(s.task_type.primary or loaded[workload.key(s)].task.primary for s in specs))
+    if len(metrics) > 1:
         raise ConfigError(
-            [f"task_type: trials of one study are ranked by one metric, got {', '.join(found)}; sweep them apart"]
+            [f"task_type: trials of one study are ranked by one metric, got {', '.join(metrics)}; sweep them apart"]
         )
-    return found[0]
+    return metrics[0]
 
 
-def teachers(search: Any, metric: str, maximize: bool) -> list[Any]:
+def _never(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload], swept: Sequence[str]) -> list[str]:
+    """Return a line for each point that search.max_memory_gib rules out. Raises ConfigError where it leaves none."""
+    lines = []
+    for number, spec in enumerate(specs):
+        work = loaded[workload.key(spec)]
+        why = estimate.hopeless(spec, work.task, work.tokenizer, work.examples)
+        if why:
+            point = " ".join(o for o in spec.overrides if key_of(o) in swept) or "as it is"
+            lines.append(f"point {number} ({point}) {why}")
+    if lines and len(lines) == len(specs):
+        raise ConfigError([f"search.max_memory_gib: no trial is left; {line}" for line in lines])
+    return lines
+
+
+# --- study.json ------------------------------------------------------------------------------------------------------
+
+
+def _meta(request: Request, space: Space, first: TrialSpec, metric: str) -> StudyMeta:
+    """Return what study.json will hold. Raises ConfigError where search.warm_start names a study that cannot teach."""
+    direction = first.search.direction
+    maximize = better_when_larger(metric) if direction == "auto" else direction == "maximize"
+    teachers(first.search, metric, maximize)
+    warm_start = [str(Path(folder).resolve()) for folder in first.search.warm_start or []]
+    return StudyMeta(
+        name=first.study or new_name(space.keys),
+        swept=space.keys,
+        overrides=request.overrides,
+        metric=metric,
+        maximize=maximize,
+        created=provenance.now(),
+        question=first.search.question or request.question,
+        space=space.describe(),
+        search=asdict(first.search) | {"warm_start": warm_start or None},
+        outputs=first.outputs,
+        launcher=request.launcher,
+        storage=first.search.storage,
+    )
+
+
+def teachers(search: SearchSpec, metric: str, maximize: bool) -> list[Study]:
     """Return the studies of search.warm_start. Raises ConfigError where one is missing or judged otherwise."""
-    from lorasweep.study.study import Study
-
     found, problems = [], []
     for folder in search.warm_start or []:
         try:

@@ -10,11 +10,12 @@ from typing import Any
 from lorasweep import console
 from lorasweep.config import compose
 from lorasweep.config.fields import Affects
-from lorasweep.config.overrides import NOT_PART_OF_A_TRIAL, override_text
+from lorasweep.config.overrides import is_of_the_study, key_of, keys_of, overlaid, override_text, without
 from lorasweep.config.spec import SearchSpec, keys_affecting
 from lorasweep.errors import ConfigError, StudyMismatch
 from lorasweep.hardware import device
 from lorasweep.runner import interrupt, launch, plan, worker
+from lorasweep.runner.request import Request
 from lorasweep.search import space
 from lorasweep.study import repeats
 from lorasweep.study.meta import Entry
@@ -31,10 +32,8 @@ def resume(study: Study, overrides: Sequence[str], *, failed: bool = False) -> N
     """
     changed = [o for o in overrides if o.startswith("search.")]
     others = [o for o in overrides if o not in changed]
-    given = {o.split("=")[0] for o in others}
-    before = [o for o in study.meta.overrides if o.split("=")[0] not in given]
     if others:
-        _refuse_other_space(study, [*before, *others])
+        _refuse_other_space(study, overlaid(study.meta.overrides, others))
     if changed:
         _change_search(study, changed)
     if failed:
@@ -58,7 +57,7 @@ def _refuse_other_space(study: Study, overrides: Sequence[str]) -> None:
     new, problems = space.read(overrides)
     if problems:
         raise ConfigError(problems)
-    keys = {o.split("=")[0] for o in overrides}
+    keys = keys_of(overrides)
     old = replace(study.space, dimensions=tuple(d for d in study.space.dimensions if d.key in keys))
     found = space.differences(old, new)
     if found:
@@ -69,7 +68,7 @@ def _refuse_other_space(study: Study, overrides: Sequence[str]) -> None:
 
 def _change_search(study: Study, overrides: Sequence[str]) -> None:
     """Store changed search.* keys. Raises StudyMismatch for those that a study keeps, before anything is stored."""
-    keys = [o.split("=")[0].removeprefix("search.") for o in overrides]
+    keys = [key_of(o).removeprefix("search.") for o in overrides]
     settled = [k for k in keys if f"search.{k}" in keys_affecting(Affects.STUDY)]
     if settled:
         raise StudyMismatch(f"search.{settled[0]}: cannot change in a study that has begun; use extend")
@@ -111,22 +110,21 @@ def work(study: Study) -> int:
     return interrupt.EXIT_INTERRUPTED
 
 
-def extend(old: Study, overrides: Sequence[str]) -> plan.Plan:
+def extend(old: Study, request: Request) -> plan.Plan:
     """Return the plan of a new study with another space; `take_over` gives it the old one's ended trials.
 
     Raises ConfigError where no new name is given, and StudyMismatch where trials would be judged otherwise.
     """
-    if not any(o.startswith("study=") for o in overrides):
+    if "study" not in keys_of(request.overrides):
         raise ConfigError(["study: give the new study a name, e.g. study=rank-2"])
     search = {k: v for k, v in old.meta.search.items() if k not in ("enqueue", "warm_start")}
     before = [o for o in old.meta.overrides if not o.startswith("search.")] + _search_overrides(search)
-    if any(o.startswith("hydra/launcher=") for o in overrides) is False:
-        before += old.meta.launcher
-    given = {o.split("=")[0] for o in overrides}
-    kept = [o for o in before if o.split("=")[0] not in given]
-    named = {o.split("=")[0] for o in kept} | given
-    dimensions = {d.key: d.as_yaml() for d in old.space.dimensions if d.key not in named}
-    planned = plan.plan([*kept, *overrides], dimensions, old.meta.question)
+    overrides = overlaid(before, request.overrides)
+    launcher = request.launcher
+    if "hydra/launcher" not in keys_of(launcher):
+        launcher = overlaid(old.meta.launcher, launcher)
+    dimensions = {d.key: d.as_yaml() for d in old.space.dimensions if d.key not in keys_of(overrides)}
+    planned = plan.plan(Request(overrides, launcher, dimensions, old.meta.question))
     judged = ("metric", "maximize")
     differ = [k for k in judged if getattr(planned.meta, k) != getattr(old.meta, k)]
     if planned.meta.search["objectives"] != old.meta.search["objectives"]:
@@ -163,8 +161,7 @@ def _same_otherwise(trial: Any, new: Study) -> bool:
     varied = set(new.space.keys)
 
     def rest(overrides: Sequence[str]) -> set[str]:
-        own = [o for o in overrides if o.split("=")[0] not in varied]
-        return {o for o in own if o.split(".")[0].split("=")[0] not in NOT_PART_OF_A_TRIAL}
+        return {o for o in without(overrides, varied) if not is_of_the_study(key_of(o))}
 
     return rest(trial.user_attrs["overrides"]) == rest(new.space.fixed)
 

@@ -150,11 +150,6 @@ def plain(value: Any) -> Value:
     return value if value is None or isinstance(value, bool | int | float | str) else override_text(value)
 
 
-def value_of(override: str) -> Value:
-    """Return what an override string sets: a plain value, or the text of a list."""
-    return plain(parsed_value(override))
-
-
 # --- reading one -----------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lorasweep.config import compose, spec
-from lorasweep.config.overrides import NOT_PART_OF_A_TRIAL, override_text, parse
+from lorasweep.config.overrides import Override, is_of_the_study, key_of, override_text, parse
 from lorasweep.errors import ConfigError, did_you_mean
 from lorasweep.search import condition
 from lorasweep.search.dimension import Dimension, Value, of_override, of_yaml, parsed_value, plain, same, value_problems
@@ -112,7 +112,7 @@ class Space:
 
     def value_of(self, override: str) -> Value:
         """Return what an override sets as this space sees it: the name of the choice that it writes out, if it does."""
-        key = override.split("=")[0]
+        key = key_of(override)
         value = parsed_value(override)
         for d in self.dimensions:
             if d.key == key and not d.holds(value):
@@ -148,14 +148,9 @@ def differences(old: Space, new: Space) -> list[str]:
 
 
 def _shown(space: Space) -> dict[str, str]:
-    fixed = [o.partition("=") for o in space.fixed]
-    own = {key: text for key, _, text in fixed if key.split(".")[0].split("/")[0] not in NOT_PART_OF_A_TRIAL}
+    fixed = [Override.of(o) for o in space.fixed]
+    own = {key: text for key, text in fixed if not is_of_the_study(key)}
     return own | {d.key: str(d) for d in space.dimensions}
-
-
-def value_of(override: str) -> Value:
-    """Return what an override string sets: a plain value, or the text of a list."""
-    return plain(parsed_value(override))
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -179,7 +174,7 @@ def read(overrides: Sequence[str], space: Mapping[str, Any] | None = None) -> tu
 
 
 def _study_key_problem(key: str) -> tuple[None, list[str]] | None:
-    if key.split(".")[0].split("/")[0] not in NOT_PART_OF_A_TRIAL:
+    if not is_of_the_study(key):
         return None
     return None, [f"{key}: belongs to the study as a whole and cannot vary; give it one value"]
 

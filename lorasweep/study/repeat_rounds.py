@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from lorasweep.config.overrides import without
 from lorasweep.study import answer, repeats
 from lorasweep.study.meta import Entry
 from lorasweep.study.repeats import Race
@@ -66,5 +67,5 @@ def _entry(trial: Any, found: Race, number: int) -> Entry:
 
 
 def _with_seed(overrides: Sequence[str], seed: int) -> list[str]:
-    kept = [o for o in overrides if o.split("=")[0].lstrip("+") != "train.seed"]
+    kept = without(overrides, ["train.seed"])
     return [*kept, f"train.seed={seed}"]

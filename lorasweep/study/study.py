@@ -15,6 +15,7 @@ from optuna.exceptions import DuplicatedStudyError
 from optuna.trial import FrozenTrial, TrialState
 
 from lorasweep.config import compose
+from lorasweep.config.overrides import overlaid
 from lorasweep.config.spec import TrialSpec
 from lorasweep.credentials import without_password
 from lorasweep.errors import ConfigError, LostLease
@@ -210,8 +211,7 @@ class Study:
         self._optuna.sampler = samplers.make_sampler(self.search, trial.number)
         point = samplers.suggest(optuna.Trial(self._optuna, trial._trial_id), self.space, lookup)
         extra = trial.user_attrs.get("extra", [])
-        fixed = {e.split("=")[0] for e in extra}
-        line = [o for o in self.space.line(point) if o.split("=")[0] not in fixed] + extra
+        line = overlaid(self.space.line(point), extra)
         self._store.optuna.set_trial_user_attr(trial._trial_id, "swept", dict(point))
         self._store.optuna.set_trial_user_attr(trial._trial_id, "overrides", line)
         return self._store.optuna.get_trial(trial._trial_id)

@@ -17,6 +17,7 @@ from lorasweep.hardware import device
 from lorasweep.models import base_model, quantization
 from lorasweep.packing import dropout
 from lorasweep.runner import plan, preflight
+from lorasweep.runner.request import Request
 from lorasweep.training import engine
 
 SAME = "train.deterministic=true"
@@ -161,10 +162,10 @@ def test_machine_that_only_launches_need_not_have_what_its_workers_have(tiny_ber
     own = [f"model.pretrained={tiny_bert}", "data.max_train_samples=40", "data.max_eval_samples=6"]
     own += [f"outputs={tmp_path}", "train.device=cuda", "train.optimizer=paged_adamw", "search.max_memory_gib=80"]
     for far in ("hydra/launcher=submitit_slurm", "hydra.launcher.ray.init.address=host:6379"):
-        assert len(plan.plan([*own, far]).queue) == 1
+        assert len(plan.plan(Request.of([*own, far])).queue) == 1
     for near in ((), ("hydra/launcher=submitit_local",)):
         with pytest.raises(ConfigError, match=r"train\.device: must be auto or what this machine has"):
-            plan.plan([*own, *near])
+            plan.plan(Request.of([*own, *near]))
 
 
 @pytest.mark.parametrize(

@@ -122,4 +122,4 @@ def test_unknown_setting_and_flag_are_refused(capsys):
     with pytest.raises(ConfigError, match=r"tracking\.save_adapters: must be one of all, best, pareto"):
         compose.compose_trial(["tracking.save_adapters=bets"])
     assert main.main(["clean", "--force"]) == 1
-    assert "no flag but --yes" in capsys.readouterr().err
+    assert "--force: no such flag; clean has --yes" in capsys.readouterr().err

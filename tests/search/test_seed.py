@@ -2,6 +2,7 @@
 
 from lorasweep.packing import pass_cost
 from lorasweep.runner import launch, launchers, plan
+from lorasweep.runner.request import Request
 from lorasweep.study.study import Study
 
 
@@ -27,7 +28,7 @@ def test_points_that_a_sampler_draws_do_not_depend_on_what_a_pass_costs_here(tin
             f"outputs={tmp_path}",
             f"study={name}",
         ]
-        planned = plan.plan(words)
+        planned = plan.plan(Request.of(words))
         assert launch.run_study(planned, launchers.here) == 0
         trials = Study.open(tmp_path / name).trials()
         assert [t.state.name for t in trials] == ["COMPLETE"] * 7

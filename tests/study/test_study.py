@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from lorasweep.config.spec import SearchSpec
-from lorasweep.credentials import keep_password, without_password
+from lorasweep.credentials import take_out, without_password
 from lorasweep.errors import ConfigError, LostLease, StorageDown
 from lorasweep.search import space
 from lorasweep.study import lease, storage
@@ -386,7 +386,7 @@ def test_password_stays_out_of_what_is_written():
 
 def test_password_goes_to_the_environment(monkeypatch):
     monkeypatch.setenv("PGPASSWORD", "")
-    kept = keep_password("search.storage=postgresql://me:s%40cret@host/db")
+    kept = take_out("search.storage=postgresql://me:s%40cret@host/db")
     assert kept == "search.storage=postgresql://me@host/db"
     assert os.environ["PGPASSWORD"] == "s@cret"
 

@@ -1,0 +1,75 @@
+"""The commands that train, or tell what would happen: one trial, a grid, a study; check."""
+
+from lorasweep.cli.commands import COMMANDS, HYDRA_FLAGS
+from lorasweep.cli.parser import Options
+from lorasweep.errors import ConfigError, did_you_mean
+
+
+def train(options: Options) -> int:
+    """Run one trial here, or a study through Hydra, whose launcher starts the workers."""
+    _refuse_commands(options.words)
+    from lorasweep.runner import hydra_sweeper, plan
+    from lorasweep.runner.launch import run_study
+    from lorasweep.runner.request import Request
+
+    request = Request.of(options.words, options.sweep)
+    if any(getattr(options, flag.strip("-").replace("-", "_")) for flag in HYDRA_FLAGS):
+        return hydra_sweeper.call_hydra([*_hydra_words(options), *request.overrides, *request.launcher])
+    planned = plan.plan(request)
+    through_hydra = options.multirun or options.sweep is not None
+    return hydra_sweeper.launched(
+        lambda launch: run_study(planned, launch), planned.meta, planned.folder, through_hydra
+    )
+
+
+def _refuse_commands(words: list[str]) -> None:
+    """Raise ConfigError for words that are no settings: they may be meant as commands."""
+    wrong = [w for w in words if "=" not in w and not w.startswith("~")]
+    problems = []
+    for word in wrong:
+        if word in COMMANDS:
+            problems.append(f"{word}: a command comes first, then its words and flags; see: {word} --help")
+        else:
+            problems.append(f"{word}: no such command{did_you_mean(word, list(COMMANDS))}")
+    if problems:
+        raise ConfigError(problems, "the command line")
+
+
+def _hydra_words(options: Options) -> list[str]:
+    """Return Hydra's own flags as they were given."""
+    words: list[str] = []
+    for flag in HYDRA_FLAGS:
+        value = getattr(options, flag.strip("-").replace("-", "_"))
+        if value:
+            words += [flag] if value is True else [flag, value]
+    return words
+
+
+def check(options: Options) -> int:
+    """Print what a trial or a grid would do, or the trials at the ends of the space that a sampler searches."""
+    _refuse_commands(options.words)
+    from lorasweep.config import compose
+    from lorasweep.runner import check, plan
+    from lorasweep.runner.request import Request
+    from lorasweep.search.space import Space
+    from lorasweep.training import workload
+
+    planned = plan.plan(Request.of(options.words, options.sweep))
+    searched = Space.from_json(planned.meta.space)
+    points = [e.given for e in planned.queue]
+    lines = [e.overrides for e in planned.queue]
+    if None in lines:
+        points = searched.corners()
+        lines = [searched.line(p) for p in points]
+        for dimension in searched.dimensions:
+            print(f"{dimension.key}: {dimension}")
+        print(f"{planned.meta.search['sampler']} draws {len(planned.queue)} trials; at the ends of the space:")
+    specs = compose.compose_points([line or [] for line in lines])
+    if len(specs) == 1:
+        check.show(specs[0], planned.loaded[workload.key(specs[0])])
+    else:
+        rows = [{key: p.get(key, "-") for key in planned.meta.swept} for p in points]
+        check.show_grid(specs, rows, dict(planned.loaded))
+    for line in planned.never:
+        print(line)
+    return 0
