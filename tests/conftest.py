@@ -19,7 +19,7 @@ import torch
 
 pytest.register_assert_rewrite("support")
 
-from support import models
+from support import models, parity
 
 from lorasweep.lora import adapter
 from lorasweep.packing import pass_cost
@@ -83,6 +83,7 @@ def double(monkeypatch: pytest.MonkeyPatch) -> None:
             layer.get_base_layer().weight.data = adapter.residual(attached, module)
         return attached
 
+    monkeypatch.setattr(parity, "precision", "double")
     monkeypatch.setattr(adapter, "attach", attached_in_double)
     monkeypatch.setattr(torch.Tensor, "float", lambda t: t if t.dtype == torch.float64 else single(t))
     monkeypatch.setattr(torch.Tensor, "to", kept_double)

@@ -78,23 +78,23 @@ def _measured(spec, work: workload.Workload, slots: int) -> tuple[int, int, int]
     return sum(weights.values()), highest(profiler), trained
 
 
-@pytest.mark.parametrize("slots", [1, 3])
 @pytest.mark.parametrize(
-    ("task", "more"),
+    ("task", "more", "slots"),
     [
-        ("seq_cls", ()),
-        ("seq_cls", ("train.micro_batch_size=4",)),
-        ("seq_cls", ("lora.use_dora=true",)),
-        ("causal_lm", ()),
-        ("seq_2_seq_lm", ("data.max_target_tokens=32",)),
-        ("token_cls", ("lora.bias=all",)),
-        ("seq_cls", ("lora.r=128", "train.optimizer=adamw_8bit")),
-        ("seq_cls", ("lora.init_lora_weights=pissa", "lora.target_modules=all-linear")),
-        ("causal_lm", ("lora.init_lora_weights=olora",)),
-        ("seq_cls", ("lora.init_lora_weights=loftq", "lora.loftq_bits=8")),
-        ("causal_lm", ("lora.init_lora_weights=loftq", "model.quantization=nf4")),
-        ("causal_lm", ("model.quantization=nf4",)),
-        ("causal_lm", ("model.quantization=int8", "train.gradient_checkpointing=true")),
+        ("seq_cls", (), 1),
+        ("seq_cls", (), 3),
+        ("seq_cls", ("train.micro_batch_size=4",), 3),
+        ("seq_cls", ("lora.use_dora=true",), 3),
+        ("causal_lm", (), 1),
+        ("seq_2_seq_lm", ("data.max_target_tokens=32",), 1),
+        ("token_cls", ("lora.bias=all",), 3),
+        ("seq_cls", ("lora.r=128", "train.optimizer=adamw_8bit"), 1),
+        ("seq_cls", ("lora.init_lora_weights=pissa", "lora.target_modules=all-linear"), 3),
+        ("causal_lm", ("lora.init_lora_weights=olora",), 1),
+        ("seq_cls", ("lora.init_lora_weights=loftq", "lora.loftq_bits=8"), 1),
+        ("causal_lm", ("lora.init_lora_weights=loftq", "model.quantization=nf4"), 3),
+        ("causal_lm", ("model.quantization=nf4",), 1),
+        ("causal_lm", ("model.quantization=int8", "train.gradient_checkpointing=true"), 1),
     ],
 )
 def test_estimate_is_what_a_trial_takes(tiny_bert, tiny_llama, tiny_t5, monkeypatch, task, more, slots):

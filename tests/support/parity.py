@@ -19,6 +19,9 @@ SMALL = ["model.decoder=null", "data.max_train_samples=40", "data.max_eval_sampl
 SMALL += ["data.max_tokens=24", "train.max_steps=10", "train.eval_every=6", "train.batch_size=4"]
 SMALL += ["train.learning_rate=1e-2", "lora.r=4"]
 
+MAX_SOLO_RUNS = 64
+"""Solo runs that are kept with their gradients, a few MB each."""
+
 EXACT = 1e-9
 """Relative difference allowed in double precision."""
 
@@ -126,8 +129,23 @@ def run(
     return seen
 
 
+precision = ""
+"""Name of the fixture that computes in double precision, if any: a solo run in another precision is another run."""
+
+_solo_runs: dict[tuple[str, str], Seen] = {}
+
+
 def alone(spec, work: workload.Workload, number: int = 0, **job) -> Seen:
-    return run(trainer(spec, work), [engine.Job(number, spec, **job)], 1)[number]
+    """Return what a trial shows alone. Its spec decides all of that, so that it runs once, unless it is resumed."""
+    key = (precision, repr(spec))
+    if job or key not in _solo_runs:
+        seen = run(trainer(spec, work), [engine.Job(number, spec, **job)], 1)[number]
+        if job:
+            return seen
+        if len(_solo_runs) >= MAX_SOLO_RUNS:
+            del _solo_runs[next(iter(_solo_runs))]
+        _solo_runs[key] = seen
+    return _solo_runs[key]
 
 
 def close(found: Seen, expected: Seen, rtol: float) -> None:
@@ -158,7 +176,7 @@ def passes(made: engine.Engine) -> list[int]:
 def check(task: str, folder: Path, trials: Sequence[tuple[str, ...]], width: int, rtol: float, *more: str) -> None:
     """Compare trials in a pack with each by itself."""
     specs = [spec_of(task, folder, *more, *one) for one in trials]
-    work = workload(task, folder, *more)
+    work = workload_of(task, folder, *more)
     jobs = [engine.Job(i, spec) for i, spec in enumerate(specs)]
     made = trainer(specs[0], work)
     before = {n: w.clone() for n, w in made.base.model.state_dict().items() if not n.startswith(made.base.missing)}

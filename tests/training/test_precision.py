@@ -20,6 +20,9 @@ from lorasweep.training.loss_scale import START, LossScale
 pytestmark = pytest.mark.usefixtures("always_together")
 
 SOME = ("dropout", "bias_all", "modules_to_save", "pissa", "dora")
+OWN_TENSORS = ("embeddings", "lora_bias", "eva", "exact_loftq", "parameters")
+"""Options that make tensors of their own, whose format could be the wrong one."""
+
 BF16 = "train.precision=bf16"
 EPS = 2.0**-8
 """Relative rounding of bf16."""
@@ -29,7 +32,9 @@ def norm_gap(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm().clamp_min(1e-6))
 
 
-@pytest.mark.parametrize(("option", "precision"), [(o, "bf16") for o in OPTIONS] + [(o, "fp16") for o in SOME])
+@pytest.mark.parametrize(
+    ("option", "precision"), [(o, "bf16") for o in (*SOME, *OWN_TENSORS)] + [(o, "fp16") for o in SOME]
+)
 def test_what_trains_is_fp32_and_packed_equals_solo_to_rounding(tiny_bert, option, precision):
     """One step: later ones start from weights that rounding has moved apart."""
     more = (f"train.precision={precision}", "train.max_steps=1")
