@@ -1,9 +1,10 @@
 # make sweep: install, then the first sweep.   make test: install, then the tests.   make check: format, lint, types.
+# make docs: the pages that are made from the code.
 PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: sweep test test-slow check clean
+.PHONY: sweep test test-slow check docs clean
 sweep: .venv/installed
 	$(BIN)/python -m lorasweep -m lora.r=8,16,64
 
@@ -15,6 +16,9 @@ test-slow: .venv/installed
 
 check: .venv/installed
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+
+docs: .venv/installed
+	$(BIN)/python -m lorasweep.config.keys > docs/keys.md
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

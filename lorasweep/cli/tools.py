@@ -3,11 +3,15 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from lorasweep.cli.parser import Options
 from lorasweep.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from lorasweep.config.keys import Key
 
 OUTSIDE_GROUPS = "the study"
 """How `keys` heads the keys that lie in no group."""
@@ -15,17 +19,19 @@ OUTSIDE_GROUPS = "the study"
 
 def keys(options: Options) -> int:
     """Print the keys, a group at a time."""
-    from lorasweep.config.spec import described_keys
+    from lorasweep.config.keys import described_keys
 
     described = described_keys()
-    chosen = [entry for entry in described if _is_asked_for(entry, options.words)]
+    chosen = [key for key in described if _is_asked_for(key, options.words)]
     if not chosen:
-        known = sorted({part for path, _, _ in described for part in path.split(".")})
+        known = sorted({part for key in described for part in key.path.split(".")})
         raise ConfigError(
             [f"{word}: in no key's name or meaning{_near(word, known)}" for word in options.words], "keys"
         )
-    for lines in groupby(chosen, key=lambda entry: _group(entry[0])):
-        print("\n".join(_lines(*lines)))
+    for group, members in groupby(chosen, key=lambda key: key.group):
+        print(f"--- {group or OUTSIDE_GROUPS} ---")
+        for key in members:
+            print(f"{key.path}={key.default}\n    {key.meaning} [{key.allowed}]")
     return 0
 
 
@@ -33,29 +39,12 @@ def _near(word: str, known: Sequence[str]) -> str:
     return did_you_mean(word, known).partition("; known")[0]
 
 
-def _group(path: str) -> str:
-    return path.partition(".")[0] if "." in path else OUTSIDE_GROUPS
-
-
-def _is_asked_for(entry: tuple[str, str, str], words: Sequence[str]) -> bool:
-    """Return whether each word is the key's group, or stands in its name or meaning."""
-    path, _, meaning = entry
-    text = f"{path} {meaning}".lower()
-    return all(word == path.partition(".")[0] if _is_group(word) else word.lower() in text for word in words)
-
-
-def _is_group(word: str) -> bool:
+def _is_asked_for(key: "Key", words: Sequence[str]) -> bool:
+    """Return whether each word is the key's group, or stands in its name, its meaning or what it takes."""
     from lorasweep.config.spec import SECTIONS
 
-    return word in SECTIONS
-
-
-def _lines(group: str, entries: Iterator[tuple[str, str, str]]) -> Iterator[str]:
-    yield f"--- {group} ---"
-    for path, default, meaning in entries:
-        yield f"{path}={default}"
-        if meaning:
-            yield f"    {meaning}"
+    text = f"{key.path} {key.meaning} {key.allowed}".lower()
+    return all(word == key.group if word in SECTIONS else word.lower() in text for word in words)
 
 
 def fetch(options: Options) -> int:

@@ -68,17 +68,20 @@ def texts_below_fields(module: ModuleType) -> dict[tuple[str, str], str]:
     return texts
 
 
-def allowed(metadata: Mapping[str, Any]) -> str:
-    """Return the allowed values of a field in brackets, or nothing where its type is the only rule."""
-    if "options" in metadata:
-        return f"[{', '.join(map(str, metadata['options']))}]"
+def allowed(hint: Any, metadata: Mapping[str, Any]) -> str:
+    """Return what a field takes, in words: its options, or its type with the range."""
+    kind = _kind(hint, metadata)
     if "each" in metadata:
-        return f"[each {', '.join(metadata['each'])}]"
+        return f"a list, each one of {', '.join(metadata['each'])}{' or null' if type(None) in get_args(hint) else ''}"
     if "range" not in metadata:
-        return ""
+        return kind
     low, high, above = metadata["range"]
-    word = f"{metadata['word']}, or " if "word" in metadata else ""
-    return f"[{word}{'above' if above else 'from'} {low:g}{'' if math.isinf(high) else f' to {high:g}'}]"
+    return f"{kind}, {'above' if above else 'from'} {_digits(low)}{'' if math.isinf(high) else f' to {_digits(high)}'}"
+
+
+def _digits(number: float) -> str:
+    """Return a number as one would type it: 1000000, 0.05."""
+    return str(int(number)) if number == int(number) and abs(number) < 2**53 else f"{number:g}"
 
 
 def section(cls: type, values: Mapping[str, Any], name: str, known_keys: Sequence[str], problems: list[str]) -> Any:
@@ -200,12 +203,12 @@ def _out_of_range(value: Any, metadata: Mapping[str, Any], optional: bool) -> st
     if "range" in metadata:
         low, high, above = metadata["range"]
         if isinstance(value, str):
-            return f"must be {metadata['word']} or a number from {low:g}, got '{value}'"
+            return f"must be {metadata['word']} or a number from {_digits(low)}, got '{value}'"
         inside = (value > low if above else value >= low) and value <= high
         if not inside or not math.isfinite(value):
-            lower = f"above {low:g}" if above else f"at least {low:g}"
-            rule = lower if math.isinf(high) else f"between {low:g} and {high:g}"
+            lower = f"above {_digits(low)}" if above else f"at least {_digits(low)}"
+            rule = lower if math.isinf(high) else f"between {_digits(low)} and {_digits(high)}"
             if above and not math.isinf(high):
-                rule = f"{lower} and at most {high:g}"
-            return f"must be {rule}, got {value:g}" if math.isfinite(value) else f"must be {rule}, got {value}"
+                rule = f"{lower} and at most {_digits(high)}"
+            return f"must be {rule}, got {_digits(value) if math.isfinite(value) else value}"
     return None

@@ -3,10 +3,8 @@
 A TrialSpec is computed once from override strings (compose.py); after that nobody sees a DictConfig.
 """
 
-import json
 import math
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
@@ -268,13 +266,17 @@ class DataSpec:
     max_tokens: int = ranged(128, 4, 1_000_000, affects=TOKENS)
     """Longer examples are cut to so many tokens."""
     text_column: str = setting("text", affects=TOKENS)
-    """Column of the text; the `_column` keys that follow name columns likewise."""
+    """Column of the text."""
     text_pair_column: str | None = setting(None, affects=TOKENS)
+    """Column of a second text that is read with the first; null: there is none."""
     label_column: str = setting("label", affects=TOKENS)
+    """Column of SEQ_CLS's labels."""
     label_columns: list[str] | None = setting(None, affects=TOKENS)
     """SEQ_CLS with several classes a text: a column a class, of 0 and 1, in the place of label_column."""
     prompt_column: str | None = setting(None, affects=TOKENS)
+    """Column of a CAUSAL_LM's prompts, which are read alone; null: all of text_column is learned."""
     completion_column: str | None = setting(None, affects=TOKENS)
+    """Column of what is learned after each prompt."""
     prompt_suffix: str = setting("\n", affects=TOKENS)
     """Text between prompt and completion."""
     input_column: str | None = setting(None, affects=TOKENS)
@@ -295,6 +297,7 @@ class DataSpec:
     score_column: str | None = setting(None, affects=TOKENS)
     """FEATURE_EXTRACTION: how alike text_column and text_pair_column are; null takes anchors and positives."""
     anchor_column: str = setting("anchor", affects=TOKENS)
+    """FEATURE_EXTRACTION without scores: a text, such as a question."""
     positive_column: str = setting("positive", affects=TOKENS)
     """The text that belongs to the anchor."""
     negative_column: str | None = setting(None, affects=TOKENS)
@@ -310,7 +313,9 @@ class DataSpec:
     tags_column: str = setting("tags", affects=TOKENS)
     """One tag for each of the words; BIO tags (B-x, I-x, O) are scored by whole entities."""
     question_column: str = setting("question", affects=TOKENS)
+    """QUESTION_ANS's question."""
     context_column: str = setting("context", affects=TOKENS)
+    """The text in which QUESTION_ANS finds the answer."""
     answers_column: str = setting("answers", affects=TOKENS)
     """SQuAD's {"text": [...], "answer_start": [...]} or a list of {"text", "start"}; empty: the text has no answer."""
     group_column: str | None = setting(None, affects=TOKENS)
@@ -638,14 +643,3 @@ def known_keys() -> list[str]:
     for name, cls in SECTIONS.items():
         keys += [f"{name}.{f.name}" for f in fields(cls)]
     return keys
-
-
-def described_keys() -> list[tuple[str, str, str]]:
-    """Return path, default and meaning with the allowed values, of every key."""
-    texts = field_rules.texts_below_fields(sys.modules[__name__])
-    out = [(k, json.dumps(d), texts["TrialSpec", k]) for k, d in (("outputs", "./outputs"), ("study", None))]
-    for name, cls in SECTIONS.items():
-        for f in fields(cls):
-            meaning = f"{texts.get((cls.__name__, f.name), '')} {field_rules.allowed(f.metadata)}".strip()
-            out.append((f"{name}.{f.name}", json.dumps(f.default), meaning))
-    return out

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields, replace
 
 import pytest
 
-from lorasweep.config import spec
+from lorasweep.config import keys, spec
 from lorasweep.config.compose import compose_trial
 from lorasweep.config.fields import Affects, affects, ranged, section
 from lorasweep.memory import estimate
@@ -37,9 +37,9 @@ def test_a_setting_that_does_not_say_what_it_affects_is_refused():
 
 def test_what_changes_the_base_or_tokens_changes_results_and_memory():
     for what in (Affects.BASE, Affects.TOKENS):
-        keys = set(spec.keys_affecting(what))
-        assert keys <= set(spec.keys_affecting(Affects.RESULT))
-        assert keys <= set(spec.keys_affecting(Affects.MEMORY))
+        affecting = set(spec.keys_affecting(what))
+        assert affecting <= set(spec.keys_affecting(Affects.RESULT))
+        assert affecting <= set(spec.keys_affecting(Affects.MEMORY))
 
 
 def test_only_what_a_study_asks_is_settled_and_it_affects_no_trial():
@@ -122,5 +122,5 @@ def test_objectives_are_costs_and_a_mistyped_one_has_a_suggestion():
     _, problems = spec.trial_spec(tree, ())
     words = "search.objectives: each must be one of trainable, adapter_mb, train_s, peak_gib, got 'peak_gb'"
     assert problems == [f"{words}; did you mean 'peak_gib'?"]
-    (meaning,) = [text for key, _, text in spec.described_keys() if key == "search.objectives"]
-    assert meaning.endswith("[each trainable, adapter_mb, train_s, peak_gib]")
+    (takes,) = [key.allowed for key in keys.described_keys() if key.path == "search.objectives"]
+    assert takes == "a list, each one of trainable, adapter_mb, train_s, peak_gib or null"
