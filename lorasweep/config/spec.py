@@ -263,8 +263,13 @@ class DataSpec:
     """At most so many training rows, chosen by hash, so that a smaller set lies within a larger one."""
     max_eval_samples: int | None = ranged(None, 1, affects=TOKENS)
     """At most so many rows in the eval split and in the test split."""
-    max_tokens: int = ranged(128, 4, 1_000_000, affects=TOKENS)
-    """Longer examples are cut to so many tokens."""
+    max_tokens: int | None = ranged(None, 4, 1_000_000, affects=TOKENS)
+    """Longer examples are cut to so many tokens; null finds a length by the data, the 99th percentile of train within
+    what the model reads, and says so."""
+    too_long: str = one_of("auto", "auto", "drop", "truncate", "error", affects=TOKENS)
+    """CAUSAL_LM: what becomes of a training row whose prompt leaves no room for its answer. drop: it is left out and
+    counted; truncate: the prompt's left is cut, the answer kept; error: none may be. auto drops, and refuses more than
+    5 %. Rows of eval and test are always truncated, so that they are the same for each max_tokens."""
     text_column: str = setting("text", affects=TOKENS)
     """Column of the text."""
     text_pair_column: str | None = setting(None, affects=TOKENS)
@@ -284,6 +289,9 @@ class DataSpec:
     messages_column: str | None = setting(None, affects=TOKENS)
     """Lists of {role, content} or {from, value}, written out by the tokenizer's chat template; the assistant's turns
     are learned."""
+    chat_template: str | None = setting(None, affects=TOKENS)
+    """Jinja template that writes chats out: `chatml`, a file, or its text; null takes the tokenizer's own. It is saved
+    with the exported model's tokenizer."""
     tools_column: str | None = setting(None, affects=TOKENS)
     """Lists of tools, given to the chat template; null takes a column `tools` where there is one."""
     source_column: str = setting("source", affects=TOKENS)

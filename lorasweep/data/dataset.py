@@ -33,6 +33,9 @@ CACHED = 4
 TEXT_BLOCK_TOKENS = 256
 """Length of the blocks of running text where data.max_tokens is null."""
 
+AROUND = 2
+"""Tokens of a block that begin and end it."""
+
 CLASS_FIELDS = ("label", "tags")
 """Fields whose classes all carved splits should have."""
 
@@ -142,7 +145,7 @@ def _builtin(task: str) -> list[Record]:
 
 def _cut_running_text(tables: Mapping[str, Table], spec: DataSpec, count: text_blocks.Count) -> None:
     """Put blocks in the place of the whole text of a file."""
-    limit = spec.max_tokens or TEXT_BLOCK_TOKENS
+    limit = max(1, (spec.max_tokens or TEXT_BLOCK_TOKENS) - AROUND)
     for table in tables.values():
         if not all(row.unit == readers.WHOLE for row in table.rows):
             continue

@@ -132,7 +132,8 @@ def keys(spec: TrialSpec, rows: int, task: Task) -> list[str]:
         and not (spec.model.device_map or spec.model.decoder)
     ):
         out.append("model.device_map=auto")
-    out.append(f"data.max_tokens={max(4, spec.data.max_tokens // 2)}")
+    tokens = spec.data.max_tokens or task.found.get("max_tokens", 128)
+    out.append(f"data.max_tokens={max(4, tokens // 2)}")
     if spec.lora.target_modules != "qv":
         out.append("lora.target_modules=qv")
     if not packed_pass.alone_reason(spec) and spec.train.slots != 1:

@@ -180,7 +180,7 @@ def show(spec: TrialSpec, work: workload.Workload) -> None:
         + ", ".join(f"{k} {len(v):,}" for k, v in work.data.splits.items()),
         "notes": "; ".join([*work.data.notes, *work.task.notes]) or "none",
         "labels": labels(work.data.splits["train"]),
-        "tokens": lengths(work.examples["train"], spec.data.max_tokens),
+        "tokens": lengths(work.examples["train"], work.data_spec.max_tokens or 0),
         "example": example(work),
         "adapted": f"{sum(found.matched.values())} modules: {_counted(found.matched)}; layers {_span(found.layers)}",
         "not adapted": _counted(found.unmatched) or "no other linear layer",

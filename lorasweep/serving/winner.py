@@ -10,7 +10,7 @@ from lorasweep.lora import adapter
 from lorasweep.models import base_model, quantization
 from lorasweep.study.result import TrialResult, result_of
 from lorasweep.study.study import Study
-from lorasweep.tasks import task_state
+from lorasweep.tasks import chat_template, task_state
 from lorasweep.tasks.task import Task
 
 
@@ -67,6 +67,7 @@ def load(folder: Path, *, ordinary: bool = False, **task_keys: Any) -> Loaded:
     )
     task = task_state.task_of(folder, trial, **task_keys)
     tokenizer = base_model.load_tokenizer(trial.model)
+    chat_template.give_template(tokenizer, trial.data.chat_template)
     base = base_model.load(trial.model, trial.train, task, tokenizer)
     if ordinary and base.small:
         quantization.read_back(base.model)

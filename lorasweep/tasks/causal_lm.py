@@ -9,15 +9,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
 from lorasweep.config.spec import DataSpec, TaskSpec
 from lorasweep.data.dataset import Data, Record
-from lorasweep.errors import ConfigError
 from lorasweep.tasks import generation, special_tokens
+from lorasweep.tasks.chat_template import Turns, chats
 from lorasweep.tasks.lm_head import Head
 from lorasweep.tasks.task import IGNORE, Batch, Example, Prediction, Task, mean_loss
+from lorasweep.tasks.too_long import Cutter
 
 
 class CausalLM(Task):
@@ -56,24 +56,30 @@ class CausalLM(Task):
         """
         self.tokenizer = tokenizer
         if "messages" in records[0]:
-            turns = [chat_turns(tokenizer, r["messages"], row) for row, r in enumerate(records, 1)]
-            special = [i for i in turns[0][-1][1] if i in tokenizer.all_special_ids]
+            turns, prompts, notes = chats(tokenizer, records, spec.bad_rows)
+            special = [i for i in turns[0][1][-1][1] if i in tokenizer.all_special_ids]
             self.stop = tuple(special[-1:])
+            self.notes += notes
             answers = [str([m for m in r["messages"] if m["role"] == "assistant"][-1]["content"]) for r in records]
-            prompts = [_chat_prompt(tokenizer, r["messages"], row) for row, r in enumerate(records, 1)]
         else:
-            turns = _one_turn(records, tokenizer, spec)
+            turns = list(enumerate(_one_turn(records, tokenizer, spec)))
             answers = [str(r.get("completion", "")) for r in records]
-            prompts = [parts[-1][0] for parts in turns]
+            prompts = [parts[-1][0] for _, parts in turns]
+        last = {row: place for place, (row, _) in enumerate(turns)}
+        cutter = Cutter(spec, tokenizer.bos_token_id)
         examples = []
-        for row, (parts, prompt, answer) in enumerate(zip(turns, prompts, answers, strict=True)):
-            ids = [i for head, tail in parts for i in head + tail]
-            labels = [i for head, tail in parts for i in [IGNORE] * len(head) + tail][: spec.max_tokens]
+        for place, (row, parts) in enumerate(turns):
+            fitted = cutter.fit(row, parts)
+            if fitted is None:
+                continue
+            ids, labels = fitted
             supervised = sum(label != IGNORE for label in labels[1:])
             if supervised:
-                info = (prompt, answer) if self.spec.generate and len(prompt) < spec.max_tokens else None
-                inputs = {"input_ids": ids[: spec.max_tokens]}
+                asked = self.spec.generate and last[row] == place and prompts[place]
+                info = (cutter.prompt(prompts[place]), answers[row]) if asked else None
+                inputs = {"input_ids": ids}
                 examples.append(Example(row=row, inputs=inputs, target=labels, supervised=supervised, info=info))
+        self.notes += cutter.notes(records)
         return self._some_asked(examples)
 
     def _some_asked(self, examples: list[Example]) -> list[Example]:
@@ -148,70 +154,6 @@ def token_metrics(predictions: Sequence[Prediction]) -> dict[str, float]:
 def readable_tokens(prediction: Prediction) -> str:
     per_token = prediction["loss"] / prediction["supervised"]
     return f"{prediction['correct']} of {prediction['supervised']} tokens right, {per_token:.3f} nats a token"
-
-
-Turns = list[tuple[list[int], list[int]]]
-"""Token ids that are only read, and those that are learned after them, in alternation."""
-
-
-def chat_turns(tokenizer: Any, messages: Sequence[dict[str, Any]], row: int) -> Turns:
-    """Return one part for each turn of the assistant: the tokens before it, and its own.
-
-    The chat is written out once for each end of a turn; what one adds to the one before is the turn. A turn's own
-    tokens begin behind what opens an answer: where a template opens one to be written otherwise than one that was given
-    (DeepSeek-R1 adds <think>), behind what both have in common. Raises ConfigError where the template changes what was
-    there, or where there is none.
-    """
-    parts: Turns = []
-    done: list[int] = []
-    for end, message in enumerate(messages, 1):
-        if message["role"] != "assistant":
-            continue
-        whole = _written(tokenizer, messages[:end], False, row)
-        before = _written(tokenizer, messages[: end - 1], True, row)
-        if whole[: len(before)] != before:
-            earlier = _written(tokenizer, messages[: end - 1], False, row)
-            before = _common(whole, before)
-            if len(before) < len(earlier) or whole[: len(earlier)] != earlier:
-                before = earlier
-        if before[: len(done)] != done or whole[: len(before)] != before:
-            raise ConfigError(
-                [
-                    f"data.messages_column: the tokenizer's chat template rewrites earlier turns when one follows (row "
-                    f"{row}), so that what the assistant said cannot be told apart; use chats with one answer each, "
-                    "another tokenizer, or data.prompt_column and data.completion_column"
-                ]
-            )
-        parts.append((before[len(done) :], whole[len(before) :]))
-        done = whole
-    return parts
-
-
-def _common(first: list[int], second: list[int]) -> list[int]:
-    """Return what both begin with."""
-    for place, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return first[:place]
-    return first[: len(second)]
-
-
-def _chat_prompt(tokenizer: Any, messages: Sequence[dict[str, Any]], row: int) -> list[int]:
-    """Return a chat up to its last answer, which is opened as a model is asked for one."""
-    last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=len(messages))
-    return _written(tokenizer, messages[:last], True, row)
-
-
-def _written(tokenizer: Any, messages: Sequence[dict[str, Any]], ask: bool, row: int) -> list[int]:
-    """Return a chat as token ids, with the opening of the assistant's answer for `ask`."""
-    if not messages:
-        return []
-    try:
-        return list(tokenizer.apply_chat_template(list(messages), add_generation_prompt=ask, return_dict=False))
-    except (ValueError, TemplateError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            [f"data.messages_column: the tokenizer cannot write out the chat of row {row} ({reason})"]
-        ) from error
 
 
 def _one_turn(records: Sequence[Record], tokenizer: Any, spec: DataSpec) -> list[Turns]:

@@ -20,6 +20,7 @@ import tempfile
 import uuid
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -51,6 +52,8 @@ TASK_FILES = (
     "special_tokens",
     "running_text",
     "lm_head",
+    "chat_template",
+    "too_long",
     "causal_lm",
     "seq_cls",
     "seq_2_seq_lm",
@@ -186,7 +189,10 @@ def encoded(
 ) -> tuple[dict[str, Sequence[Example]], dict[str, Any]]:
     """Return the examples of each split, made now, and what that told the task."""
     before, notes = dict(vars(task)), len(task.notes)
-    examples: dict[str, Sequence[Example]] = {s: task.encode(rows, tokenizer, spec) for s, rows in records.items()}
+    same_rows = spec if spec.too_long == "error" else replace(spec, too_long="truncate")
+    examples: dict[str, Sequence[Example]] = {
+        split: task.encode(rows, tokenizer, spec if split == "train" else same_rows) for split, rows in records.items()
+    }
     changed = {k: v for k, v in vars(task).items() if k not in OWN and before.get(k) != v}
     return examples, {"notes": task.notes[notes:], "told": changed}
 

@@ -2,18 +2,19 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lorasweep import tasks
 from lorasweep.config.fields import Affects
-from lorasweep.config.spec import TrialSpec, keys_affecting
+from lorasweep.config.spec import DataSpec, TrialSpec, keys_affecting
 from lorasweep.data import dataset
 from lorasweep.errors import ConfigError
 from lorasweep.memory import estimate
 from lorasweep.models import base_model
-from lorasweep.tasks import token_cache
+from lorasweep.tasks import chat_template, token_cache, token_lengths
 from lorasweep.tasks.task import Example, Task
 
 
@@ -42,6 +43,8 @@ class Workload:
     """Where the tokens are kept, or may be."""
     told: dict[str, Any] | None = None
     """What encoding told the task, where the tokens were made now."""
+    data_spec: DataSpec = field(default_factory=DataSpec)
+    """The settings of the data, with what they left open filled in."""
 
     def keep(self) -> "Workload":
         """Write the tokens down where they were made now, and go on with those on disk; return this workload."""
@@ -73,32 +76,44 @@ def workload(spec: TrialSpec) -> Workload:
     Raises ConfigError with all that is wrong with the data.
     """
     task = tasks.make(spec.task_type)
-    tokenizer = base_model.load_tokenizer(spec.model)
-    rows = dataset.load(
-        spec.data,
-        task.columns(spec.data),
-        task.name,
-        spec.task_type.problem_type,
-        lambda texts: [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]],
-        f"{spec.model.tokenizer or spec.model.pretrained} {len(tokenizer)}",
-    )
+    rows = load_rows(spec, task)
     problems = task.fit(rows)
     if problems:
         raise ConfigError(problems)
-    task.found = dict(rows.found)
+    tokenizer = base_model.load_tokenizer(spec.model)
+    template = chat_template.give_template(tokenizer, spec.data.chat_template)
+    data, notes = token_lengths.settle_max_tokens(
+        task, rows.splits["train"], tokenizer, replace(spec.data, **rows.found)
+    )
+    rows = replace(rows, notes=(*rows.notes, *notes))
+    task.found = {**rows.found, "max_tokens": data.max_tokens}
+    if template is not None:
+        task.found["chat_template"] = template
     place, told = token_cache.place(spec, task, tokenizer, rows.fingerprint), None
     found = token_cache.read(place)
     if found is not None:
         examples = found[0]
         token_cache.tell(task, tokenizer, found[1])
     else:
-        examples, told = token_cache.encoded(task, rows.splits, tokenizer, spec.data)
+        examples, told = token_cache.encoded(task, rows.splits, tokenizer, data)
     empty = [
         f"data.max_tokens: nothing is left to learn in the {split} split: every example's supervised part lies beyond "
-        f"{spec.data.max_tokens} tokens"
+        f"{data.max_tokens} tokens"
         for split, made in examples.items()
         if not made
     ]
     if empty:
         raise ConfigError(empty)
-    return Workload(task, rows, tokenizer, examples, place, told)
+    return Workload(task, rows, tokenizer, examples, place, told, data)
+
+
+def load_rows(spec: TrialSpec, task: Task) -> dataset.Data:
+    """Return the rows of a trial's data; the tokenizer is loaded where running text has to be cut."""
+
+    tokenizer = cache(lambda: base_model.load_tokenizer(spec.model))
+
+    def count(texts: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in tokenizer()(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
+
+    name = json.dumps([spec.model.tokenizer, spec.model.pretrained, spec.model.revision])
+    return dataset.load(spec.data, task.columns(spec.data), task.name, spec.task_type.problem_type, count, name)

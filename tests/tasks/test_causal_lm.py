@@ -10,7 +10,8 @@ from lorasweep.config.spec import DataSpec, TaskSpec
 from lorasweep.data import dataset
 from lorasweep.errors import ConfigError
 from lorasweep.tasks import generation, lm_head, make
-from lorasweep.tasks.causal_lm import CausalLM, chat_turns
+from lorasweep.tasks.causal_lm import CausalLM
+from lorasweep.tasks.chat_template import Rewritten, chat_turns, give_template
 from lorasweep.tasks.lm_head import Change, HeadLoss
 from lorasweep.tasks.task import IGNORE
 
@@ -163,22 +164,81 @@ def test_only_the_assistants_turns_are_learned():
     assert task.stop == (tokenizer.sep_token_id,)
 
 
-def test_template_that_rewrites_earlier_turns_is_refused():
-    forgetful = "{% for m in messages %}{% if loop.last or m.role == 'user' %}{{ m.content }} {% endif %}{% endfor %}"
-    with pytest.raises(ConfigError, match=r"rewrites earlier turns when one follows \(row 7\)"):
-        chat_turns(words(forgetful), CHAT, 7)
+def test_template_that_rewrites_earlier_turns_gives_an_example_an_answer_as_inference_sees_it():
+    thinking = (
+        "{% for m in messages %}[CLS] {{ m.role }} {% if m.role == 'assistant' and loop.last %}[MASK] {% endif %}"
+        "{{ m.content }} [SEP] {% endfor %}{% if add_generation_prompt %}[CLS] assistant {% endif %}"
+    )
+    tokenizer = words(thinking)
+    with pytest.raises(Rewritten):
+        chat_turns(tokenizer, CHAT, "row 1")
+    examples = task_of().encode([{"messages": CHAT}], tokenizer, DataSpec())
+    assert [e.row for e in examples] == [0, 0]
+    for example, end in zip(examples, (3, 5), strict=True):
+        prompt = tokenizer.apply_chat_template(CHAT[: end - 1], add_generation_prompt=True, return_dict=False)
+        whole = tokenizer.apply_chat_template(CHAT[:end], return_dict=False)
+        assert example.inputs["input_ids"] == whole
+        assert example.target == [IGNORE] * len(prompt) + whole[len(prompt) :]
+
+
+def test_tools_are_given_to_the_template():
+    template = "{% if tools %}{{ tools[0].function.name }} {% endif %}" + TEMPLATE
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    tokenizer = words(template)
+    example = task_of().encode([{"messages": CHAT[:3], "tools": tools}], tokenizer, DataSpec())[0]
+    assert tokenizer.convert_ids_to_tokens(example.inputs["input_ids"][:2]) == ["weather", "[CLS]"]
+
+
+def test_chatml_is_given_where_the_tokenizer_has_no_template():
+    tokenizer = words()
+    text = give_template(tokenizer, "chatml")
+    assert tokenizer.chat_template == text
+    example = task_of().encode([{"messages": CHAT[:3]}], tokenizer, DataSpec())[0]
+    learned = [i for i in example.target if i != IGNORE]
+    assert tokenizer.convert_ids_to_tokens(learned) == ["two", "[SEP]"]
+
+
+# --- longer than max_tokens ------------------------------------------------------------------------------------------
+
+
+def long_rows(*lengths: int) -> list[dict]:
+    return [{"prompt": "word " * n, "completion": "yes it is"} for n in lengths]
+
+
+def test_prompts_that_fill_max_tokens_are_refused_beyond_a_twentieth_and_else_counted():
+    spec = DataSpec(max_tokens=32)
+    with pytest.raises(ConfigError, match=r"data\.too_long: 3 of 6 rows .*max_tokens=32.*\(row 4, row 5, row 6\)"):
+        task_of().encode(long_rows(5, 20, 26, 40, 60, 100), words(), spec)
+    task = task_of()
+    assert len(task.encode(long_rows(*[5] * 39, 100), words(), spec)) == 39
+    assert task.notes == ["1 of 40 rows have a prompt that fills data.max_tokens=32 and are left out"]
+    assert len(task_of().encode(long_rows(5, 40, 60), words(), DataSpec(max_tokens=32, too_long="drop"))) == 1
+    with pytest.raises(ConfigError, match="1 of 40"):
+        task_of().encode(long_rows(*[5] * 39, 100), words(), DataSpec(max_tokens=32, too_long="error"))
+
+
+def test_truncation_keeps_the_answer_and_cuts_the_prompts_left():
+    task = task_of()
+    examples = task.encode(long_rows(5, 100), words(), DataSpec(max_tokens=32, too_long="truncate"))
+    assert [len(e) for e in examples] == [9, 32]
+    learned = [[i for i in e.target if i != IGNORE] for e in examples]
+    assert learned[0] == learned[1] and words().convert_ids_to_tokens(learned[1]) == ["yes", "it", "is", "[SEP]"]
+    assert task.notes == ["1 of 2 prompts are cut at their left to data.max_tokens"]
 
 
 def test_opening_that_goes_on_otherwise_than_the_template_is_read_as_far_as_both_agree():
     plain = "{% for m in messages %}[CLS] {{ m.role }} {{ m.content }} [SEP] {% endfor %}"
     plain += "{% if add_generation_prompt %}[CLS] assistant think {% endif %}"
-    parts = chat_turns(words(plain), CHAT[:3], 1)
+    parts = chat_turns(words(plain), CHAT[:3], "row 1")
     assert words().convert_ids_to_tokens(parts[0][1]) == ["two", "[SEP]"]
 
 
 def test_tokenizer_without_a_template_and_template_that_objects_are_refused():
     for template in (None, "{{ raise_exception('roles must alternate') }}"):
-        with pytest.raises(ConfigError, match="cannot write out the chat of row 1"):
+        with pytest.raises(
+            ConfigError,
+            match=r"cannot write out the chat of row 1|has no chat template; give data.chat_template=chatml",
+        ):
             task_of().encode([{"messages": CHAT}], words(template), DataSpec())
 
 
@@ -223,7 +283,7 @@ def test_header_that_is_opened_otherwise_than_written_is_not_learned():
     chat = [
         {"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
     ]
-    parts = [(tokenizer.decode(read), tokenizer.decode(own)) for read, own in chat_turns(tokenizer, chat, 1)]
+    parts = [(tokenizer.decode(read), tokenizer.decode(own)) for read, own in chat_turns(tokenizer, chat, "row 1")]
     assert parts == [("<User>a<Assistant>", "b<|end|>"), ("<User>c<Assistant>", "d<|end|>")]
     task = task_of(generate=True)
     (example,) = task.encode([{"messages": chat}], tokenizer, DataSpec())
@@ -237,7 +297,7 @@ def test_what_template_and_opening_share_reaches_into_no_earlier_turn():
         "{% if add_generation_prompt %}<think>{% endif %}"
     )
     with pytest.raises(ConfigError, match="rewrites earlier turns"):
-        chat_turns(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], 1)
+        chat_turns(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "row 1")
 
 
 # --- generated answers -----------------------------------------------------------------------------------------------
