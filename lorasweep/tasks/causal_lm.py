@@ -66,7 +66,7 @@ class CausalLM(Task):
             answers = [str(r.get("completion", "")) for r in records]
             prompts = [parts[-1][0] for _, parts in turns]
         last = {row: place for place, (row, _) in enumerate(turns)}
-        cutter = Cutter(spec, tokenizer.bos_token_id)
+        cutter = Cutter(spec, special_tokens.around(tokenizer)[0])
         examples = []
         for place, (row, parts) in enumerate(turns):
             fitted = cutter.fit(row, parts)

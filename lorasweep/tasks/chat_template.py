@@ -111,7 +111,7 @@ def _last_turn(
     tokenizer: Any, messages: Sequence[Mapping[str, Any]], place: str, tools: Any
 ) -> tuple[list[int], list[int]]:
     """Return the tokens before the last message, and its own, which begin behind what opens an answer: where a template
-    opens one to be written otherwise than one that was given (DeepSeek-R1 adds <think>), behind what both have in common.
+    opens one to be written otherwise than one that was given (DeepSeek-R1 adds <think>), behind what both share.
     """
     whole = written(tokenizer, messages, False, place, tools)
     before = written(tokenizer, messages[:-1], True, place, tools)

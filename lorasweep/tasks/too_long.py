@@ -18,11 +18,11 @@ Turns = Sequence[tuple[Sequence[int], Sequence[int]]]
 class Cutter:
     """Cuts examples to data.max_tokens, as data.too_long says, and counts what that costs."""
 
-    def __init__(self, spec: DataSpec, start: int | None) -> None:
+    def __init__(self, spec: DataSpec, start: Sequence[int]) -> None:
         self.limit = spec.max_tokens or UNCUT
         self.too_long = spec.too_long
-        self._start = start
-        """Token that begins every text, kept where the left is cut."""
+        self._start = list(start)
+        """Tokens that begin every text, kept where the left is cut."""
         self._dropped: list[int] = []
         self._prompts_cut = 0
         self._answers_cut = 0
@@ -45,17 +45,22 @@ class Cutter:
 
     def _without_left(self, ids: list[int], labels: list[int], answer: int) -> tuple[list[int], list[int]]:
         """Return what ends with the answer; of a longer answer, its beginning behind the prompt's last token."""
-        begun = 1 if ids[0] == self._start and self.limit > 2 else 0
+        begun = len(self._begun(ids))
         room = self.limit - begun
         first = min(len(ids) - room, len(ids) - answer - 1)
         kept = slice(max(first, begun), max(first, begun) + room)
         return ids[:begun] + ids[kept], labels[:begun] + labels[kept]
 
+    def _begun(self, ids: Sequence[int]) -> list[int]:
+        """Return the tokens that a text begins with like every other, where they leave room for more."""
+        fits = len(self._start) < self.limit - 1 and list(ids[: len(self._start)]) == self._start
+        return self._start if fits else []
+
     def prompt(self, ids: Sequence[int]) -> list[int]:
         """Return a prompt that is answered by generation, its left cut so that a token follows."""
         if len(ids) < self.limit:
             return list(ids)
-        begun = list(ids[:1]) if ids[0] == self._start and self.limit > 2 else []
+        begun = self._begun(ids)
         return begun + list(ids[len(ids) - (self.limit - 1 - len(begun)) :])
 
     def notes(self, records: Sequence[Record]) -> list[str]:

@@ -220,7 +220,8 @@ def test_prompts_that_fill_max_tokens_are_refused_beyond_a_twentieth_and_else_co
 def test_truncation_keeps_the_answer_and_cuts_the_prompts_left():
     task = task_of()
     examples = task.encode(long_rows(5, 100), words(), DataSpec(max_tokens=32, too_long="truncate"))
-    assert [len(e) for e in examples] == [9, 32]
+    assert [len(e) for e in examples] == [10, 32]
+    assert {words().convert_ids_to_tokens(e.inputs["input_ids"][0]) for e in examples} == {"[CLS]"}
     learned = [[i for i in e.target if i != IGNORE] for e in examples]
     assert learned[0] == learned[1] and words().convert_ids_to_tokens(learned[1]) == ["yes", "it", "is", "[SEP]"]
     assert task.notes == ["1 of 2 prompts are cut at their left to data.max_tokens"]
