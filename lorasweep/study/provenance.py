@@ -14,6 +14,7 @@ import yaml
 
 from lorasweep.config.spec import TrialSpec
 from lorasweep.credentials import redact
+from lorasweep.files import replace_file
 
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 """libyaml's where PyYAML was built with it: a tenth of the time."""
@@ -34,10 +35,8 @@ def write(folder: Path, spec: TrialSpec) -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}",
         "began": now(),
     }
-    (folder / "config.yaml").write_text(
-        redact(yaml.dump(spec.to_dict(), Dumper=DUMPER, sort_keys=False)), encoding="utf8"
-    )
-    (folder / "run.json").write_text(redact(json.dumps(facts, indent=1)), encoding="utf8")
+    replace_file(folder / "config.yaml", redact(yaml.dump(spec.to_dict(), Dumper=DUMPER, sort_keys=False)))
+    replace_file(folder / "run.json", redact(json.dumps(facts, indent=1)))
     return facts
 
 

@@ -27,8 +27,11 @@ class Metric:
     """The metric that ranks a study's trials, at the trial's last evaluation."""
 
     name: str
+    """As in `metrics`."""
     value: float
+    """It on the whole eval split."""
     maximize: bool
+    """Whether more is better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,7 @@ class Reload:
     difference: float | None
     """That metric minus the trained adapter's on the same rows."""
     loss_relative_difference: float
+    """Of the losses on those rows."""
     same: bool
     """Whether the losses agree within what rounding explains."""
     seconds: float
@@ -87,6 +91,7 @@ class TrialResult:
     never_begun: bool = False
     """It was pruned before it was loaded: it needs more than search.max_memory_gib."""
     metric: Metric | None = None
+    """What ranks the study's trials, as of its last evaluation."""
     metrics: dict[str, float] | None = None
     """All metrics of its last evaluation on the eval split."""
     baseline: dict[str, float] | None = None
@@ -94,9 +99,11 @@ class TrialResult:
     test: dict[str, float] | None = None
     """Of the study's winner alone: metrics and trivial answers on the test split, read once, after choosing."""
     params: Params | None = None
+    """Numbers of parameters, as peft counts them."""
     data_fingerprint: str = ""
     """Digest of the rows of all splits: trials that share it saw the same data."""
     reload: Reload | None = None
+    """The saved adapter, loaded again with plain peft onto a fresh base, against the trained one."""
     steps: int | None = None
     """Optimiser steps it has taken."""
     adapter_mb: float | None = None
@@ -117,8 +124,9 @@ class TrialResult:
     """Seconds of training that passes shared with other trials spared it, an estimate; null where both ways were not
     timed."""
     tokens_per_s: float | None = None
+    """Of training."""
     flops_per_s: float | None = None
-    """Of the linear layers."""
+    """Of the linear layers while it trained."""
     matmul_share: float | None = None
     """flops_per_s against what large matrix products reach on this device."""
     energy_j: float | None = None

@@ -51,6 +51,14 @@ def test_sweep_ends_well_and_prints_a_parseable_table(swept):
     assert "lorasweep ui outputs=" in done.stdout
 
 
+def test_every_file_that_a_study_leaves_is_described(swept):
+    _, outputs = swept
+    described = (Path(__file__).parents[2] / "docs" / "files.md").read_text(encoding="utf8")
+    left = [*outputs.iterdir(), *(outputs / "s").iterdir(), *(outputs / "s" / "0").iterdir()]
+    names = [f"{path.name}/" if path.is_dir() else path.name for path in left if path.name != "s"]
+    assert [name for name in names if f"`{name}`" not in described] == []
+
+
 def test_trial_leaves_what_it_was_made_from_and_what_it_made(swept):
     _, outputs = swept
     folder = outputs / "s" / "1"
