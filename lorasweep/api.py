@@ -36,11 +36,12 @@ def run(overrides: Sequence[str]) -> dict[str, Any]:
         raise ConfigError(
             [f"run: takes one trial, these overrides mean {len(planned.queue)}; use python -m lorasweep -m for a study"]
         )
-    if launch.run_study(planned, launchers.here) == EXIT_INTERRUPTED:
-        raise KeyboardInterrupt(f"stopped; go on with: python -m lorasweep resume {planned.folder}")
-    found = read_result(planned.folder / "0")
+    study = launch.make(planned)
+    if launch.run_made(study, planned, launchers.here) == EXIT_INTERRUPTED:
+        raise KeyboardInterrupt(f"stopped; go on with: python -m lorasweep resume {study.folder}")
+    found = read_result(study.folder / "0")
     assert found is not None, "a trial that has ended leaves a result"
-    return found.to_dict() | {"folder": str(planned.folder)}
+    return found.to_dict() | {"folder": str(study.folder)}
 
 
 def load_study(folder: str | Path) -> "DataFrame":

@@ -98,4 +98,4 @@ def run_clean(studies: Mapping[str, tuple[Study, TrackSpec]], really: bool, outp
 
 def track_of(study: Study, overrides: Sequence[str]) -> TrackSpec:
     """Return the study's tracking settings, changed by overrides."""
-    return study.spec([*study.space.fixed, *overrides]).tracking
+    return study.first_spec(overrides).tracking

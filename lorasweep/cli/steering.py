@@ -143,7 +143,7 @@ def sync(options: Options) -> int:
     wrong = [*without(request.overrides, ["tracking.uri"]), *request.launcher]
     if wrong:
         raise ConfigError([f"sync: takes a study and tracking.uri=..., got '{wrong[0]}'"])
-    spec = study.spec([*study.space.fixed, *request.overrides])
+    spec = study.first_spec(request.overrides)
     counts = runs.sync(study.folder, spec)
     print(counts)
     over = not study.running() and (not study.waiting() or study.spent())

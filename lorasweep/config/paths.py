@@ -35,19 +35,20 @@ def literal(word: str) -> str:
     if key not in PATHS or not text:
         return word
     if _is_there(text) or _is_all_in_a_folder(text):
-        return _written(key, text)
+        return str(Override(key, path_text(key, text)))
     parsed, _ = parse([f"{key}={text}"])
     if not parsed:
-        return _written(key, text)
+        return str(Override(key, path_text(key, text)))
     if isinstance(parsed[0].value(), ChoiceSweep):
         return word
     value = absolute(key, parsed[0].value())
-    return word if value == parsed[0].value() else _written(key, value)
+    return word if value == parsed[0].value() else str(Override(key, path_text(key, value)))
 
 
-def _written(key: str, path: str) -> str:
+def path_text(key: str, path: Any) -> str:
+    """Return a path as it stands after `key=`, in full where it is here; outputs stay as they were typed."""
     value = path if key == "outputs" else absolute(key, path)
-    return str(Override(key, override_text(value).replace("${", r"\${")))
+    return override_text(value).replace("${", r"\${")
 
 
 def _is_there(text: str) -> bool:

@@ -14,6 +14,7 @@ from lorasweep.runner import plan
 from lorasweep.runner.interrupt import EXIT_INTERRUPTED
 from lorasweep.runner.launchers import Launch
 from lorasweep.runner.plan import Plan
+from lorasweep.study.study import ENDED, Study
 
 EXIT_OK, EXIT_FAILED_TRIALS = 0, 3
 LAUNCHES_WITHOUT_PROGRESS = 3
@@ -23,14 +24,17 @@ POLL_S = 1.0
 # --- running it ------------------------------------------------------------------------------------------------------
 
 
+def make(planned: Plan) -> Study:
+    """Make a planned study; another command may have taken a name that the clock gave both."""
+    return Study.create(planned.folder, planned.meta, planned.queue, rename=planned.first.study is None)
+
+
 def run_study(planned: Plan, launch: Launch) -> int:
     """Make the study, run it, show the outcome; return the exit code."""
-    from lorasweep.study.study import Study
-
-    return run_made(Study.create(planned.folder, planned.meta, planned.queue), planned, launch)
+    return run_made(make(planned), planned, launch)
 
 
-def run_made(study: Any, planned: Plan, launch: Launch) -> int:
+def run_made(study: Study, planned: Plan, launch: Launch) -> int:
     """Run a study that has just been made; return the exit code."""
     from lorasweep.tracking import runs
 
@@ -38,14 +42,12 @@ def run_made(study: Any, planned: Plan, launch: Launch) -> int:
         print(line, flush=True)
     command = shlex.join(["python", "-m", "lorasweep", "-m", *planned.meta.overrides])
     note = f"{planned.meta.question}\n\n`{command}`".strip()
-    study.set_parent(runs.open_study(planned.first, planned.meta.name, note))
+    study.set_parent(runs.open_study(planned.first, study.meta.name, note))
     return carry_on(study, launch, planned.loaded)
 
 
-def _warm_start(study: Any) -> None:
+def _warm_start(study: Study) -> None:
     """Let the sampler see the finished trials of earlier studies, once."""
-    from lorasweep.study.study import ENDED
-
     if study.warmed():
         return
     for other in plan.teachers(study.search, study.meta.metric, study.meta.maximize):
@@ -54,7 +56,7 @@ def _warm_start(study: Any) -> None:
     study.set_warmed()
 
 
-def carry_on(study: Any, launch: Launch, loaded: Mapping[str, Any]) -> int:
+def carry_on(study: Study, launch: Launch, loaded: Mapping[str, Any]) -> int:
     """Run what is left of a study and show the outcome; return the exit code."""
     from lorasweep import console
     from lorasweep.runner import interrupt, worker
@@ -82,11 +84,11 @@ def carry_on(study: Any, launch: Launch, loaded: Mapping[str, Any]) -> int:
     return finish(study, loaded)
 
 
-def _stopped(study: Any, interrupts: Any) -> bool:
+def _stopped(study: Study, interrupts: Any) -> bool:
     return bool(interrupts.count) or "all" in study.stops()
 
 
-def _run_workers(study: Any, launch: Launch, interrupts: Any) -> None:
+def _run_workers(study: Study, launch: Launch, interrupts: Any) -> None:
     """Launch workers until nothing is left: a launcher whose process was killed may take the other workers with it."""
     from lorasweep.hardware import device
     from lorasweep.runner import worker
@@ -116,7 +118,7 @@ def _run_workers(study: Any, launch: Launch, interrupts: Any) -> None:
             raise failure or RuntimeError(f"workers end without running a trial; see {study.folder}")
 
 
-def _state(study: Any) -> list[tuple]:
+def _state(study: Study) -> list[tuple]:
     keys = ("checkpoint_step", "deaths")
     return [(t.number, t.state, *(t.user_attrs.get(k) for k in keys)) for t in study.trials()]
 
@@ -128,7 +130,7 @@ def _work(folder: str, divide: bool, config: Any) -> None:
     worker.run_worker(folder, divide)
 
 
-def _settle_adapters(study: Any, spec: Any) -> None:
+def _settle_adapters(study: Study, spec: Any) -> None:
     """Log the winner as an MLflow model, then leave the adapters that tracking.save_adapters keeps."""
     from lorasweep.runner import cleanup
     from lorasweep.serving import model_registry
@@ -139,7 +141,7 @@ def _settle_adapters(study: Any, spec: Any) -> None:
     cleanup.tidy(study, spec.tracking)
 
 
-def finish(study: Any, loaded: Mapping[str, Any]) -> int:
+def finish(study: Study, loaded: Mapping[str, Any]) -> int:
     """Score the winner on the test split, close the study in MLflow, print the table; return the exit code."""
     from lorasweep.report import html_page, terminal
     from lorasweep.runner import outcome
@@ -156,7 +158,7 @@ def finish(study: Any, loaded: Mapping[str, Any]) -> int:
         scores[f"best_eval_{study.meta.metric}_standard_error"] = found.best.standard_error
     answer.write_best(study, found)
     html_page.write_if_possible(study, found)
-    spec = study.spec(study.space.fixed)
+    spec = study.first_spec()
     runs.close_study(spec, study.meta.mlflow_parent, scores, ok=not failed, folder=study.folder)
     terminal.show(study, test, study.meta.outputs, found, spec.tracking)
     _settle_adapters(study, spec)

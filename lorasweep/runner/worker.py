@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lorasweep.config import compose
 from lorasweep.config.spec import TrialSpec
 from lorasweep.console import Display, short
 from lorasweep.errors import ConfigError, DiskFull, LostLease, StorageDown
@@ -179,7 +180,7 @@ class Worker:
     def _configured(self, key: str) -> Any:
         """Return the value that a key has in the study's fixed configuration."""
         section, _, name = key.partition(".")
-        return getattr(getattr(self.study.spec(self.study.space.fixed), section), name)
+        return compose.settings(self.study.space.fixed)[section][name]
 
     def _let_go(self) -> None:
         """Give back a trial that was claimed for another group and never began."""
@@ -563,7 +564,7 @@ def prepare(study: Study, loaded: Mapping[str, workload.Workload]) -> None:
 def run_worker(folder: str, divide: bool) -> None:
     """Run the study's trials in this process, with its part of the threads if they are to be divided."""
     study = Study.open(Path(folder))
-    every = study.spec(study.space.fixed).model.device_map is not None
+    every = study.first_spec().model.device_map is not None
     with device.own(study.search.workers, every, divide=divide) as divides:
         Worker(study, _prepared.get(folder), divides=divides).run()
     runs.flush()

@@ -22,6 +22,7 @@ from hydra.core.override_parser.types import (
 from lorasweep.config import fields as field_rules
 from lorasweep.config import spec
 from lorasweep.config.overrides import group_options, override_text, parse
+from lorasweep.config.paths import PATHS, path_text
 from lorasweep.errors import ConfigError, did_you_mean
 
 Value = None | bool | int | float | str
@@ -251,7 +252,7 @@ def _choices(key: str, named: Sequence[tuple[Any, Any]]) -> tuple[Dimension | No
         if any(same(name, n) for n in names):
             continue
         names.append(plain(name))
-        texts.append(override_text(value))
+        texts.append(path_text(key, value) if key in PATHS else override_text(value))
         problems += value_problems(key, value)
     return (None if problems else Dimension(key=key, names=tuple(names), texts=tuple(texts))), problems
 

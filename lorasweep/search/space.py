@@ -7,6 +7,7 @@ from typing import Any
 
 from lorasweep.config import compose, spec
 from lorasweep.config.overrides import Override, is_of_the_study, key_of, override_text, parse
+from lorasweep.config.paths import PATHS
 from lorasweep.errors import ConfigError, did_you_mean
 from lorasweep.search import condition
 from lorasweep.search.dimension import Dimension, Value, of_override, of_yaml, parsed_value, plain, same, value_problems
@@ -110,6 +111,10 @@ class Space:
         texts = [by_key[k].text(point[k]) if k in by_key else override_text(point[k]) for k in ordered]
         return [*self.fixed, *(f"{key}={text}" for key, text in zip(ordered, texts, strict=True))]
 
+    def first_line(self) -> list[str]:
+        """Return the override strings of one point. Rules about whole trials hold for it, not for what is fixed."""
+        return self.line(self.corners()[0])
+
     def value_of(self, override: str) -> Value:
         """Return what an override sets as this space sees it: the name of the choice that it writes out, if it does."""
         key = key_of(override)
@@ -176,7 +181,8 @@ def read(overrides: Sequence[str], space: Mapping[str, Any] | None = None) -> tu
 def _study_key_problem(key: str) -> tuple[None, list[str]] | None:
     if not is_of_the_study(key):
         return None
-    return None, [f"{key}: belongs to the study as a whole and cannot vary; give it one value"]
+    hint = f""", a name with a comma in quotes: {key}="'a,b'\"""" if key in PATHS else ""
+    return None, [f"{key}: belongs to the study as a whole and cannot vary; give it one value{hint}"]
 
 
 def _with_sound_condition(d: Dimension, all_of_them: Sequence[Dimension], problems: list[str]) -> Dimension:

@@ -89,6 +89,12 @@ def find_meta(folder: Path) -> StudyMeta | None:
     return None if values is None else StudyMeta(**values)
 
 
+def next_name(name: str) -> str:
+    """Return the name to try after one that is taken: NAME_2, NAME_3, ..."""
+    stem, sign, number = name.rpartition("_")
+    return f"{stem}_{int(number) + 1}" if sign and number.isdigit() else f"{name}_2"
+
+
 def read_meta(folder: Path) -> StudyMeta:
     """Return what study.json holds. Raises ConfigError if there is none."""
     found = find_meta(folder)

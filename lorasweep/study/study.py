@@ -22,7 +22,7 @@ from lorasweep.errors import ConfigError, LostLease
 from lorasweep.search import pruners, samplers
 from lorasweep.search.space import Space
 from lorasweep.study import lease, repeats, storage
-from lorasweep.study.meta import Claimed, Entry, StudyMeta, read_meta, search_spec, write_meta
+from lorasweep.study.meta import Claimed, Entry, StudyMeta, next_name, read_meta, search_spec, write_meta
 from lorasweep.study.result import RESULT, STORED
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -52,11 +52,18 @@ class Study:
     # --- making and opening ------------------------------------------------------------------------------------------
 
     @staticmethod
-    def create(folder: Path, meta: StudyMeta, queue: Sequence[Entry]) -> "Study":
-        """Make the folder and fill the queue. Raises ConfigError where a study of this name is there already."""
+    def create(folder: Path, meta: StudyMeta, queue: Sequence[Entry], *, rename: bool = False) -> "Study":
+        """Make the folder and fill the queue.
+
+        Where a study of this name is there already, `rename` takes the next free name, as for a name that the clock
+        gave; else ConfigError is raised.
+        """
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
+            if rename:
+                name = next_name(meta.name)
+                return Study.create(folder.with_name(name), replace(meta, name=name), queue, rename=True)
             raise ConfigError(
                 [
                     f"study: {folder} is there already; go on with `python -m lorasweep resume {folder}`, or choose "
@@ -122,6 +129,10 @@ class Study:
         """Return the spec of override strings, kept where this study is, wherever it was started."""
         elsewhere = [o for o in overrides if not o.startswith("outputs=")]
         return replace(compose.compose_trial(elsewhere), outputs=str(self.folder.parent))
+
+    def first_spec(self, overrides: Sequence[str] = ()) -> TrialSpec:
+        """Return the spec of a trial at one point of the space, for what all trials have in common."""
+        return self.spec(overlaid(self.space.first_line(), overrides))
 
     def trial_folder(self, number: int) -> Path:
         return self.folder / str(number)
