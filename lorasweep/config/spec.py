@@ -114,7 +114,8 @@ class LoraSpec:
     lora_alpha: float | None = ranged(None, 0, above=True, affects=RESULT)
     """The update is scaled by lora_alpha / r, or by lora_alpha / sqrt(r) with use_rslora; null is 16."""
     alpha_ratio: float | None = ranged(None, 0, above=True, affects=RESULT)
-    """lora_alpha as a multiple of r, in its place: alpha_ratio=2 keeps the scale at 2 whatever r is."""
+    """lora_alpha as a multiple of r, in its place: alpha_ratio=2 keeps the scale at 2 whatever r is, in modules
+    of rank_pattern too."""
     lora_dropout: float = ranged(0.0, 0, 0.95, affects=MEMORY)
     """Probability that an input of A is set to zero while training, 0 to 0.95."""
     target_modules: str | list[str] = setting("all-linear", affects=MEMORY)
@@ -144,9 +145,10 @@ class LoraSpec:
     modules_to_save: list[str] | None = setting(None, affects=MEMORY)
     """Modules trained in full and saved with the adapter; a new head is added by itself."""
     layers_to_transform: list[int] | int | None = setting(None, affects=MEMORY)
-    """Indices of the layers to adapt; null adapts all."""
+    """Indices of the layers to adapt; null adapts all. An index is the first number in a module's name, as peft has it:
+    in T5 a block of the encoder and one of the decoder. `check` shows which modules it takes."""
     layers_pattern: str | list[str] | None = setting(None, affects=MEMORY)
-    """Name of the module list that layers_to_transform indexes; null lets peft find it."""
+    """Name of the module list that layers_to_transform indexes, or a regular expression; null takes the outermost."""
     rank_pattern: dict[str, int] | None = setting(None, affects=MEMORY)
     """Ranks of modules that differ from r, by name (suffix) or regular expression."""
     alpha_pattern: dict[str, float] | None = setting(None, affects=MEMORY)

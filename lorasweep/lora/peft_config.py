@@ -1,5 +1,6 @@
 """A LoraSpec as peft's config for a model, and what the model lacks for it."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,15 @@ from lorasweep.errors import did_you_mean
 from lorasweep.lora import inits
 from lorasweep.models import quantization
 from lorasweep.models.base_model import LINEAR, Base
-from lorasweep.models.target_modules import EXPERTS, has_fused_experts, new_heads, preset_names, target_problems
+from lorasweep.models.target_modules import (
+    EXPERTS,
+    described_layers,
+    has_fused_experts,
+    layers_of,
+    new_heads,
+    preset_names,
+    target_problems,
+)
 
 WITH_EXPERTS = ("mlp", "all", "all-linear")
 """Presets that take in the experts of a mixture-of-experts model."""
@@ -27,10 +36,9 @@ ADAPTED_DIMS = (2, 3)
 def config(lora: LoraSpec, task: TaskSpec, base: Base) -> LoraConfig:
     """Return peft's config. Raises nothing of its own: `problems` has been asked before."""
     targets: Any = lora.target_modules
-    layers = lora.layers_to_transform
+    layers, layers_pattern = lora.layers_to_transform, lora.layers_pattern
     if isinstance(targets, str) and targets in TARGET_PRESETS:
-        wanted = [layers] if isinstance(layers, int) else layers
-        targets, layers = _preset(base, task, targets, wanted), None
+        targets, layers, layers_pattern = _preset(base, task, lora), None, None
     return LoraConfig(
         r=lora.r,
         lora_alpha=whole(lora.alpha),
@@ -44,22 +52,81 @@ def config(lora: LoraSpec, task: TaskSpec, base: Base) -> LoraConfig:
         use_dora=lora.use_dora,
         modules_to_save=sorted({*(lora.modules_to_save or []), *base.missing}) or None,
         layers_to_transform=layers,
-        layers_pattern=lora.layers_pattern,
+        layers_pattern=layers_pattern,
         rank_pattern=dict(lora.rank_pattern or {}),
-        alpha_pattern=dict(lora.alpha_pattern or {}),
+        alpha_pattern=_alphas(lora),
         task_type=task.name,
         **lora.init.in_peft(lora),
     )
 
 
-def _preset(base: Base, task: TaskSpec, preset: str, layers: list[int] | None) -> Any:
+def _alphas(lora: LoraSpec) -> dict[str, Any]:
+    """Return peft's alpha_pattern: what is given, and alpha_ratio times each rank of rank_pattern beside that."""
+    alphas: dict[str, Any] = dict(lora.alpha_pattern or {})  # first, since peft takes the first that fits
+    if lora.alpha_ratio is not None:
+        for name, r in (lora.rank_pattern or {}).items():
+            alphas.setdefault(name, whole(lora.alpha_ratio * r))
+    return alphas
+
+
+def _preset(base: Base, task: TaskSpec, lora: LoraSpec) -> Any:
     """Return what peft is given for a preset: full names, or peft's own words where experts are among them."""
-    names = preset_names(base, task.name, preset, layers)
+    preset = str(lora.target_modules)
+    names = preset_names(base, task.name, preset)
+    if lora.layers_to_transform is not None:
+        names = _within_layers(names, lora)
     if not has_fused_experts(base) or preset not in WITH_EXPERTS:
         return names
     if preset == "all-linear":
         return preset
     return [n for n in names if n.rpartition(".")[2] not in EXPERTS] + list(EXPERTS)
+
+
+def _within_layers(names: list[str], lora: LoraSpec) -> list[str]:
+    """Return the modules that peft would adapt of these, were their last parts the list that target_modules is.
+
+    Full names would not do: peft takes what is named in full whatever its layer.
+    """
+    suffixes = LoraConfig(
+        target_modules=sorted({n.rpartition(".")[2] for n in names}),
+        layers_to_transform=lora.layers_to_transform,
+        layers_pattern=lora.layers_pattern,
+    )
+    return [n for n in names if "." in n and check_target_module_exists(suffixes, n)]
+
+
+def _layer_problems(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
+    """Return a problem where layers_to_transform and layers_pattern take in no module, or not all layers are there."""
+    asked, patterns = lora.layers_to_transform, lora.layers_pattern
+    if asked is None:
+        return []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns or []:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            return [f"lora.layers_pattern: '{pattern}' is no regular expression ({error})"]
+    everywhere = config(replace(lora, layers_to_transform=None, layers_pattern=None), task, base)
+    names = [n for n, _ in base.model.named_modules() if check_target_module_exists(everywhere, n)]
+    if not names:  # said of target_modules
+        return []
+    layers = layers_of(names, patterns)
+    if not layers:
+        lists = sorted({part for name in names for part in re.findall(r"([^.]+)\.\d+\.", name)})
+        if patterns:
+            return [f"lora.layers_pattern: '{patterns}' numbers none of the adapted modules{_choice(lists)}"]
+        return [
+            f"lora.layers_to_transform: peft finds no number in '{names[0]}'; give lora.layers_pattern{_choice(lists)}"
+        ]
+    there = {index for indices in layers.values() for index in indices}
+    return [
+        f"lora.layers_to_transform: no adapted module lies in layer {index}; there is {described_layers(layers)}"
+        for index in ([asked] if isinstance(asked, int) else asked)
+        if index not in there
+    ]
+
+
+def _choice(lists: list[str]) -> str:
+    return f"; module lists are {', '.join(lists)}" if lists else "; there is no module list"
 
 
 def _expert_problems(lora: LoraSpec, base: Base) -> list[str]:
@@ -81,6 +148,9 @@ def whole(number: float) -> Any:
 
 def problems(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
     """Return what the LoRA keys ask of this model that it does not have."""
+    out = _layer_problems(lora, task, base)
+    if out:
+        return out
     wanted = config(lora, task, base)
     out = target_problems(base, lora.target_modules, list(wanted.target_modules or [])) + _expert_problems(lora, base)
     out = out or _tied_problems(lora, wanted, base)

@@ -1,6 +1,7 @@
 """Which modules of a base a word such as `attention` or `all-linear` means."""
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -30,9 +31,6 @@ PRESETS = {
 }
 """Names of the modules of each kind over the model families; the last parts of a module's path."""
 
-LAYER_INDEX = re.compile(r".*\.[^.]*\.(\d+)\.")
-"""peft's rule for the layer a module lies in, when no layers_pattern is given."""
-
 
 # --- targets ---------------------------------------------------------------------------------------------------------
 
@@ -52,15 +50,45 @@ def linear_names(base: Base, task_name: str) -> list[str]:
     ]
 
 
-def preset_names(base: Base, task_name: str, preset: str, layers: list[int] | None) -> list[str]:
-    """Return the full names of the modules that a preset means in this model, within `layers` where given."""
+def preset_names(base: Base, task_name: str, preset: str) -> list[str]:
+    """Return the full names of the modules that a preset means in this model."""
     names = linear_names(base, task_name)
     if preset != "all-linear":
         pattern = re.compile(rf"(?:.*\.)?(?:{PRESETS[preset]})")
         names = [n for n in names if pattern.fullmatch(n)]
-    if layers is not None:
-        names = [n for n in names if (m := LAYER_INDEX.match(n)) and int(m[1]) in layers]
     return names
+
+
+def layers_of(names: Iterable[str], patterns: str | list[str] | None) -> dict[str, list[int]]:
+    """Return module list -> indices of the layers that modules lie in, as peft counts them: by the first number in a
+    name, or the first one after what layers_pattern names. T5's layer 2 is thus a block of the encoder and one of the
+    decoder.
+    """
+    lists = [patterns] if isinstance(patterns, str) else patterns
+    rules = [rf"(?P<list>(?:^|.*?\.){name})\.(?P<index>\d+)\." for name in lists or ()]
+    found: dict[str, set[int]] = {}
+    for name in names:
+        matches = (re.match(rule, name) for rule in rules or [FIRST_NUMBER])
+        match = next((m for m in matches if m), None)
+        if match and match["index"]:
+            found.setdefault(match["list"], set()).add(int(match["index"]))
+    return {module_list: sorted(indices) for module_list, indices in found.items()}
+
+
+FIRST_NUMBER = r"(?P<list>.*?\.[^.]*)\.(?P<index>\d+)\."
+"""peft's rule where no layers_pattern is given. A list at the model's very top is not seen by it."""
+
+
+def described_layers(layers: Mapping[str, Sequence[int]]) -> str:
+    """Return layers in words: `0 to 5 of bert.encoder.layer`."""
+    return ", ".join(f"{_span(indices)} of {module_list}" for module_list, indices in layers.items())
+
+
+def _span(indices: Sequence[int]) -> str:
+    """Return sorted indices, a row without gaps by its ends."""
+    if len(indices) > 1 and list(indices) == list(range(indices[0], indices[-1] + 1)):
+        return f"{indices[0]} to {indices[-1]}"
+    return " and ".join(map(str, indices))
 
 
 def has_fused_experts(base: Base) -> bool:

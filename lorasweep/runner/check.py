@@ -38,7 +38,8 @@ class Plan:
     """Last part of the adapted modules' names -> how many."""
     unmatched: dict[str, int]
     """The same of linear layers that are not adapted."""
-    layers: list[int]
+    layers: dict[str, list[int]]
+    """Module list -> the layers of it that have adapted modules, as layers_to_transform counts them."""
     missing: tuple[str, ...]
     """Modules that the checkpoint lacks."""
     small: int
@@ -74,7 +75,7 @@ def plan(spec: TrialSpec, work: workload.Workload) -> Plan:
     return Plan(
         matched=dict(Counter(n.rpartition(".")[2] for n in adapted)),
         unmatched=dict(Counter(n.rpartition(".")[2] for n in linear if n not in adapted and n not in whole)),
-        layers=sorted({int(m[1]) for n in adapted if (m := target_modules.LAYER_INDEX.match(n))}),
+        layers=target_modules.layers_of(adapted, spec.lora.layers_pattern),
         missing=base.missing,
         small=len(base.small),
         whole=whole,
@@ -182,7 +183,8 @@ def show(spec: TrialSpec, work: workload.Workload) -> None:
         "labels": labels(work.data.splits["train"]),
         "tokens": lengths(work.examples["train"], work.data_spec.max_tokens or 0),
         "example": example(work),
-        "adapted": f"{sum(found.matched.values())} modules: {_counted(found.matched)}; layers {_span(found.layers)}",
+        "adapted": f"{sum(found.matched.values())} modules: {_counted(found.matched)}; layers "
+        + (target_modules.described_layers(found.layers) or "none"),
         "not adapted": _counted(found.unmatched) or "no other linear layer",
         "in full": ", ".join(found.whole) or "no module",
         "trainable": f"{counts.trainable:,} ({100 * counts.trainable / counts.total:.2f} %): LoRA {counts.lora:,}, "
@@ -283,9 +285,3 @@ def _marked(ids: Sequence[int], supervised: Sequence[bool], tokenizer: Any) -> s
 
 def _counted(names: Mapping[str, int]) -> str:
     return ", ".join(f"{k} {n}" for k, n in sorted(names.items()))
-
-
-def _span(layers: Sequence[int]) -> str:
-    if layers and list(layers) == list(range(layers[0], layers[-1] + 1)):
-        return f"{layers[0]} to {layers[-1]}"
-    return ", ".join(map(str, layers)) or "none"
