@@ -137,7 +137,8 @@ def folder_of(tiny_bert, tiny_llama, tiny_t5):
     [*(("seq_cls", init) for init in INITS), *((task, "pissa") for task in TASKS if task != "seq_cls")],
 )
 def test_every_initialisation_survives_a_reload(task, init, folder_of, tmp_path):
-    check_round_trip(task, folder_of(task), tmp_path, f"lora.init_lora_weights={init}")
+    rank = ["lora.r=2"] if task == "question_ans" else []  # its head has two outputs, and pissa no more directions
+    check_round_trip(task, folder_of(task), tmp_path, f"lora.init_lora_weights={init}", *rank)
 
 
 @pytest.mark.parametrize(
