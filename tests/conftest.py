@@ -27,6 +27,21 @@ from lorasweep.tracking import mlflow_store
 
 CLIENT = mlflow_store._client
 
+TINY_MODELS = {"tiny_bert", "tiny_llama", "tied_llama", "tiny_t5"}
+SERVERS = {"server", "guarded", "postgres", "dashboard"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test its level, unless it says its own: what it is given tells."""
+    for item in items:
+        given = set(item.fixturenames)
+        if item.get_closest_marker("integration") or given & SERVERS:
+            item.add_marker("integration")
+        elif given & TINY_MODELS:
+            item.add_marker("train")
+        else:
+            item.add_marker("unit")
+
 
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:

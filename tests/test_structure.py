@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent / "lorasweep"
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent / "lorasweep"
 
 ROOMS = [
     "errors",
@@ -48,6 +49,53 @@ OWNERS = {
     "bitsandbytes": {"models", "lora", "training"},
     "pynvml": {"hardware"},
 }
+
+
+TESTED_IN = {
+    "cli/test_commands.py": {"cli.parser", "cli.training", "cli.tools"},
+    "cli/test_main.py": {"errors", "runner.hydra_sweeper", "runner.trial_run", "study.provenance", "training.events"},
+    "cli/test_steering.py": {"cli.find", "cli.going_on", "runner.by_hand", "runner.worker"},
+    "config/test_compose.py": {"config.overrides", "config.sweep_file"},
+    "config/test_registry.py": {"data.readers"},
+    "config/test_spec.py": {"config.fields"},
+    "lora/test_inits.py": {"lora.eva", "lora.loftq", "models.layer_stack"},
+    "lora/test_adapter.py": {"lora.module_swap", "models.target_modules"},
+    "lora/test_round_trip.py": {"lora.peft_notices", "training.evaluation"},
+    "memory/test_estimate.py": {"memory.meter", "runner.check"},
+    "models/test_quantization.py": {"models.base_model", "runner.preflight"},
+    "packing/test_packed_pass.py": {"packing.dropout", "training.engine"},
+    "report/test_search_figures.py": {
+        *("report.cost", "report.figure", "report.parameter_figures", "report.study_data", "report.tables"),
+    },
+    "runner/test_cleanup.py": {"cli.results"},
+    "search/test_samplers.py": {"search.pruners", "search.study_view"},
+    "search/test_space.py": {"search.condition", "search.dimension"},
+    "serving/test_export.py": {"serving.winner", "models.fetch"},
+    "serving/test_mlflow_model.py": {"flavor", "tasks.task_state"},
+    "study/test_answer.py": {"report.terminal"},
+    "study/test_repeats.py": {"runner.launch", "runner.plan", "runner.request", "runner.resume", "study.repeat_rounds"},
+    "study/test_result.py": {"config.measures"},
+    "study/test_significance.py": {"study.example_scores"},
+    "study/test_study.py": {"study.lease", "study.meta", "study.storage"},
+    "tasks/test_causal_lm.py": {"tasks.generation", "tasks.lm_head", "data.chats", "data.text_blocks"},
+    "tasks/test_seq_2_seq_lm.py": {"data.builtin", "tasks.task"},
+    "tasks/test_token_cache.py": {"data.dataset", "training.workload"},
+    "tasks/test_token_cls.py": {"data.conll", "data.table"},
+    "test_credentials.py": {"config.paths"},
+    "tracking/test_mlflow_store.py": {
+        *("tracking.outbox", "tracking.runs", "tracking.sender", "tracking.study_description"),
+    },
+    "training/test_checkpoint.py": {"tasks.batches", "training.slot"},
+    "training/test_precision.py": {"training.loss_scale"},
+    "training/test_prefix_cache.py": {"training.tensor_store"},
+}
+"""Where a module is tested that has no test of its own name."""
+
+UNTESTED = {
+    *("data.carve", "data.columns", "data.csv_table", "data.fields", "data.files", "data.json_table", "data.kinds"),
+    *("data.labels", "data.split_files", "tasks.token_lengths", "tasks.too_long", "tasks.chat_template"),
+}
+"""Modules that only tests of others pass through. None is to be added."""
 
 
 def modules() -> dict[str, ast.Module]:
@@ -114,3 +162,28 @@ def test_no_file_is_in_a_circle():
 def test_outside_library_has_few_owners(library):
     users = {room(n) for n, tree in modules().items() if any(i.split(".")[0] == library for i in imports(tree))}
     assert users == OWNERS[library]
+
+
+def test_every_module_has_a_test_of_its_name_or_says_where_it_is_tested():
+    """tests/<room>/test_<noun>.py, or a line of TESTED_IN."""
+    elsewhere = UNTESTED.union(*TESTED_IN.values())
+    assert [file for file in TESTED_IN if not (TESTS / file).is_file()] == []
+    assert elsewhere <= modules().keys(), "modules that are gone"
+    untested = []
+    for name in modules():
+        folder, _, noun = name.replace(".", "/").rpartition("/")
+        is_room = (ROOT / name.replace(".", "/")).is_dir() or noun.startswith("__")
+        if not is_room and name not in elsewhere and not (TESTS / folder / f"test_{noun}.py").is_file():
+            untested.append(name)
+    assert not untested, f"write tests/<room>/test_<noun>.py, or say in TESTED_IN where these are tested: {untested}"
+
+
+def test_no_test_imports_another_test_file():
+    """What two test files share stands in tests/support or in conftest.py."""
+    wrong = []
+    for path in TESTS.rglob("*.py"):
+        names = imports(ast.parse(path.read_text(encoding="utf8")))
+        wrong += [
+            f"{path.name} imports {name}" for name in names if name.split(".")[0].startswith(("test_", "conftest"))
+        ]
+    assert wrong == []

@@ -46,6 +46,8 @@ from lorasweep.runner import plan
 from lorasweep.runner.request import Request
 from lorasweep.study.study import Study
 from lorasweep.tracking import runs
+
+pytestmark = pytest.mark.integration
 plan = plan.plan(Request.of(sys.argv[1:]))
 study = Study.create(plan.folder, plan.meta, plan.queue)
 study.set_parent(runs.open_study(plan.first, plan.meta.name, "faults"))

@@ -14,6 +14,8 @@ from support import studies
 from lorasweep.cli import main
 from lorasweep.study.study import Study
 
+pytestmark = pytest.mark.integration
+
 SMALL = [*studies.SMALL, "tracking.reload_check=false", "study=s", "search.workers=2"]
 
 

@@ -25,6 +25,8 @@ class Shut(socket.socket):
     def connect(self, *_): raise OSError("no network here")
 socket.socket = Shut
 import mlflow, pandas
+
+pytestmark = pytest.mark.integration
 told = {}
 for name, (folder, rows) in json.loads(sys.argv[1]).items():
     model = mlflow.pyfunc.load_model(folder)

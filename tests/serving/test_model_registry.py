@@ -45,6 +45,7 @@ def model_id(outputs: Path, name: str) -> str:
     return json.loads((outputs / name / "model.json").read_text())["model_id"]
 
 
+@pytest.mark.integration
 def test_model_answers_in_a_fresh_process_without_a_network(registered):
     code = """
 import socket, sys

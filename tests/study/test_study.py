@@ -102,6 +102,7 @@ def _claim_all(folder: Path, answer) -> None:
     answer.put(mine)
 
 
+@pytest.mark.integration
 def test_four_processes_claim_no_trial_twice(make):
     study = make(60)
     spawn = multiprocessing.get_context("spawn")

@@ -181,6 +181,7 @@ os.kill(os.getpid(), 9)
 """
 
 
+@pytest.mark.integration
 def test_resumed_trial_goes_on_in_its_run_and_doubles_nothing(tmp_path, store):
     spec, folder = made(tmp_path), tmp_path / "s/0"
     killed = in_process(KILLED, tmp_path)
@@ -341,6 +342,7 @@ while runs.flush():  # a busy machine is no error
 """
 
 
+@pytest.mark.integration
 def test_four_processes_share_a_sqlite_store_without_a_loss(tmp_path, store):
     spec = made(tmp_path)
     parent = runs.open_study(spec, "s", "`command`")
