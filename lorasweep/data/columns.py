@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any
 
 from lorasweep.config.spec import DataSpec
 from lorasweep.data.table import Row, Table
-from lorasweep.errors import ConfigError, did_you_mean
+from lorasweep.errors import ConfigError
 
 USUAL: dict[str, tuple[str, ...]] = {
     "text": (
@@ -88,7 +89,7 @@ def find_columns(asked: Mapping[str, str], table: Table, spec: DataSpec) -> Colu
     for name, column in given.items():
         found = column if _holds(column, table) else same_name(column, present)
         if found is None:
-            missing.append(_absent(name, column, table, spec))
+            missing.append(name)
         else:
             by_field[name] = found
     open_fields = [f for f in asked if f not in given]
@@ -107,11 +108,11 @@ def find_columns(asked: Mapping[str, str], table: Table, spec: DataSpec) -> Colu
         if found is None and len(rest) == 1 and open_fields == [name]:
             found = rest[0]
         if found is None:
-            missing.append(_absent(name, asked[name], table, spec))
+            missing.append(name)
         else:
             by_field[name] = found
     if missing:
-        raise ConfigError(missing)
+        raise ConfigError([_absent({name: asked[name] for name in missing}, table, spec)])
     if "messages" in by_field:
         by_field |= {f: c for f in OPTIONAL if (c := getattr(spec, f"{f}_column", None) or f) in present}
     return Columns(by_field, _notes(by_field, asked, table, spec))
@@ -158,16 +159,21 @@ def _of_language_model(present: Sequence[str]) -> dict[str, str]:
     return {"text": text or present[0]} if text or len(present) == 1 else {}
 
 
-def _absent(name: str, column: str, table: Table, spec: DataSpec) -> str:
-    near = did_you_mean(column, table.columns) if len(table.columns) < 200 else ""
-    hint = near if near.startswith("; did") else ""
-    has = ", ".join(table.columns[:30]) + (f" and {len(table.columns) - 30} more" if len(table.columns) > 30 else "")
-    line = ""
-    if spec.source in ("csv", "auto") and spec.header is None and any(len(c.split()) > 3 for c in table.columns):
-        line = "; if its first line is no header, give data.header=[name,name,...]"
-    if len(table.columns) == 1 and (found := next((d for d in ";\t|" if d in column + table.columns[0]), None)):
-        line = f"; cells seem to be divided by '{found}': data.delimiter='{found}'"
-    return f"data.{name}_column: no column '{column}' in {spec.path}{hint}; it has {has}{line}"
+def _absent(missing: Mapping[str, str], table: Table, spec: DataSpec) -> str:
+    """Return what is to be said of columns that are not there; what the table has is listed once."""
+    present = table.columns
+    near = {c: get_close_matches(c, present, n=1, cutoff=0.6) for c in missing.values()}
+    hints = "".join(f"; did you mean '{found[0]}' for '{c}'?" for c, found in near.items() if found)
+    has = ", ".join(present[:30]) + (f" and {len(present) - 30} more" if len(present) > 30 else "")
+    if spec.source in ("csv", "auto") and spec.header is None and any(len(c.split()) > 3 for c in present):
+        hints += "; if its first line is no header, give data.header=[name,name,...]"
+    divider = next((d for d in ";\t|," if len(present) == 1 and d in present[0]), None)
+    if divider:
+        name = "tab" if divider == "\t" else divider
+        hints = f"; its cells seem to be divided by '{name}': data.delimiter=\"{name}\""
+    keys = ", ".join(f"data.{name}_column" for name in missing)
+    columns = " and ".join(f"'{c}'" for c in missing.values())
+    return f"{keys}: no column {columns} in {spec.path}{hints}; it has {has}"
 
 
 def _notes(by_field: Mapping[str, str], asked: Mapping[str, str], table: Table, spec: DataSpec) -> list[str]:

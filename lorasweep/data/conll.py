@@ -15,6 +15,9 @@ CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "dep
 NUMBER = re.compile(r"\d+([-.]\d+)?")
 """First cell of a CoNLL-U line: a word, several written as one (1-2), or one that is not written (1.1)."""
 
+MARK = re.compile(r"O|[BIESLUM]-\S+")
+"""Tags that mark entities, in every scheme."""
+
 VARIATION_SELECTORS = range(0xFE00, 0xFE10)
 
 
@@ -71,7 +74,7 @@ def _cells(line: str) -> list[str]:
 
 def _is_comment(row: Sequence[str], usual: int, tags: set[str]) -> bool:
     """Tell a comment before a sentence from a word such as `#` or `#tag`, which has a tag that other words have."""
-    return row[0].startswith("#") and (len(row) != usual or row[-1] not in tags)
+    return row[0].startswith("#") and (len(row) != usual or not (row[-1] in tags or MARK.fullmatch(row[-1])))
 
 
 def _close(table: Table, sentence: Row | None, bad: str | None) -> None:

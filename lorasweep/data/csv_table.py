@@ -47,16 +47,16 @@ def read_csv(path: Path, spec: DataSpec) -> Table:
         delimiter = find_delimiter(lines, spec)
         if delimiter != ",":
             notes.append(f"cells of {path.name} are divided by '{NAMES.get(delimiter, delimiter)}'")
-    records = _records(lines, skipped, path, _dialect(lines, delimiter, spec))
-    escaped = _dialect(lines, delimiter, spec, escaped=True)
-    if records.broken and '\\"' in text:
-        others = _records(lines, skipped, path, escaped)
-        if len(others.broken) < len(records.broken):
-            records = others
+    table = _table(path, spec, delimiter, _records(lines, skipped, path, _dialect(lines, delimiter, spec)), notes)
+    if table.broken and '\\"' in text:
+        dialect = _dialect(lines, delimiter, spec, escaped=True)
+        other = _table(path, spec, delimiter, _records(lines, skipped, path, dialect), notes)
+        if len(other.broken) < len(table.broken):
+            table = other
             notes.append(f'quotes inside the cells of {path.name} are written \\"')
-    if not records.cells:
-        raise ConfigError([f"data.path: {path} holds no row", *records.broken[:3]])
-    return _table(path, spec, delimiter, records, notes)
+    if not table.rows and not table.broken:
+        raise ConfigError([f"data.path: {path} holds no row"])
+    return table
 
 
 def _sep_line(line: str) -> str | None:
@@ -184,6 +184,8 @@ def _frequent(rows: Iterable[Sequence[str]]) -> dict[int, set[str]]:
 
 
 def _table(path: Path, spec: DataSpec, delimiter: str, records: Records, notes: list[str]) -> Table:
+    if not records.cells:
+        return Table(broken=records.broken, notes=notes)
     header = spec.header or [name.strip(INVISIBLE) for name in records.cells[0][1]]
     body = records.cells
     if not spec.header or [c.strip(INVISIBLE) for c in body[0][1]] == list(spec.header):

@@ -258,6 +258,8 @@ def _settle_labels(raw: dict[str, list[Record]], broken: dict[str, list[str]], p
         for number, (record, label) in enumerate(zip(rows, named[split], strict=True), 1):
             if label is None:
                 broken[split].append(f"{place_of(record, number)}: has no label")
+            elif problem_type == "regression" and not labels.is_finite(label):
+                broken[split].append(f"{place_of(record, number)}: the label must be a finite number, got {label!r}")
             else:
                 record["label"] = label
                 kept.append(record)

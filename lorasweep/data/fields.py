@@ -71,6 +71,10 @@ def record_of(row: Row, columns: Mapping[str, str], spec: DataSpec) -> tuple[Row
     absent = next((n for n, v in out.items() if n not in MAY_BE_EMPTY and _is_empty(v)), None)
     if absent:
         return row.like(out), f"has nothing in '{columns[absent]}'"
+    if "score" in out:
+        out["score"] = labels.number(out["score"])
+        if not labels.is_finite(out["score"]):
+            return row.like(out), f"'{columns['score']}' must be a finite number, got {out['score']!r:.40}"
     if "tags" in out and len(out["tags"]) != len(out["tokens"]):
         return row.like(out), f"{len(out['tokens'])} words in '{columns['tokens']}', {len(out['tags'])} tags"
     if "tags" in out:

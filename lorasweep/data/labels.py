@@ -61,6 +61,10 @@ def number(value: Any) -> Any:
         return value
 
 
+def is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 # --- one class -------------------------------------------------------------------------------------------------------
 
 

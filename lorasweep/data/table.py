@@ -1,6 +1,6 @@
 """Rows as a file holds them, each with its place in the file, and what a person has to know about them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,12 @@ class Row(Record):
 def place_of(record: Record, number: int) -> str:
     """Return where a record stands; `number` counts those that come from no file."""
     return record.place if isinstance(record, Row) and record.file else f"row {number}"
+
+
+def at_first(records: Sequence[Record], value: str, values_of: Callable[[Record], Collection[str]]) -> str:
+    """Return ` (file:line)` of the first record that holds a value, nothing where that comes from no file."""
+    first = next((r for r in records if value in values_of(r)), None)
+    return f" ({first.place})" if isinstance(first, Row) and first.file else ""
 
 
 @dataclass

@@ -15,6 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from lorasweep.config.spec import DataSpec, TaskSpec
 from lorasweep.data.dataset import Data, Record
+from lorasweep.data.table import at_first
 from lorasweep.tasks.task import Batch, Example, Prediction, Task, mean_loss
 
 METRICS: dict[str, tuple[str, ...]] = {
@@ -68,7 +69,8 @@ class SeqCls(Task):
             unseen = sorted(names[split] - names["train"])
             if unseen:
                 some = ", ".join(f"'{u}'" for u in unseen[:5])
-                problems.append(f"data.label_column: {len(unseen)} classes of {split} are not in train: {some}")
+                first = at_first(data.splits[split], unseen[0], lambda r: self._names(r["label"]))
+                problems.append(f"data.label_column: {len(unseen)} classes of {split} are not in train: {some}{first}")
         if len(self.classes) < 2:
             problems.append(f"data.label_column: train needs at least two classes, has {self.classes}")
         return problems
@@ -231,4 +233,4 @@ def _is_number(label: Any) -> bool:
 
 def _numbers_first(label: str) -> tuple[int, float, str]:
     """Sort '2' before '10', and numbers before words."""
-    return (0, float(label), "") if re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", label) else (1, 0.0, label)
+    return (0, float(label), label) if re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", label) else (1, 0.0, label)

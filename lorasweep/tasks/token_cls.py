@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from lorasweep.config.spec import DataSpec, TaskSpec
 from lorasweep.data.dataset import Data, Record
+from lorasweep.data.table import at_first
 from lorasweep.errors import ConfigError
 from lorasweep.tasks import running_text
 from lorasweep.tasks.task import IGNORE, Batch, Example, Prediction, Task, mean_loss
@@ -49,7 +50,8 @@ class TokenCls(Task):
             unseen = sorted({t for r in data.splits[split] for t in r["tags"]} - set(self.classes))
             if unseen:
                 some = ", ".join(f"'{u}'" for u in unseen[:5])
-                problems.append(f"data.tags_column: {len(unseen)} tags of {split} are not in train: {some}")
+                first = at_first(data.splits[split], unseen[0], lambda r: r["tags"])
+                problems.append(f"data.tags_column: {len(unseen)} tags of {split} are not in train: {some}{first}")
         if len(self.classes) < 2:
             problems.append(f"data.tags_column: train needs at least two tags, has {self.classes}")
         begun = sum(_begun_inside(r["tags"]) for r in data.splits["eval"]) if self.bio else 0

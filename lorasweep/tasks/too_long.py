@@ -34,7 +34,7 @@ class Cutter:
         if len(ids) <= self.limit:
             return ids, labels
         answer = len(turns[-1][1])
-        if self.too_long == "truncate" and len(ids) > answer:
+        if self.too_long == "truncate" and len(ids) - answer > len(self._start):
             self._prompts_cut += 1
             return self._without_left(ids, labels, answer)
         if all(label == IGNORE for label in labels[1 : self.limit]):
