@@ -25,7 +25,7 @@ check: .venv/installed
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 
 docs: .venv/installed
-	$(BIN)/python -m lorasweep.config.keys > docs/keys.md
+	$(BIN)/python docs/generate.py
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -5,6 +5,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from lorasweep.config import keys
 from lorasweep.config.fields import texts_below_fields
 from lorasweep.config.measures import MEASURES
 from lorasweep.study import result
@@ -71,13 +72,14 @@ marked: a report has that where the trial ran on a machine whose disk is not at 
 
 def main() -> None:
     (HERE / "files.md").write_text(files_page(), encoding="utf8")
+    (HERE / "keys.md").write_text(keys.page(), encoding="utf8")
 
 
 def files_page() -> str:
     """Return docs/files.md: what a study leaves on disk, and result.json key by key."""
-    keys = ["key", "what it is", "unit", "always", "cost", "MLflow", "storage"]
+    head = ["key", "what it is", "unit", "always", "cost", "MLflow", "storage"]
     lines = [HEAD, "## `outputs/`\n", *listing(OUTPUTS), "\n## `outputs/NAME/`: a study\n", *listing(STUDY), PARTS]
-    lines += ["## `outputs/NAME/0/`: a trial\n", *listing(TRIAL), RESULT, *table(keys, rows(TrialResult))]
+    lines += ["## `outputs/NAME/0/`: a trial\n", *listing(TRIAL), RESULT, *table(head, rows(TrialResult))]
     return "\n".join(lines) + "\n"
 
 

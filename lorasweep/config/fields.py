@@ -31,7 +31,11 @@ class Affects(Flag):
 
 
 def setting(default: Any, *, affects: Affects, **rules: Any) -> Any:
-    """Return a field of a section; its type says what it takes, and `rules` what of that."""
+    """Return a field of a section; its type says what it takes, and `rules` what of that.
+
+    A default that took the place of another one which did the same names that as `earlier`: what was trained with it
+    goes on.
+    """
     return field(default=default, metadata={"affects": affects, **rules})
 
 

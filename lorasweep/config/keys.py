@@ -1,7 +1,4 @@
-"""Every setting with its default, what it takes and affects, and its meaning; as the page docs/keys.md:
-
-python -m lorasweep.config.keys > docs/keys.md
-"""
+"""Every setting with its default, what it takes and affects, and its meaning; docs/keys.md is made of them."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -26,7 +23,7 @@ HEAD = """# Keys
 Every setting of lorasweep. `key=value` on the command line sets one, a sweep file's `overrides` set some;
 `python -m lorasweep keys WORD` finds them in the terminal. All but `search.*` are params of a trial's MLflow run.
 
-This page is made from lorasweep/config/spec.py: `python -m lorasweep.config.keys > docs/keys.md`.
+`python docs/generate.py` writes this page from lorasweep/config/spec.py.
 
 What a key may affect:
 
@@ -88,7 +85,3 @@ def _table(keys: Sequence[Key]) -> str:
     for key in keys:
         rows.append((f"`{key.path}`", f"`{key.default}`", key.allowed, ", ".join(key.affects), key.meaning))
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
-
-
-if __name__ == "__main__":
-    print(page(), end="")

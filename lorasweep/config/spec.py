@@ -312,7 +312,7 @@ class DataSpec:
     """The text that belongs to the anchor."""
     negative_column: str | None = setting(None, affects=TOKENS)
     """A text that does not belong to the anchor."""
-    delimiter: str | None = setting(None, affects=TOKENS)
+    delimiter: str | None = setting(None, affects=TOKENS, earlier=",")
     """Character between the cells of a CSV file; `tab` for tabulators; null finds it."""
     quoting: bool = setting(True, affects=TOKENS)
     """Whether quotation marks around a CSV cell are taken off; off: they are characters like any other."""
@@ -601,6 +601,13 @@ def flattened(tree: Mapping[str, Any]) -> dict[str, Any]:
         else:
             out[name] = value
     return out
+
+
+def is_earlier_default(key: str, earlier: Any, value: Any) -> bool:
+    """Return whether two values of a key are the default of an earlier version and today's, which do the same."""
+    group, _, name = key.partition(".")
+    found = next((f for f in fields(SECTIONS[group]) if f.name == name), None) if group in SECTIONS else None
+    return found is not None and value == found.default and earlier == found.metadata.get("earlier", value)
 
 
 @cache

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lorasweep.config.fields import Affects
-from lorasweep.config.spec import TrialSpec, flattened
+from lorasweep.config.spec import TrialSpec, flattened, is_earlier_default
 from lorasweep.errors import ConfigError
 from lorasweep.files import replacing
 
@@ -69,7 +69,7 @@ def _refuse_others(path: Path, found: Mapping[str, Any], wanted: Mapping[str, An
         f"{name}: the checkpoint was written with {found[name]!r}, the trial has {value!r}; go on with the same value, "
         "or remove the file to start afresh"
         for name, value in wanted.items()
-        if name in found and found[name] != value
+        if name in found and found[name] != value and not is_earlier_default(name, found[name], value)
     ]
     if problems:
         raise ConfigError(problems, str(path))

@@ -28,7 +28,7 @@ def test_a_key_tells_group_default_values_and_what_it_affects():
         meaning="Rank of the update BA, 1 to 1024.",
     )
     assert key("train.micro_batch_size").allowed == "a whole number or auto or null, from 1"
-    assert key("data.max_tokens").allowed == "a whole number, from 4 to 1000000"
+    assert key("data.max_target_tokens").allowed == "a whole number, from 2 to 1000000"
     assert key("task_type.temperature").allowed == "a number, above 0 to 100"
     assert key("model.device_map").allowed == "one of auto, balanced or null"
     assert key("lora.init_lora_weights").allowed.startswith("one of true, false, gaussian, ")
@@ -41,4 +41,4 @@ def test_every_effect_is_explained():
 
 
 def test_page_of_keys_is_what_the_settings_say():
-    assert PAGE.read_text(encoding="utf8") == keys.page(), "python -m lorasweep.config.keys > docs/keys.md"
+    assert PAGE.read_text(encoding="utf8") == keys.page(), "make docs"

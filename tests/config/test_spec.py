@@ -7,6 +7,7 @@ import pytest
 from lorasweep.config import keys, spec
 from lorasweep.config.compose import compose_trial
 from lorasweep.config.fields import Affects, affects, ranged, section
+from lorasweep.errors import ConfigError
 from lorasweep.memory import estimate
 from lorasweep.tasks import token_cache
 from lorasweep.training import checkpoint, workload
@@ -124,3 +125,14 @@ def test_objectives_are_costs_and_a_mistyped_one_has_a_suggestion():
     assert problems == [f"{words}; did you mean 'peak_gib'?"]
     (takes,) = [key.allowed for key in keys.described_keys() if key.path == "search.objectives"]
     assert takes == "a list, each one of trainable, adapter_mb, train_s, peak_gib or null"
+
+
+def test_a_checkpoint_with_a_default_of_an_earlier_version_goes_on(tmp_path):
+    wanted = checkpoint.identity(0, compose_trial([]), 9)
+    older = {k: v for k, v in wanted.items() if k != "data.encoding"} | {"data.delimiter": ","}
+    checkpoint.write(tmp_path / "checkpoint.pt", {"identity": older})
+    assert checkpoint.read(tmp_path / "checkpoint.pt", wanted) is not None
+    for key, value in {"data.delimiter": ";", "lora.r": 5}.items():
+        checkpoint.write(tmp_path / "checkpoint.pt", {"identity": older | {key: value}})
+        with pytest.raises(ConfigError, match=key):
+            checkpoint.read(tmp_path / "checkpoint.pt", wanted)
