@@ -176,7 +176,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
             "STUDY KEY=VALUE ...",
             "one more trial, first in the queue",
             "add outputs/rank --like 7 lora.r=32 --from-weights",
-            "steering:add",
+            "going_on:add",
             _add,
         ),
         Command(
@@ -242,7 +242,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
             "STUDY",
             "send MLflow what it missed",
             "sync outputs/rank tracking.uri=http://127.0.0.1:5000",
-            "steering:sync",
+            "results:sync",
             _sync,
         ),
     ),

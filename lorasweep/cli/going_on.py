@@ -1,33 +1,73 @@
-"""The commands that run what is left of a study: resume, work, extend."""
+"""The commands that give a study more to do, or run what is left of it: add, resume, work, extend.
+
+They say at once what they are going on with, and only then load what trains.
+"""
 
 from dataclasses import replace
 from functools import partial
 
+from lorasweep import console
 from lorasweep.cli.find import find, refuse_more
 from lorasweep.cli.parser import Options
+from lorasweep.errors import ConfigError
 from lorasweep.runner import hydra_sweeper
-from lorasweep.runner import resume as going_on
-from lorasweep.runner.launch import carry_on, run_made
+from lorasweep.runner.request import Request
+from lorasweep.study.study import Study
+
+
+def _found(options: Options) -> tuple[Study, Request]:
+    study, request = find(options.study, options.words)
+    print(f"going on with {console.shown(study.folder)}", flush=True)
+    return study, request
 
 
 def resume(options: Options) -> int:
     """Go on with a study after Ctrl-C, a crash or a reboot."""
-    study, request = find(options.study, options.words)
+    study, request = _found(options)
+    from lorasweep.runner import launch
+    from lorasweep.runner import resume as going_on
+
     going_on.resume(study, request.overrides, failed=options.failed)
-    meta = replace(study.meta, launcher=list(request.launcher) or study.meta.launcher)
-    return hydra_sweeper.launched(lambda launch: carry_on(study, launch, {}), meta, study.folder, False)
+    meta = replace(study.meta, launcher=request.launcher or study.meta.launcher)
+    return hydra_sweeper.launched(lambda way: launch.carry_on(study, way, {}), meta, study.folder, False)
 
 
 def extend(options: Options) -> int:
     """Copy a study's trials into a new one with another space, and run what that leaves open."""
-    old, request = find(options.study, options.words)
+    old, request = _found(options)
+    from lorasweep.runner import launch
+    from lorasweep.runner import resume as going_on
+
     planned = going_on.extend(old, request)
     made = partial(going_on.take_over, old, planned)
-    return hydra_sweeper.launched(lambda launch: run_made(made(), planned, launch), planned.meta, planned.folder, False)
+    return hydra_sweeper.launched(
+        lambda way: launch.run_made(made(), planned, way), planned.meta, planned.folder, False
+    )
 
 
 def work(options: Options) -> int:
     """Run trials of a study in this process until none is left."""
-    study, request = find(options.study, options.words)
+    study, request = _found(options)
     refuse_more(request, "work takes a study alone")
+    from lorasweep.runner import resume as going_on
+
     return going_on.work(study)
+
+
+def add(options: Options) -> int:
+    """Put one more trial at the head of the queue: of overrides, or a changed copy of another trial."""
+    study, request = find(options.study, options.words)
+    if options.from_weights and options.like is None:
+        raise ConfigError(["--from-weights: needs --like NUMBER, the trial whose weights are taken over"])
+    if request.launcher:
+        raise ConfigError([f"{word}: belongs to the study, not to a trial" for word in request.launcher])
+    if not request.overrides and options.like is None:
+        raise ConfigError(["add: give overrides, e.g. lora.r=32, or --like NUMBER"], "the command line")
+    from lorasweep.runner.by_hand import by_hand
+
+    entry = by_hand(study, request.overrides, options.like, options.from_weights)
+    number = study.enqueue([entry])[0]
+    print(f"trial {number} waits at the head of the queue of {study.meta.name}")
+    if not study.alive():
+        print(f"no worker runs; start one with: python -m lorasweep resume {console.shown(study.folder)}")
+    return 0

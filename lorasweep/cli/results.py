@@ -1,4 +1,4 @@
-"""The commands that work on results: report, predict, export, clean."""
+"""The commands that work on results: report, predict, export, clean, sync."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,8 +13,8 @@ from lorasweep.errors import ConfigError
 from lorasweep.report import html_page
 from lorasweep.runner import cleanup
 from lorasweep.serving import export as exporting
+from lorasweep.serving import model_registry, winner
 from lorasweep.serving import predict as predicting
-from lorasweep.serving import winner
 from lorasweep.serving.predict import Given
 from lorasweep.study.study import Study
 from lorasweep.tracking import runs
@@ -99,3 +99,22 @@ def run_clean(studies: Mapping[str, tuple[Study, TrackSpec]], really: bool, outp
 def track_of(study: Study, overrides: Sequence[str]) -> TrackSpec:
     """Return the study's tracking settings, changed by overrides."""
     return study.first_spec(overrides).tracking
+
+
+def sync(options: Options) -> int:
+    """Send MLflow what it missed: points, runs, and the winner as a model where the study has ended.
+
+    tracking.uri names another store, which is given everything. Returns 1 where MLflow did not take all of it.
+    """
+    study, request = find(options.study, options.words)
+    wrong = [*without(request.overrides, ["tracking.uri"]), *request.launcher]
+    if wrong:
+        raise ConfigError([f"sync: takes a study and tracking.uri=..., got '{wrong[0]}'"])
+    spec = study.first_spec(request.overrides)
+    counts = runs.sync(study.folder, spec)
+    print(counts)
+    over = not study.running() and (not study.waiting() or study.spent())
+    told = model_registry.log_winner(study, spec) if over and not counts.failed else ""
+    if told:
+        print(told)
+    return 1 if counts.failed or told.startswith(model_registry.NOT_LOGGED) else 0

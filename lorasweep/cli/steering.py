@@ -1,4 +1,4 @@
-"""The commands that look at a running study and steer it: status, add, stop, sync."""
+"""The commands that look at a running study and steer it, without a model: status, stop."""
 
 import time
 from collections.abc import Mapping
@@ -8,14 +8,10 @@ from typing import Any
 from lorasweep import console
 from lorasweep.cli.find import PLACE, find, refuse_more
 from lorasweep.cli.parser import Options
-from lorasweep.config.overrides import key_of, without
+from lorasweep.config.overrides import key_of
 from lorasweep.errors import ConfigError
-from lorasweep.runner.by_hand import by_hand
-from lorasweep.serving import model_registry
 from lorasweep.study.result import result_of, write_result
 from lorasweep.study.study import ENDED, Study
-from lorasweep.tracking import runs
-from lorasweep.training import checkpoint
 
 # --- status ----------------------------------------------------------------------------------------------------------
 
@@ -83,24 +79,7 @@ def _time_left(study: Study) -> float | None:
     return None if not spent or not left else left * sum(spent) / len(spent) / busy
 
 
-# --- add and stop ----------------------------------------------------------------------------------------------------
-
-
-def add(options: Options) -> int:
-    """Put one more trial at the head of the queue: of overrides, or a changed copy of another trial."""
-    study, request = find(options.study, options.words)
-    if options.from_weights and options.like is None:
-        raise ConfigError(["--from-weights: needs --like NUMBER, the trial whose weights are taken over"])
-    if request.launcher:
-        raise ConfigError([f"{word}: belongs to the study, not to a trial" for word in request.launcher])
-    if not request.overrides and options.like is None:
-        raise ConfigError(["add: give overrides, e.g. lora.r=32, or --like NUMBER"], "the command line")
-    entry = by_hand(study, request.overrides, options.like, options.from_weights)
-    number = study.enqueue([entry])[0]
-    print(f"trial {number} waits at the head of the queue of {study.meta.name}")
-    if not study.alive():
-        print(f"no worker runs; start one with: python -m lorasweep resume {console.shown(study.folder)}")
-    return 0
+# --- stop ----------------------------------------------------------------------------------------------------
 
 
 def stop(options: Options) -> int:
@@ -128,26 +107,9 @@ def stop(options: Options) -> int:
 
 def _leave_result(study: Study, trial: Any, reason: str) -> None:
     """Write the result of a trial that ended while it waited; `sync` then ends its MLflow run, if it has one."""
+    from lorasweep.training import checkpoint  # loads torch
+
     folder = study.trial_folder(trial.number)
     folder.mkdir(parents=True, exist_ok=True)
     write_result(folder, replace(result_of(trial, folder), state="PRUNED", reason=reason))
     (folder / checkpoint.CHECKPOINT).unlink(missing_ok=True)
-
-
-def sync(options: Options) -> int:
-    """Send MLflow what it missed: points, runs, and the winner as a model where the study has ended.
-
-    tracking.uri names another store, which is given everything. Returns 1 where MLflow did not take all of it.
-    """
-    study, request = find(options.study, options.words)
-    wrong = [*without(request.overrides, ["tracking.uri"]), *request.launcher]
-    if wrong:
-        raise ConfigError([f"sync: takes a study and tracking.uri=..., got '{wrong[0]}'"])
-    spec = study.first_spec(request.overrides)
-    counts = runs.sync(study.folder, spec)
-    print(counts)
-    over = not study.running() and (not study.waiting() or study.spent())
-    told = model_registry.log_winner(study, spec) if over and not counts.failed else ""
-    if told:
-        print(told)
-    return 1 if counts.failed or told.startswith(model_registry.NOT_LOGGED) else 0

@@ -1,5 +1,11 @@
 """The commands that train, or tell what would happen: one trial, a grid, a study; check."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lorasweep.runner.plan import Plan
+    from lorasweep.runner.request import Request
+
 from lorasweep.cli.commands import COMMANDS, HYDRA_FLAGS
 from lorasweep.cli.parser import Options
 from lorasweep.errors import ConfigError, did_you_mean
@@ -8,18 +14,31 @@ from lorasweep.errors import ConfigError, did_you_mean
 def train(options: Options) -> int:
     """Run one trial here, or a study through Hydra, whose launcher starts the workers."""
     _refuse_commands(options.words)
-    from lorasweep.runner import hydra_sweeper, plan
-    from lorasweep.runner.launch import run_study
+    from lorasweep.runner import hydra_sweeper
     from lorasweep.runner.request import Request
 
     request = Request.of(options.words, options.sweep)
     if any(getattr(options, flag.strip("-").replace("-", "_")) for flag in HYDRA_FLAGS):
         return hydra_sweeper.call_hydra([*_hydra_words(options), *request.overrides, *request.launcher])
-    planned = plan.plan(request)
+    planned = _planned(request)
+    from lorasweep.runner.launch import run_study
+
     through_hydra = options.multirun or options.sweep is not None
     return hydra_sweeper.launched(
         lambda launch: run_study(planned, launch), planned.meta, planned.folder, through_hydra
     )
+
+
+def _planned(request: "Request") -> "Plan":
+    """Say at once what is going to be looked at, and return the plan: from here on torch is loaded."""
+    from lorasweep.runner.points import points
+
+    asked = points(request)
+    varying = f" and every point of {', '.join(asked.space.keys)}" if asked.space.keys else ""
+    print(f"checking model, data{varying}", flush=True)
+    from lorasweep.runner import plan
+
+    return plan.plan(request, asked)
 
 
 def _refuse_commands(words: list[str]) -> None:
@@ -48,13 +67,14 @@ def _hydra_words(options: Options) -> list[str]:
 def check(options: Options) -> int:
     """Print what a trial or a grid would do, or the trials at the ends of the space that a sampler searches."""
     _refuse_commands(options.words)
-    from lorasweep.config import compose
-    from lorasweep.runner import check, plan
     from lorasweep.runner.request import Request
+
+    planned = _planned(Request.of(options.words, options.sweep))
+    from lorasweep.config import compose
+    from lorasweep.runner import check
     from lorasweep.search.space import Space
     from lorasweep.training import workload
 
-    planned = plan.plan(Request.of(options.words, options.sweep))
     searched = Space.from_json(planned.meta.space)
     points = [e.given for e in planned.queue]
     lines = [e.overrides for e in planned.queue]

@@ -4,20 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lorasweep.config import compose
 from lorasweep.config.overrides import key_of
 from lorasweep.config.spec import SearchSpec, TrialSpec
 from lorasweep.errors import ConfigError
 from lorasweep.memory import estimate
 from lorasweep.runner import launchers
+from lorasweep.runner.points import Points, points
 from lorasweep.runner.preflight import preflight
 from lorasweep.runner.request import Request
-from lorasweep.search import samplers
-from lorasweep.search.dimension import Value
-from lorasweep.search.space import Space, read
+from lorasweep.search.space import Space
 from lorasweep.study import provenance
-from lorasweep.study.meta import Entry, StudyMeta, new_name, search_spec
-from lorasweep.study.study import DEFAULT_TRIALS, Study
+from lorasweep.study.meta import Entry, StudyMeta, new_name
+from lorasweep.study.study import Study
 from lorasweep.tasks.task import maximize as better_when_larger
 from lorasweep.training import workload
 from lorasweep.training.workload import Workload
@@ -39,77 +37,18 @@ class Plan:
     """What is to be said of points that need more memory than allowed, a line each."""
 
 
-def plan(request: Request) -> Plan:
-    """Validate a study. Raises ConfigError, with the problems of all points, before anything is written."""
-    space, problems = read(request.overrides, request.space)
-    specs, entries = _points(space, problems)
-    here = not launchers.is_elsewhere(request.launcher)
-    loaded = preflight(specs, here)
-    never = _never(specs, loaded, space.keys) if here else []
-    meta = _meta(request, space, specs[0], _shared_metric(specs, loaded))
-    return Plan(Path(meta.outputs).resolve() / meta.name, meta, entries, loaded, specs[0], never)
+def plan(request: Request, asked: Points | None = None) -> Plan:
+    """Validate a study. Raises ConfigError, with the problems of all points, before anything is written.
 
-
-# --- the points ------------------------------------------------------------------------------------------------------
-
-
-def _points(space: Space, problems: list[str]) -> tuple[list[TrialSpec], list[Entry]]:
-    """Return the trials to validate and the queue's entries: all points of a grid, or a sampler's blanks.
-
-    Raises ConfigError with `problems` and all that is wrong with the points.
+    `asked` is what `points` has made of the request, where that has been done.
     """
-    try:
-        search = _search(space)
-        lines, entries = _grid(space, search) if search.sampler == "grid" else _sampled(space, search, problems)
-    except ConfigError as error:
-        raise ConfigError([*problems, *error.problems]) from None
-    return compose.compose_points(lines, problems), entries
-
-
-def _search(space: Space) -> SearchSpec:
-    """Return the study's own settings. Raises ConfigError with all that is wrong, with them or with the trials'."""
-    try:
-        return search_spec(compose.settings(space.fixed)["search"])
-    except ConfigError:
-        compose.compose_trial(space.line(space.corners()[0]))
-        raise
-
-
-def _grid(space: Space, search: SearchSpec) -> tuple[list[list[str]], list[Entry]]:
-    recipes = _recipes(space, search)
-    entries = [Entry(space.line(given) + extra, given) for given, extra in recipes]
-    done = [given for given, extra in recipes if not extra]
-    points = space.grid()[: search.trials]
-    entries += [Entry(space.line(p), dict(p)) for p in points if p not in done]
-    return [entry.overrides or [] for entry in entries], entries
-
-
-def _sampled(space: Space, search: SearchSpec, problems: list[str]) -> tuple[list[list[str]], list[Entry]]:
-    """Return lines at the ends of the space, and as many entries as there will be trials."""
-    problems += samplers.problems(search, space)
-    if not space.keys and not problems:
-        problems.append(f"search.sampler: {search.sampler} needs something to vary, e.g. lora.r=4,8,16")
-    recipes = _recipes(space, search)
-    lines = [space.line(point) for point in space.corners()] + [space.line(given) + extra for given, extra in recipes]
-    entries = [Entry(given=given, extra=extra) for given, extra in recipes]
-    return lines, entries + [Entry()] * ((search.trials or DEFAULT_TRIALS) - len(recipes))
-
-
-def _recipes(space: Space, search: SearchSpec) -> list[tuple[dict[str, Value], list[str]]]:
-    return [split_point(space, text.split()) for text in search.enqueue or []]
-
-
-def split_point(space: Space, overrides: Sequence[str]) -> tuple[dict[str, Value], list[str]]:
-    """Return the values that overrides give to the space's keys, and the overrides it has no place for."""
-    given, extra = {}, []
-    for override in overrides:
-        key = key_of(override)
-        value = space.value_of(override) if "=" in override else None
-        if key in space.keys and space.contains({key: value}):
-            given[key] = value
-        else:
-            extra.append(override)
-    return given, extra
+    asked = asked or points(request)
+    here = not launchers.is_elsewhere(request.launcher)
+    loaded = preflight(asked.specs, here)
+    never = _never(asked.specs, loaded, asked.space.keys) if here else []
+    first = asked.specs[0]
+    meta = _meta(request, asked.space, first, _shared_metric(asked.specs, loaded))
+    return Plan(Path(meta.outputs).resolve() / meta.name, meta, asked.entries, loaded, first, never)
 
 
 # --- what is known of them before they run ---------------------------------------------------------------------------

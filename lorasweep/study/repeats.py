@@ -13,8 +13,6 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from lorasweep.study import significance
-
 MOST_SEED = 2**32
 
 
@@ -103,6 +101,8 @@ def out_of_reach(trials: Sequence[FrozenTrial], race: Race, maximize: bool) -> l
     """Return the candidates whose mean lies below the best one's by more than its interval."""
     first = leader(trials, race, maximize)
     found = {n: r for n, r in runs(trials).items() if n in race.live and len(r) > 1}
+    from lorasweep.study import significance  # reads tasks and so loads torch, which `status` does without
+
     spread = significance.spread(values(r) for r in found.values())
     if first is None or first.number not in found or spread is None:
         return []

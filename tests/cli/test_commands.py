@@ -1,13 +1,18 @@
-"""Each command's help, and what it refuses."""
+"""Each command's help, what it refuses, and what it does without."""
 
+import json
 import shlex
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from lorasweep.cli import commands, main
 from lorasweep.cli.parser import Parser
 from lorasweep.errors import ConfigError
+from lorasweep.study.meta import Entry, StudyMeta
+from lorasweep.study.study import Study
 
 ALL = {"train": commands.TRAIN, **commands.COMMANDS}
 
@@ -106,3 +111,45 @@ def test_keys_are_grouped_and_found_by_words(capsys):
     assert found.splitlines()[0] == "--- lora ---"
     assert {line.partition("=")[0] for line in found.splitlines() if line.startswith("lora.")} >= {"lora.lora_dropout"}
     assert "lora.r=" not in found and "model." not in found
+
+
+WITHOUT_TORCH = """
+import json, sys, traceback
+sys.modules["torch"] = None
+from lorasweep.cli.main import main
+for words in json.loads(sys.argv[1]):
+    try:
+        print(main(words), flush=True)
+    except ImportError as error:
+        print("torch is asked for" if "torch" in str(error) else traceback.format_exc(), flush=True)
+"""
+
+
+def test_first_line_refusals_and_a_study_s_state_come_before_torch_is_loaded(tmp_path):
+    space = {"fixed": [], "dimensions": [{"key": "lora.r", "names": [1, 2], "texts": ["1", "2"]}], "settled": {}}
+    meta = StudyMeta("s", ["lora.r"], [], "accuracy", True, "today", space=space, search={})
+    Study.create(tmp_path / "outputs/s", meta, [Entry([f"lora.r={r}"], {"lora.r": r}) for r in (1, 2)])
+    lines = [
+        ["status", "s"],
+        ["stop", "s", "--all"],
+        ["-m", "lora.r=0,2000"],
+        ["-m", "lora.r=1,2"],
+        ["check", "lora.r=3"],
+    ]
+    run = [sys.executable, "-c", WITHOUT_TORCH, json.dumps(lines)]
+    root = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run(
+        run, capture_output=True, text=True, check=True, cwd=tmp_path, env={"PYTHONPATH": root, "PATH": ""}
+    )
+    said = done.stdout.splitlines()
+    assert "2 waiting" in said
+    assert said[-8:-5] == ["0", "s stops; go on with: python -m lorasweep resume outputs/s", "0"]
+    assert said[-5:] == [
+        "1",
+        "checking model, data and every point of lora.r",
+        "torch is asked for",
+        "checking model, data",
+        "torch is asked for",
+    ]
+    assert "lora.r: must be between 1 and 1024, got 0" in done.stderr
+    assert "lora.r: must be between 1 and 1024, got 2000" in done.stderr

@@ -1,0 +1,83 @@
+"""From a request to its points: all that is known of a study before a model or a data set is looked at."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lorasweep.config import compose
+from lorasweep.config.overrides import key_of
+from lorasweep.config.spec import SearchSpec, TrialSpec
+from lorasweep.errors import ConfigError
+from lorasweep.runner.request import Request
+from lorasweep.search import samplers
+from lorasweep.search.dimension import Value
+from lorasweep.search.space import Space, read
+from lorasweep.study.meta import Entry, search_spec
+from lorasweep.study.study import DEFAULT_TRIALS
+
+
+@dataclass(frozen=True)
+class Points:
+    """The trials that a request asks for."""
+
+    space: Space
+    specs: list[TrialSpec]
+    """The trials to check: all of a grid, or those at the ends of a space that is sampled."""
+    entries: list[Entry]
+    """The queue: all points of a grid, or a sampler's blanks."""
+
+
+def points(request: Request) -> Points:
+    """Return the trials that are asked for. Raises ConfigError with all that is wrong with them."""
+    space, problems = read(request.overrides, request.space)
+    try:
+        search = _search(space)
+        lines, entries = _grid(space, search) if search.sampler == "grid" else _sampled(space, search, problems)
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from None
+    return Points(space, compose.compose_points(lines, problems), entries)
+
+
+def _search(space: Space) -> SearchSpec:
+    """Return the study's own settings. Raises ConfigError with all that is wrong, with them or with the trials'."""
+    try:
+        return search_spec(compose.settings(space.fixed)["search"])
+    except ConfigError:
+        compose.compose_trial(space.line(space.corners()[0]))
+        raise
+
+
+def _grid(space: Space, search: SearchSpec) -> tuple[list[list[str]], list[Entry]]:
+    recipes = _recipes(space, search)
+    entries = [Entry(space.line(given) + extra, given) for given, extra in recipes]
+    done = [given for given, extra in recipes if not extra]
+    points = space.grid()[: search.trials]
+    entries += [Entry(space.line(p), dict(p)) for p in points if p not in done]
+    return [entry.overrides or [] for entry in entries], entries
+
+
+def _sampled(space: Space, search: SearchSpec, problems: list[str]) -> tuple[list[list[str]], list[Entry]]:
+    """Return lines at the ends of the space, and as many entries as there will be trials."""
+    problems += samplers.problems(search, space)
+    if not space.keys and not problems:
+        problems.append(f"search.sampler: {search.sampler} needs something to vary, e.g. lora.r=4,8,16")
+    recipes = _recipes(space, search)
+    lines = [space.line(point) for point in space.corners()] + [space.line(given) + extra for given, extra in recipes]
+    entries = [Entry(given=given, extra=extra) for given, extra in recipes]
+    return lines, entries + [Entry()] * ((search.trials or DEFAULT_TRIALS) - len(recipes))
+
+
+def _recipes(space: Space, search: SearchSpec) -> list[tuple[dict[str, Value], list[str]]]:
+    return [split_point(space, text.split()) for text in search.enqueue or []]
+
+
+def split_point(space: Space, overrides: Sequence[str]) -> tuple[dict[str, Value], list[str]]:
+    """Return the values that overrides give to the space's keys, and the overrides it has no place for."""
+    given, extra = {}, []
+    for override in overrides:
+        key = key_of(override)
+        value = space.value_of(override) if "=" in override else None
+        if key in space.keys and space.contains({key: value}):
+            given[key] = value
+        else:
+            extra.append(override)
+    return given, extra
