@@ -73,7 +73,7 @@ def run(model: Path, outputs: Path, name: str, ranks: str, seed: int, kills: int
         *more,
     ]
     python("-c", MAKE, *SETTING, *own)
-    said = python(str(FAULTS), str(outputs / name), str(seed), str(kills), str(workers))
+    said = python("-P", str(FAULTS), str(outputs / name), str(seed), str(kills), str(workers))
     print(said)
     found = re.search(r"killed=(\d+)", said)
     assert found

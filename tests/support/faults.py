@@ -1,6 +1,6 @@
 """Runs a study with workers that are killed at random moments; a program of its own, for runner/test_killed_workers.py.
 
-    python tests/support/faults.py FOLDER SEED KILLS WORKERS
+    python -P tests/support/faults.py FOLDER SEED KILLS WORKERS
 
 Each worker is a fork of this process, which has imported everything and started no thread, so that a new one costs
 nothing. Besides the kills from outside, a worker now and then kills itself right before or after it saves or tells.
