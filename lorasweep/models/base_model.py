@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from lorasweep.config.spec import ModelSpec, TrainSpec
 from lorasweep.errors import ConfigError
 from lorasweep.hardware.device import attention, device_of, dtype_of, set_up
-from lorasweep.models import quantization
+from lorasweep.models import quantization, row_order
 from lorasweep.models.fetch import fetched
 from lorasweep.tasks.task import Task
 
@@ -139,6 +139,8 @@ def load(spec: ModelSpec, train: TrainSpec, task: Task, tokenizer: Any) -> Base:
     elif spec.quantization == "none":
         model.to(device)
     base = _ready(model, tokenizer, new_modules(model, keys), spec)
+    if task.one_answer:
+        task.padding_side = row_order.padding_side(model, tokenizer)
     base.small = tuple(quantization.quantised(model))
     if spec.quantization != "none":
         base.exact = functools.partial(_exact, spec, train, task, tokenizer)

@@ -48,7 +48,7 @@ def outermost(model: Any) -> list[nn.Module]:
 @torch.no_grad()
 def read(model: Any, inputs: Inputs) -> Stack | None:
     """Return the model's layers, or None where they do not run once each and in order, from hidden states to hidden
-    states. `inputs` are two equal rows; no trial may be on the model.
+    states. `inputs` are equal rows, not as many as tokens; no trial may be on the model.
     """
     layers = outermost(model)
     calls: list[nn.Module] = []
@@ -121,7 +121,7 @@ def bytes_a_token(model: Any, changed: Collection[nn.Module], inputs: Inputs) ->
     layers = outermost(model)
     if not layers or set(changed) & set(layers[0].modules()) or is_special(model.config, layers):
         return 0
-    found = read(model, {**_row(inputs, 2), **_without_cache(model)})
+    found = read(model, {**rows(inputs), **_without_cache(model)})
     return found.token_bytes if found is not None and found.unchanged(changed) else 0
 
 
@@ -138,3 +138,11 @@ def _row(inputs: Inputs, times: int) -> dict[str, Tensor]:
     mask_BT = inputs.get("attention_mask")
     length = int(mask_BT[0].sum()) if mask_BT is not None else inputs["input_ids"].shape[1]
     return {k: (v[:1] if is_decoders(k) else v[:1, :length]).repeat(times, 1) for k, v in inputs.items()}
+
+
+def rows(inputs: Inputs) -> dict[str, Tensor]:
+    """Return the first row without its padding a few times: not as often as it has tokens, so that layers which see
+    the tokens first show it.
+    """
+    one = _row(inputs, 1)
+    return _row(one, 3 if one["input_ids"].shape[1] == 2 else 2)

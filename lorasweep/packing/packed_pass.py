@@ -6,7 +6,7 @@ trial's rows by itself. Shapes: N rows times tokens, I inputs, O outputs, R rank
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -102,6 +102,12 @@ class Part:
     @property
     def count(self) -> int:
         return self.rows.stop - self.rows.start
+
+
+def scattered_reason(layers: Layers, scattered: Collection[nn.Module]) -> str:
+    """Return why a trial with these layers cannot share a pass on a model with such modules, or nothing."""
+    found = next((module for module in layers.modules if module in scattered), None)
+    return f"{type(found).__name__} does not see a batch's rows one below the other" if found is not None else ""
 
 
 def parts(members: Sequence[Layers], batch: Batch) -> list[Part]:

@@ -80,6 +80,9 @@ class Task(ABC):
 
     def __init__(self, spec: TaskSpec) -> None:
         self.spec = spec
+        self.padding_side = "right"
+        """Where a batch's shorter texts are padded: on the left only for a model that answers once a text and reads its
+        last token, which loading finds out."""
         self.notes: list[str] = []
         """What `fit` and `encode` dropped or cut, for a person to read."""
         self.found: dict[str, Any] = {}
@@ -157,11 +160,13 @@ class Task(ABC):
             fill = pad_id if name == "input_ids" else 0
             table = torch.full((len(examples), length), fill, dtype=torch.long)
             for i, e in enumerate(examples):
-                table[i, : len(e)] = torch.as_tensor(e.inputs[name])
+                place = slice(length - len(e), length) if self.padding_side == "left" else slice(len(e))
+                table[i, place] = torch.as_tensor(e.inputs[name])
             inputs[name] = table.to(device)
         lengths = torch.tensor([len(e) for e in examples])
         if int(lengths.min()) < length or self.name != "CAUSAL_LM":
-            inputs["attention_mask"] = (torch.arange(length)[None] < lengths[:, None]).long().to(device)
+            mask_BT = (torch.arange(length)[None] < lengths[:, None]).long()
+            inputs["attention_mask"] = (mask_BT.flip(1) if self.padding_side == "left" else mask_BT).to(device)
         ends = torch.tensor([len(g) for g in groups]).cumsum(0).tolist()
         return Batch(
             rows=tuple(e.row for e in examples),

@@ -12,7 +12,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,11 @@ from lorasweep.errors import ConfigError, Unpackable, Unstable
 from lorasweep.hardware.energy import Energy
 from lorasweep.lora import adapter, peft_config, transfer
 from lorasweep.memory import estimate, out_of_memory
+from lorasweep.models import row_order
 from lorasweep.models.base_model import Base
 from lorasweep.packing import gradient_checkpointing, packed_pass, pass_cost
 from lorasweep.tasks.batches import epochs
-from lorasweep.tasks.task import Batch, Prediction, Task
+from lorasweep.tasks.task import Batch, Example, Prediction, Task, lengths_of
 from lorasweep.training import checkpoint, evaluation, first_token, optimizer, prefix_cache
 from lorasweep.training.events import EvalEvent, Event, Job, StepEvent, TrialBegan, TrialEnded
 from lorasweep.training.optimizer import learning_rate
@@ -61,8 +62,11 @@ class Engine:
         self.task = task
         self.prepared = prepared
         self.device = next(base.model.parameters()).device
-        self.prefix = prefix_cache.Prefix(base.model, scratch)
-        self.first_token = self._first_token()
+        probes = _probes(prepared.train)
+        self._alone = self._dependence(probes)
+        self._scattered = self._scattered_modules(probes)
+        self.prefix = prefix_cache.Prefix(base.model, scratch, off=bool(self._alone))
+        self.first_token = self._first_token(probes)
         self.energy = Energy(sorted({p.device for p in base.model.parameters()}, key=str))
         self.slots: list[Slot] = []
         self.width: int | None = None
@@ -103,13 +107,45 @@ class Engine:
             self.clear()
             raise
 
-    def _first_token(self) -> first_token.Place | None:
+    # --- what the base is like: tried before any trial is on it ------------------------------------------------------
+
+    def _first_token(self, probes: list[Example]) -> first_token.Place | None:
         """Return from where on the model reads the first token alone, if so."""
-        texts = [e for e in itertools.islice(self.prepared.train, LOOK_AT) if len(e) > 1]
-        if not self.task.one_answer or not texts:
+        if not self.task.one_answer or len(probes) < 2:
             return None
-        inputs = self.task.collate([texts[:1]], self.prepared.pad_id, self.device).inputs
-        return first_token.find(self.base.model, inputs)
+        return first_token.find(self.base.model, self._batch(probes).inputs)
+
+    def _dependence(self, probes: list[Example]) -> str:
+        """Return why no two trials may share a pass: they would pad each other's texts, and that would show."""
+        if self.task.padding_side == "left":
+            return "texts are padded on the left, which only a trial alone is"
+        if len(probes) < 2:
+            return ""
+        batches = [self._batch([e]) for e in probes]
+        if not self._is_row_dependent(batches, self._batch(probes)):
+            return ""
+        reason = f"{type(self.base.model).__name__} answers a text otherwise beside a longer one"
+        log.warning("%s: trials train alone, and what batch a text is in shows in its score", reason)
+        return reason
+
+    def _is_row_dependent(self, alone: list[Batch], together: Batch) -> bool:
+        model, task = self.base.model, self.task
+        if model.get_output_embeddings() is None:
+            pairs = zip(*((b.inputs, *b.others) for b in (*alone, together)), strict=True)
+            answer = row_order.of_model(model)
+            return any(row_order.depends_on_padding(answer, texts[:-1], texts[-1]) for texts in pairs)
+        batches = {id(b.inputs): b for b in (*alone, together)}  # all logits would not fit: their losses tell
+        return row_order.depends_on_padding(
+            lambda inputs: [task.row_losses(model, batches[id(inputs)])], [b.inputs for b in alone], together.inputs
+        )
+
+    def _scattered_modules(self, probes: list[Example]) -> set[torch.nn.Module]:
+        if not probes:
+            return set()
+        return row_order.scattered(self.base.model, self._batch(probes[:1]).inputs)
+
+    def _batch(self, examples: list[Example]) -> Batch:
+        return self.task.collate([examples], self.prepared.pad_id, self.device)
 
     @property
     def is_looking(self) -> bool:
@@ -173,7 +209,9 @@ class Engine:
         try:
             saved = saved if saved is not None and fits(saved, attached) else None
             notes = (transfer.take_over(attached, job.start_from),) if job.start_from and saved is None else ()
-            slot = new_slot(job, attached, self.prepared.train, saved, self.device, self.first_token)
+            slot = new_slot(
+                job, attached, self.prepared.train, saved, self.device, self.first_token, self._alone, self._scattered
+            )
         except BaseException:
             adapter.detach(attached)
             raise
@@ -483,6 +521,17 @@ class Engine:
             epoch = slot.step / slot.steps_per_epoch
             slot.last = EvalEvent(slot.number, slot.step, epoch, self.task.metrics(own), own, took)
             yield slot.last
+
+
+def _probes(examples: Sequence[Example]) -> list[Example]:
+    """Return the shortest example of at least two tokens, a middle one and the longest."""
+    lengths = lengths_of(examples)
+    order = sorted((i for i, n in enumerate(lengths) if n > 1), key=lengths.__getitem__)
+    if not order:
+        return []
+    chosen = list({lengths[i]: i for i in (order[0], order[len(order) // 2], order[-1])}.values())
+    found = [examples[i] for i in (chosen if len(chosen) > 1 else order[:2])]
+    return found[:2] if len(found) == max(map(len, found)) else found  # not as many as tokens
 
 
 def _place(step: Step) -> tuple[int, bool, int]:

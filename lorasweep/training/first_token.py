@@ -41,8 +41,9 @@ class Place:
 
 @torch.no_grad()
 def find(model: Any, inputs: Inputs) -> Place | None:
-    """Return the place, or None where the model has none. `inputs` is a text without padding, of at least two tokens;
-    no trial may be on the model.
+    """Return the place, or None where the model has none. `inputs` are unlike texts of at least two tokens, padded, and
+    not as many as tokens: on a model whose layers see the tokens first, rows are lost, which shows. No trial may be on
+    the model.
     """
     layers = outermost(model)
     if not layers or is_special(model.config, [model, *layers]):
@@ -67,7 +68,9 @@ def find(model: Any, inputs: Inputs) -> Place | None:
                 found = answers(model(**inputs))
             except (RuntimeError, ValueError, TypeError, IndexError):  # it counts the tokens elsewhere
                 continue
-        alone = seen[-1].dim() == 3 and seen[-1].shape[1] == 1
+        if [a.shape for a in found] != [a.shape for a in expected]:
+            continue
+        alone = seen[-1].dim() == 3 and seen[-1].shape[:2] == (len(inputs["input_ids"]), 1)
         if alone and all(near(a, b) for a, b in zip(expected, found, strict=True)):
             return Place(module, frozenset(calls[i:]))
     return None

@@ -78,6 +78,8 @@ class Prefix:
     model: Any
     folder: Path | None = None
     """Where files may be made; None keeps within memory."""
+    off: bool = False
+    """Whether nothing may be kept, as of a model whose states depend on the padding beside a text."""
     store: Store = field(init=False)
     costs: dict[int, Cost] = field(default_factory=dict)
     """By number of layers."""
@@ -142,8 +144,10 @@ class Prefix:
     def depth(self, slots: Sequence[Slot], batch: Batch) -> int:
         """Return how many of the first layers give the same for all these trials as for the base alone."""
         self.store.budget = int(min(s.spec.train.prefix_cache_gib for s in slots) * 2**30)
-        if not all(layer_stack.wanted(s.spec) for s in slots) or layer_stack.is_special(
-            self.model.config, self._around
+        if (
+            self.off
+            or not all(layer_stack.wanted(s.spec) for s in slots)
+            or layer_stack.is_special(self.model.config, self._around)
         ):
             return 0
         changed = set().union(*(s.layers.modules for s in slots))
@@ -151,7 +155,7 @@ class Prefix:
             return 0
         if self._stack is None:
             with _bare(slots):
-                self._stack = layer_stack.read(self.model, {**layer_stack._row(batch.inputs, 2), **self._more})
+                self._stack = layer_stack.read(self.model, {**layer_stack.rows(batch.inputs), **self._more})
             if self._stack is None:
                 log.info("%s: no layers are known to run in order; nothing is kept", type(self.model).__name__)
                 self._first = set(self.model.modules())

@@ -3,12 +3,12 @@
 import logging
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorasweep.config.spec import TrialSpec
 from lorasweep.errors import ConfigError
@@ -223,10 +223,13 @@ def new_slot(
     saved: Mapping[str, Any] | None,
     device: torch.device,
     place: Place | None = None,
+    alone: str = "",
+    scattered: Collection[nn.Module] = (),
 ) -> Slot:
     """Return the slot of a trial whose adapter was just made, to begin or to go on from what `Slot.state` gave.
 
-    `place` is where the base's other tokens may be left out.
+    `place` is where the base's other tokens may be left out; `alone` says why no trial of this base may share a pass,
+    `scattered` are modules that can compute for one trial only.
     """
     if saved:
         adapter.begin_from(attached, saved["initial"])
@@ -246,7 +249,7 @@ def new_slot(
         batches=epochs(examples, train.batch_size, train.seed, saved["step"] if saved else 0),
         steps_per_epoch=per_epoch,
         total_steps=total,
-        alone=packed_pass.alone_reason(job.spec),
+        alone=packed_pass.alone_reason(job.spec) or alone or packed_pass.scattered_reason(layers, scattered),
         base_bits=adapter.quantised_bits(attached),
         first_token=first,
         flops_a_token=matmul_peak.flops_a_token(attached.base.model, first.once(attached.swap.places) if first else ()),
