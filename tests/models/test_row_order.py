@@ -128,30 +128,42 @@ def test_rows_that_padding_changes_are_found(family):
     assert found is (family != "bert")
 
 
+@contextlib.contextmanager
+def at_most(seconds: int):
+    """Raise TimeoutError in what takes longer."""
+
+    def end(*_):
+        raise TimeoutError(f"takes over {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES))
 def test_every_classifier_of_transformers_that_can_be_made_tiny(kind):
     """What trying on some texts finds, the first token and the rows that stand by themselves, holds on others."""
-    signal.alarm(60)
+    task = make(TaskSpec(name="SEQ_CLS"))
     try:
-        try:
+        with at_most(20):
             model = classifier(kind)
-            task = make(TaskSpec(name="SEQ_CLS"))
             model(**collated(task, texts([12, 7, 9, 5], 1)))
-        except Exception as error:
-            pytest.skip(f"{kind} cannot be made tiny: {' '.join(str(error).split())[:80]}")
-        probes, others = texts([5, 12, 7], 0), texts([6, 3, 11, 8, 2], 2)
-        dependent = row_order.depends_on_padding(
-            row_order.of_model(model), [collated(task, [e]) for e in probes], collated(task, probes)
-        )
-        place = first_token.find(model, collated(task, probes))
-        with torch.no_grad():
-            whole = model(**collated(task, others)).logits
-            if place is not None:
-                with place.used():
-                    assert apart(whole, model(**collated(task, others)).logits) < 1e-4
-            if not dependent:
-                alone = torch.cat([model(**collated(task, [e])).logits for e in others])
-                assert apart(whole, alone) < 1e-3
-    finally:
-        signal.alarm(0)
+    except Exception as error:
+        pytest.skip(f"{kind} cannot be made tiny: {' '.join(str(error).split())[:80]}")
+    probes, others = texts([5, 12, 7], 0), texts([6, 3, 11, 8, 2], 2)
+    alone = [collated(task, [e]) for e in probes]
+    dependent = row_order.depends_on_padding(row_order.of_model(model), alone, collated(task, probes))
+    place = first_token.find(model, collated(task, probes))
+    with torch.no_grad():
+        whole = model(**collated(task, others)).logits
+        if place is not None:
+            with place.used():
+                assert apart(whole, model(**collated(task, others)).logits) < 1e-4
+        if not dependent:
+            alone = torch.cat([model(**collated(task, [e])).logits for e in others])
+            assert apart(whole, alone) < 1e-3
