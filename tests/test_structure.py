@@ -72,7 +72,7 @@ TESTED_IN = {
     "search/test_space.py": {"search.condition", "search.dimension"},
     "serving/test_export.py": {"serving.winner", "models.fetch"},
     "serving/test_mlflow_model.py": {"flavor", "tasks.task_state"},
-    "study/test_answer.py": {"report.terminal"},
+    "study/test_answer.py": {"report.terminal", "study.wording"},
     "study/test_repeats.py": {
         "runner.launch",
         "runner.plan",

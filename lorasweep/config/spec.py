@@ -507,11 +507,13 @@ class SearchSpec:
     model is loaded. With train.micro_batch_size=auto it is what one row a pass needs."""
     target: float | None = setting(None, affects=NOTHING)
     """No trial begins once the primary metric is this good."""
+    margin: float | None = ranged(None, 0, above=True, affects=NOTHING)
+    """How much worse than the best one a cheaper configuration may be; null: 0.01, of a loss 1 %."""
     repeats: int = ranged(0, 0, 1000, affects=NOTHING)
-    """Further seeds with which the best trials run again once the search is over; the best mean wins. A trial that can
-    no longer reach the best is not repeated any more."""
+    """Runs with new seeds once the search is over, for each of the first `repeat_top`: all of them once, then those
+    that may change the choice. It ends earlier where no run is expected to gain a tenth of the margin."""
     repeat_top: int = ranged(3, 1, affects=NOTHING)
-    """How many of the best trials run again, and beside them the cheapest within one standard error of the best."""
+    """How many of the best trials run again first, and beside them the cheapest within the margin."""
     enqueue: list[str] | None = setting(None, affects=STUDY)
     """Recipes tried first, each a string of overrides: 'lora.r=8 lora.lora_alpha=16'."""
     warm_start: list[str] | None = setting(None, affects=STUDY)

@@ -16,7 +16,7 @@ from lorasweep.report.figure import Figure
 from lorasweep.report.search_figures import figures
 from lorasweep.report.study_data import StudyData, gather
 from lorasweep.report.tables import Table
-from lorasweep.study import answer
+from lorasweep.study import answer, wording
 from lorasweep.study.answer import Answer
 from lorasweep.study.study import Study
 from lorasweep.tracking.runs import REPORTS
@@ -40,7 +40,8 @@ PARTS = {
 def write(study: Study, said: Answer | None = None) -> tuple[Path, Path]:
     """Write both files as the study stands at this moment; return their paths."""
     said = said or answer.answer(study)
-    answer.write_best(study, said)  # the page names it, and a study that goes on may have another best by now
+    # The page names best.yaml, and a study that goes on may have another best by now.
+    answer.write_best(study, said, wording.text(said))
     data = gather(study, said)
     drawn = figures(data)
     paths = study.folder / REPORTS[0], study.folder / REPORTS[1]
@@ -89,7 +90,7 @@ def page(data: StudyData, drawn: Sequence[Figure]) -> str:
 <style>{_file("page.css")}</style></head><body>
 <a class="skip" href="#leaders">Skip to the results</a>
 <header><h1>{title}</h1>{question}
-<p class="answer">{escape(data.answer.text)}</p>
+<p class="answer">{escape(wording.text(data.answer))}</p>
 <p class="soft">{escape(tables.progress(data))} Made {escape(data.made)}.</p></header>
 <nav aria-label="Sections"><ul>{listed}</ul></nav>
 <main>

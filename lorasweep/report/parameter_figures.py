@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lorasweep.report.figure import Figure, Json, layout, log_ticks, metric_axis, points, safe
-from lorasweep.report.study_data import Axis, Group, StudyData, TrialData, counted, groups, place, short
+from lorasweep.report.study_data import Axis, Group, StudyData, TrialData, groups, place, short
+from lorasweep.study.wording import counted
 
 MOST_BINS = 8
 MOST_EFFECTS = 12

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from lorasweep.config.measures import COSTS
 from lorasweep.report.figure import Figure, Json, layout, log_ticks, metric_axis, points, safe
 from lorasweep.report.parameter_figures import effects, heat_map, parallel
-from lorasweep.report.study_data import StudyData, TrialData, counted, duration
+from lorasweep.report.study_data import StudyData, TrialData, duration
+from lorasweep.study.wording import counted
 
 MOST_CURVE_POINTS = 20_000
 """Points of all learning curves together; more are thinned, the last of each curve stays."""

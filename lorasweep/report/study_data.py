@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
 from lorasweep.files import read_json
-from lorasweep.study import answer, repeats
+from lorasweep.study import answer, repeats, wording
 from lorasweep.study.answer import Answer, Candidate
 from lorasweep.study.meta import StudyMeta
 from lorasweep.study.result import TrialResult, result_of
@@ -156,13 +156,13 @@ class StudyData:
         best, candidate = self.answer.best, trial.candidate
         if best is None or candidate is None:
             return ""
-        words = {None: "", True: "not distinguishable", False: "distinguishable"}
+        words = {None: "not compared" if self.answer.compared else "", True: "may be as good", False: "worse"}
         standing = "best" if candidate.number == best.number else words[candidate.alike]
         notes = [standing] if standing else []
         if self.answer.cheapest and self.answer.cheapest.number == candidate.number:
-            notes.append("cheapest within one standard error")
+            notes.append("cheapest within the margin")
         if candidate.repeated:
-            notes.append(candidate.over)
+            notes.append(f"mean of {wording.counted(candidate.seeds, 'new seed')}, searched {candidate.searched:.4f}")
         elif best.repeated:
             notes.append("one seed")
         return "; ".join(notes)
@@ -345,8 +345,3 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.2f} h"
-
-
-def counted(number: int, noun: str) -> str:
-    """Return `1 trial`, `2 trials`."""
-    return f"{number:,} {noun}" + ("s" if number != 1 else "")

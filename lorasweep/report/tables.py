@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from lorasweep.config.measures import COSTS
 from lorasweep.report.cost import Cost, cost
 from lorasweep.report.search_figures import figures
-from lorasweep.report.study_data import StudyData, TrialData, counted, duration, short
+from lorasweep.report.study_data import StudyData, TrialData, duration, short
+from lorasweep.study import wording
+from lorasweep.study.wording import counted
 
 STATES = {
     "COMPLETE": "finished",
@@ -44,10 +46,12 @@ def progress(data: StudyData) -> str:
 
 def reading(data: StudyData) -> str:
     """Return how to read the leaders' intervals and comparisons."""
-    against = f" Against the best: {data.answer.method}." if data.answer.method else ""
     again = any(t.repeat_of is not None for t in data.trials)
-    seeds = " A configuration that ran again is judged by its new seeds alone; its costs are its first run's."
-    return f"Intervals are over eval examples, or over seeds where that is wider.{against}{seeds if again else ''}"
+    seeds = (
+        " Of a configuration that ran again the mean of the new seeds is shown; all its runs choose. Its costs are its "
+        "first run's."
+    )
+    return f"Intervals are over eval examples, and over seeds where several ran.{seeds if again else ''}"
 
 
 def leaders(data: StudyData) -> Table:
@@ -169,7 +173,7 @@ def _runners_up(data: StudyData) -> list[tuple[str, str]]:
     found = []
     cheapest = data.answer.cheapest
     for trial in data.ranked("COMPLETE"):
-        what = ["the cheapest within one standard error"] if cheapest and trial.number == cheapest.number else []
+        what = ["the cheapest within the margin"] if cheapest and trial.number == cheapest.number else []
         what += [f"on the Pareto front of {' and '.join(costs[trial.number])}"] if trial.number in costs else []
         if what and trial.result.rerun and trial is not data.best:
             found.append((f"Run trial {trial.number} again, {', '.join(what)}", trial.result.rerun))
@@ -188,7 +192,7 @@ def _markdown(data: StudyData) -> Iterator[str]:
     yield f"# {plain(data.meta.name)}\n"
     if data.meta.question:
         yield f"**Question**: {plain(data.meta.question)}\n"
-    yield f"**Answer**: {plain(data.answer.text)}\n"
+    yield f"**Answer**: {plain(wording.text(data.answer))}\n"
     yield f"{progress(data)}\n"
     yield from _section("Leaders", leaders(data))
     yield f"{plain(reading(data))}\n"

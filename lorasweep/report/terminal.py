@@ -8,7 +8,7 @@ from lorasweep import console
 from lorasweep.config.measures import COSTS
 from lorasweep.config.spec import TrackSpec
 from lorasweep.credentials import redact
-from lorasweep.study import answer, repeats
+from lorasweep.study import answer, repeats, wording
 from lorasweep.study.answer import Answer, Candidate
 from lorasweep.study.result import TrialResult, read_result
 from lorasweep.study.study import Study
@@ -50,9 +50,7 @@ def _ui(outputs: str, track: TrackSpec) -> str:
 def _show_best(study: Study, best: Candidate, test: Mapping[str, float], found: Answer, track: TrackSpec) -> None:
     metric, folder, result = found.metric, study.trial_folder(best.number), best.result
     baseline = result.baseline or {}
-    seeds = f", {best.over}" if best.repeated else ""
-    sure = f", 95 % interval {best.interval}" if best.interval else ""
-    print(f"\nbest: trial {best.number}, eval {metric} {best.value:.4f}{sure}{seeds}{_beside(baseline)}")
+    print(f"\n{wording.sentences(found)[0]}{_beside(baseline)}")
     trivial = found.no_better(best.value, baseline)
     if trivial:
         print(f"{trivial} Perhaps it needs more steps or another learning rate.")
@@ -67,22 +65,13 @@ def _show_best(study: Study, best: Candidate, test: Mapping[str, float], found: 
 
 
 def _show_others(found: Answer, best: Candidate) -> None:
-    """Print what cannot be told apart from the best, what is cheaper and nearly as good, and the Pareto front."""
-    if found.compared:
-        alike = ", ".join(str(c.number) for c in found.alike)
-        print(
-            f"\nnot distinguishable from it: {len(found.alike)} of {found.compared} others"
-            + (f" (trials {alike})" if alike else "")
-            + f"\n  {found.method}"
-        )
+    """Print what may be as good as the best, what is cheaper and near enough, and the Pareto front."""
+    print()
+    for line in wording.sentences(found)[1:]:
+        print(line)
     cheap = found.cheapest
-    if cheap is not None:
-        least = f"cheapest within one standard error ({best.standard_error:.4f})"
-        if cheap.number == best.number:
-            print(f"{least}: the best itself")
-        else:
-            print(f"{least}: trial {cheap.number}, {_in_short(cheap, found.metric)}")
-            print(f"run that again: {cheap.result.rerun}")
+    if cheap is not None and cheap.number != best.number:
+        print(f"run that again: {cheap.result.rerun}")
     print("Pareto front: no other trial beats these in quality and cost at once:")
     for c in found.front:
         against = ", ".join(m.title for cost, m in COSTS.items() if c.number in found.fronts[cost])
@@ -96,7 +85,7 @@ def _in_short(c: Candidate, metric: str) -> str:
 
 
 def _row(result: TrialResult, swept: list[str], repeat: Mapping[str, Any] | None) -> list[str]:
-    notes = [f"repeats {repeat['repeat_of']}"] if repeat else []
+    notes = [f"repeat of trial {repeat['repeat_of']}"] if repeat else []
     notes += [result.reason] if result.reason else []
     return [
         str(result.number),

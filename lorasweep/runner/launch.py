@@ -145,7 +145,7 @@ def finish(study: Study, loaded: Mapping[str, Any]) -> int:
     """Score the winner on the test split, close the study in MLflow, print the table; return the exit code."""
     from lorasweep.report import html_page, terminal
     from lorasweep.runner import outcome
-    from lorasweep.study import answer
+    from lorasweep.study import answer, wording
     from lorasweep.tracking import runs
 
     test = outcome.score_winner(study, loaded)
@@ -156,7 +156,7 @@ def finish(study: Study, loaded: Mapping[str, Any]) -> int:
         scores |= {f"best_eval_{study.meta.metric}": found.best.value, "best_trial": found.best.number}
     if found.best is not None and found.best.standard_error is not None:
         scores[f"best_eval_{study.meta.metric}_standard_error"] = found.best.standard_error
-    answer.write_best(study, found)
+    answer.write_best(study, found, wording.text(found))
     html_page.write_if_possible(study, found)
     spec = study.first_spec()
     runs.close_study(spec, study.meta.mlflow_parent, scores, ok=not failed, folder=study.folder)

@@ -5,12 +5,16 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from lorasweep.config.spec import TrialSpec
 from lorasweep.credentials import redact
 from lorasweep.errors import ConfigError, MlflowDown, MlflowRefused
 from lorasweep.files import read_json, replace_file
 from lorasweep.serving import mlflow_model, winner
-from lorasweep.study import answer, example_scores, significance
+from lorasweep.study import answer, comparison, example_scores, significance
+from lorasweep.study.comparison import Rivals
+from lorasweep.study.example_scores import Scores
 from lorasweep.study.study import Study
 from lorasweep.tracking import outbox, runs
 from lorasweep.tracking.mlflow_store import Mirror
@@ -124,13 +128,17 @@ class Score:
     """Of the data."""
     folders: list[str]
     """Of the runs that make the value, on the machine that made them: the trial's, or its repeats'."""
+    margin: float = 0.0
+    """By how much a challenger has to be shown to be better."""
 
     @staticmethod
     def of(study: Study, number: int) -> "Score":
         found = next(c for c in answer.answer(study).candidates if c.number == number)
         fingerprint = winner.result(study, number).data_fingerprint
-        folders = [str(f) for f in found.scored]
-        return Score(study.meta.metric, found.value, study.meta.maximize, found.standard_error, fingerprint, folders)
+        folders = [str(study.trial_folder(n)) for n in found.scored]
+        margin = answer.margin(study.search.margin, study.meta.metric, found.value)
+        meta = study.meta
+        return Score(meta.metric, found.value, meta.maximize, found.standard_error, fingerprint, folders, margin)
 
     def tags(self) -> dict[str, str]:
         return {f"{TAG}{k}": redact(json.dumps(v)) for k, v in vars(self).items()}
@@ -139,12 +147,13 @@ class Score:
     def from_tags(tags: dict[str, str]) -> "Score | None":
         """Return what a version's tags say, None for a version that lorasweep did not make."""
         try:
-            return Score(**{k: json.loads(tags[f"{TAG}{k}"]) for k in Score.__dataclass_fields__})
+            own = {k: json.loads(tags[f"{TAG}{k}"]) for k in Score.__dataclass_fields__ if k != "margin"}
+            return Score(**own)
         except KeyError:
             return None
 
     def beats(self, champion: "Score | None") -> tuple[bool, str]:
-        """Return whether this one is better than the champion by more than noise, and a sentence about it."""
+        """Return whether this one is shown to be better than the champion by more than the margin, in words too."""
         if champion is None:
             return False, "the champion has no score of lorasweep's to compare with"
         if (self.metric, self.maximize) != (champion.metric, champion.maximize):
@@ -153,23 +162,35 @@ class Score:
         by = f"{self.metric} {self.value:.4f}, the champion's {champion.value:.4f}"
         if interval is None:
             return False, f"{by}; their noise is not known"
-        better = interval.low > 0 if self.maximize else interval.high < 0
-        sure = "better by more than noise" if better else "not better by more than noise"
-        return better, f"{by}, {sure} (difference {interval}, 95 %)"
+        better = interval.low > self.margin
+        sure = f"{'shown' if better else 'not shown'} to be better by more than {self.margin:.4f}"
+        return better, f"{by}, {sure} (better by {interval}, 95 %)"
 
     def _same_examples(self, champion: "Score") -> significance.Interval | None:
-        """Return the interval of the difference on the same examples, None where they differ or are gone."""
+        """Return by how much this one is better on the same examples; None where they differ or are gone."""
         if self.fingerprint != champion.fingerprint:
             return None
-        ours, theirs = ([example_scores.read(Path(f)) for f in one.folders] for one in (self, champion))
-        if None in ours or None in theirs:
+        ours, theirs = self._parts(), champion._parts()
+        if len(ours) < len(self.folders) or len(theirs) < len(champion.folders):
             return None
-        found = significance.paired([s for s in ours if s], [s for s in theirs if s])
-        return found.interval if found else None
+        if len({significance.examples(s) for s in [*ours, *theirs]}) != 1:
+            return None
+        sign = 1.0 if self.maximize else -1.0
+        rivals = Rivals(
+            sign * np.array([self.value, champion.value]),
+            sign * np.stack([significance.mean_replicates(ours), significance.mean_replicates(theirs)]),
+        )
+        _, low, high = comparison.difference_interval(rivals, 0, 1)
+        return significance.Interval(low, high)
+
+    def _parts(self) -> list[Scores]:
+        found = (example_scores.read(Path(f)) for f in self.folders)
+        return [s for s in found if s is not None]
 
     def _apart(self, champion: "Score") -> significance.Interval | None:
-        """Return the interval of the difference from the standard errors of both."""
+        """Return by how much this one is better, from the standard errors of both."""
         if self.standard_error is None or champion.standard_error is None:
             return None
         half = NORMAL_95 * (self.standard_error**2 + champion.standard_error**2) ** 0.5
-        return significance.Interval(self.value - champion.value - half, self.value - champion.value + half)
+        ahead = (self.value - champion.value) * (1 if self.maximize else -1)
+        return significance.Interval(ahead - half, ahead + half)

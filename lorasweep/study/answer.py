@@ -1,27 +1,49 @@
 """A study's answer: the best configuration, how sure that is, and what is nearly as good for less.
 
+Without repeats it speaks of trained models: one run each, and another seed may order them otherwise. With repeats it
+speaks of configurations, and compares those that ran with several seeds.
+
 <study>/best.yaml   the best configuration, to run with: python -m lorasweep --sweep <study>/best.yaml
 """
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import yaml
+from optuna.trial import FrozenTrial, TrialState
 
 from lorasweep import console
 from lorasweep.config.measures import COSTS
 from lorasweep.credentials import redact
 from lorasweep.files import replace_file
-from lorasweep.study import example_scores, repeats, significance
+from lorasweep.study import comparison, repeats, significance
+from lorasweep.study.comparison import Rivals
+from lorasweep.study.example_scores import Scores
 from lorasweep.study.provenance import REGISTERS
 from lorasweep.study.result import TrialResult, result_of
-from lorasweep.study.significance import Difference, Interval, Spread
+from lorasweep.study.significance import Interval
 from lorasweep.study.study import Study
 
+NOISE = {"train_s": 0.1, "peak_gib": 0.02}
+"""Measured costs: shares by which two runs of the same work differ."""
 BEST = "best.yaml"
+FEWEST_ROWS = 30
+"""Eval examples (groups of them, where they belong together) below which nothing is compared."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How much worse than the best a candidate is; positive: the best is better."""
+
+    value: float
+    interval: Interval
+    """95 %."""
+    at_most: float
+    """Upper end of the one-sided 95 % interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,41 +53,45 @@ class Candidate:
     result: TrialResult
     """Of its trial; of several seeds, of the first."""
     values: tuple[float, ...]
-    """The primary metric of each repeat; of the search's own run where there are none."""
+    """The primary metric of each run that is reported: of its repeats, or of all its runs where there are none."""
     value: float
     """Their mean."""
     searched: float
-    """The primary metric of the search's own run, by which it was chosen."""
+    """The primary metric of the search's own run."""
     repeated: bool
     """Whether it ran again with new seeds, which alone make `values`."""
     standard_error: float | None
-    """Of the metric over eval examples or of the mean over seeds, whichever is larger; None: nothing tells."""
+    """Of `value`, over eval examples and seeds, as far as they are known; None: nothing tells."""
     interval: Interval | None
-    """95 %, over eval examples or of the mean over seeds, whichever is wider."""
-    scored: tuple[Path, ...] = ()
-    """The folders of the runs that make `values`."""
-    difference: Difference | None = None
-    """The best one's metric minus its own, on the same examples; None: they cannot be compared so."""
+    """95 %, over the same."""
+    scored: tuple[int, ...] = ()
+    """The trials that make `values`."""
+    gap: Gap | None = None
+    """How much worse than the best, on the same examples; None: not compared."""
     alike: bool | None = None
-    """Whether it cannot be told apart from the best; None: nothing tells."""
-    dropped: bool = False
-    """Whether its repeats ended early, for it could not reach the best any more."""
+    """Whether it may be as good as the best: it is in the model confidence set; None: not compared."""
+    failed: tuple[int, ...] = ()
+    """Repeats that did not end complete: it is not chosen."""
 
     @property
     def number(self) -> int:
         return self.result.number
 
     @property
-    def over(self) -> str:
-        """How many runs `value` is the mean of, "" for the search's own."""
-        if not self.repeated:
-            return ""
-        seeds = f"the mean of {len(self.values)} new seeds" if len(self.values) > 1 else "with a new seed"
-        return f"{seeds} (the search's own run, which chose it, had {self.searched:.4f})"
+    def costs(self) -> Mapping[str, float]:
+        """By name, those that are known."""
+        return self.result.costs
+
+    @property
+    def seeds(self) -> int:
+        """With how many seeds it is reported."""
+        return len(self.values)
 
     @property
     def label(self) -> str:
-        point = ", ".join(f"{k}={console.short(v)}" for k, v in self.result.params_swept.items())
+        point = ", ".join(
+            f"{k}={console.short(v)}" for k, v in self.result.params_swept.items() if k != repeats.SEED_KEY
+        )
         return f"trial {self.number}" + (f" ({point})" if point else "")
 
 
@@ -76,38 +102,43 @@ class Answer:
     going_on: bool
     """Whether trials wait or run: the answer may change."""
     candidates: Sequence[Candidate] = ()
-    by_seeds: bool = False
-    """Whether the spread over seeds was known and counted in the comparisons."""
     best: Candidate | None = None
+    by_seeds: bool = False
+    """Whether configurations are compared, by seeds and examples; else trained models, by examples."""
+    rows: int = 0
+    """Eval examples of the best one; groups of them where they belong together."""
+    visible: float | None = None
+    """The smallest difference that four of five such studies would tell apart."""
+    corrected: float | None = None
+    """The best one's eval metric without the luck of having been chosen on these rows."""
+    margin: float = 0.0
+    """What a cheaper candidate may be worse by."""
     cheapest: Candidate | None = None
-    """Of those within one standard error of the best: fewest trainable parameters, then seconds. May be the best."""
+    """Fewest trainable parameters of those shown to be within the margin. May be the best itself; None: unknown."""
     fronts: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Cost -> the trials that no other one beats in metric and that cost at once, cheapest first."""
+    ended: Mapping[str, int] = field(default_factory=dict)
+    """State -> trials of the search, repeats aside."""
 
     @property
     def alike(self) -> list[Candidate]:
-        """The candidates that cannot be told apart from the best."""
-        return [c for c in self.candidates if c.alike]
+        """The candidates that may be as good as the best, the nearest first."""
+        return sorted((c for c in self.candidates if c.alike), key=lambda c: c.gap.value if c.gap else math.inf)
+
+    @property
+    def worse(self) -> list[Candidate]:
+        """The candidates that are told apart from the best."""
+        return [c for c in self.candidates if c.alike is False]
 
     @property
     def compared(self) -> int:
-        """With how many candidates the best could be compared."""
+        """With how many candidates the best was compared."""
         return sum(c.alike is not None for c in self.candidates)
-
-    @property
-    def method(self) -> str:
-        """How the comparisons with the best were made, in a sentence."""
-        if not self.compared:
-            return ""
-        seeds = " or by the spread over seeds, whichever says less" if self.by_seeds else ""
-        several = f", corrected for {self.compared} comparisons (Holm, 5 % for all together)"
-        return f"compared on the same eval examples, by paired bootstrap{seeds}{several if self.compared > 1 else ''}"
 
     def no_better(self, value: float, baseline: Mapping[str, float]) -> str:
         """Return a sentence where a metric is no better than that of a trivial answer, "" elsewhere."""
-        sign = 1 if self.maximize else -1
         for name, trivial in baseline.items():
-            if name.endswith(f"_{self.metric}") and sign * value <= sign * trivial:
+            if name.endswith(f"_{self.metric}") and not better(value, trivial, self.maximize):
                 return f"It is no better than the trivial answer ({name.replace('_', ' ')} {trivial:.4f})."
         return ""
 
@@ -117,147 +148,179 @@ class Answer:
         there = {n for numbers in self.fronts.values() for n in numbers}
         return in_order([c for c in self.candidates if c.number in there], self.maximize)
 
-    @property
-    def text(self) -> str:
-        """The answer in two sentences."""
-        if self.best is None:
-            return "No trial is complete yet. There is nothing to choose from."
-        first, second = self._first(self.best), self._second(self.best)
-        return f"{f'So far, {first}' if self.going_on else _sentence(first)} {_sentence(second)}"
 
-    def _first(self, best: Candidate) -> str:
-        seeds = f", {best.over}" if best.repeated else ""
-        sure = f" (95 % interval {best.interval})" if best.interval else ""
-        others = len(self.candidates) - 1
-        said = f"{best.label} is best with eval {self.metric} {best.value:.4f}{seeds}{sure}"
-        if not others:
-            return f"{said}, the only complete one."
-        if not self.compared:
-            return f"{said}; nothing tells how sure the choice is."
-        if not self.alike:
-            return f"{said}, and can be told apart from {_of(self.compared, others)} others."
-        return f"{said}; {len(self.alike)} of {_of(self.compared, others)} others cannot be told apart from it."
-
-    def _second(self, best: Candidate) -> str:
-        cheap = self.cheapest
-        if cheap is None:
-            return "How much a difference has to be to count is not known, so no cheaper one is named."
-        if cheap.number == best.number:
-            return f"No other one within one standard error ({best.standard_error:.4f}) is cheaper: take it."
-        share = cheap.result.costs["trainable"] / best.result.costs["trainable"]
-        much = f"{100 * share:.0f} % of its trainable parameters" if share < 1 else "as many parameters in less time"
-        return (
-            f"{cheap.label} is the cheapest within one standard error ({best.standard_error:.4f}): "
-            f"{cheap.value:.4f} with {much}."
-        )
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _of(compared: int, others: int) -> str:
-    return str(others) if compared == others else f"{compared} compared ({others})"
+def better(first: float, second: float, maximize: bool) -> bool:
+    """Return whether the first metric is better than the second."""
+    return first > second if maximize else first < second
 
 
 def answer(study: Study) -> Answer:
     """Return what a study says so far, finished or running."""
-    trials = study.trials()
-    going_on = bool(study.waiting() + study.running())
+    trials, maximize = study.trials(), study.meta.maximize
+    empty = Answer(
+        metric=study.meta.metric,
+        maximize=maximize,
+        going_on=bool(study.waiting() + study.running()),
+        ended=_ended(trials),
+    )
     runs, first = repeats.runs(trials), study.best()
-    empty = Answer(metric=study.meta.metric, maximize=study.meta.maximize, going_on=going_on)
     if first is None:
         return empty
-    spread, racing = significance.spread(repeats.values(found) for found in runs.values()), study.racing()
-    made = {n: _candidate(study, found, spread) for n, found in runs.items()}
-    gaps = _differences(made, first.number, spread)
-    told = significance.holm([gap.p for gap in gaps.values()])
-    alike = {n: not apart for n, apart in zip(gaps, told, strict=True)}
-    candidates = [
-        _with(c, difference=gaps.get(n), alike=alike.get(n), dropped=n in racing.dropped) for n, c in made.items()
-    ]
-    best = next(c for c in candidates if c.number == first.number)
-    among = [c for c in candidates if c.repeated or not best.repeated]  # a run that was not repeated may be luck
-    return _with(
+    spread, bad = significance.spread(repeats.values(found) for found in runs.values()), repeats.failed(trials)
+    made = {n: _candidate(study, found, spread, bad.get(n, [])) for n, found in runs.items()}
+    field_, rivals = _rivals(study, runs, first.number)
+    judged = _judged(made, field_, rivals, first.number)
+    best = judged[first.number]
+    margin_ = margin(study.search.margin, study.meta.metric, best.value)
+    return replace(
         empty,
-        candidates=candidates,
-        by_seeds=spread is not None and best.repeated,
+        candidates=list(judged.values()),
         best=best,
-        cheapest=cheapest(best, among, study.meta.maximize),
-        fronts={cost: front(candidates, cost, study.meta.maximize) for cost in COSTS},
+        by_seeds=rivals is not None and rivals.by_seeds,
+        rows=_rows(study, best),
+        visible=_visible(rivals),
+        corrected=_corrected(study, judged, field_, rivals),
+        margin=margin_,
+        cheapest=cheapest(best, list(judged.values()), margin_),
+        fronts={cost: front(list(judged.values()), cost, maximize) for cost in COSTS},
     )
 
 
-def _with(thing: Any, **changed: Any) -> Any:
-    return type(thing)(**vars(thing) | changed)
+def _ended(trials: Sequence[FrozenTrial]) -> dict[str, int]:
+    own = [t.state.name for t in trials if t.state.is_finished() and not repeats.is_repeat(t)]
+    return {state.name: own.count(state.name) for state in TrialState if own.count(state.name)}
 
 
-def _candidate(study: Study, runs: Sequence[Any], spread: Spread | None) -> Candidate:
-    trial, judged = runs[0], repeats.judged(runs)
-    folders = tuple(study.trial_folder(t.number) for t in judged)
-    values = tuple(repeats.values(judged))
-    parts = [s for s in map(example_scores.read, folders) if s is not None]
-    errors = [significance.standard_error(*parts)] if parts else []
-    intervals = [significance.interval(*parts)] if parts else []
-    if spread is not None:  # one run's seed is as much chance as several ones'
-        errors.append(spread.of_mean(len(values)))
-        intervals.append(spread.around(values).within(*significance.limits(study.meta.metric)))
+def _candidate(
+    study: Study, runs: Sequence[FrozenTrial], spread: significance.Spread | None, bad: Sequence[FrozenTrial]
+) -> Candidate:
+    trial, shown = runs[0], repeats.reported(runs)
+    values = tuple(repeats.values(shown))
+    parts = [s for t in shown if (s := study.scores(t.number)) is not None]
+    error, interval = significance.sure(parts, values, spread if len(runs) > 1 else None)
+    if interval is not None:
+        interval = interval.within(*significance.limits(study.meta.metric))
     return Candidate(
         result=result_of(trial, study.trial_folder(trial.number)),
         values=values,
         value=statistics.fmean(values),
         searched=trial.values[0],
-        repeated=len(runs) > 1,
-        standard_error=max(errors, default=None),
-        interval=max(intervals, key=lambda i: i.high - i.low, default=None),
-        scored=folders,
+        repeated=any(map(repeats.is_repeat, runs)),
+        standard_error=error,
+        interval=interval,
+        scored=tuple(t.number for t in shown),
+        failed=tuple(t.number for t in bad),
     )
 
 
-def _differences(made: Mapping[int, Candidate], best: int, spread: Spread | None) -> dict[int, Difference]:
-    """Return how far the others are from the best on the same examples, as far as that can be told.
+# --- telling apart ---------------------------------------------------------------------------------------------------
 
-    Where the best ran again, the one of examples and seeds that says less counts.
+
+def _rivals(study: Study, runs: Mapping[int, Sequence[FrozenTrial]], best: int) -> tuple[list[int], Rivals | None]:
+    """Return which candidates are compared, and what is known of them; None where nothing can be.
+
+    Once the best ran with several seeds, only those that did are compared: one run may be luck.
     """
-    first, out = made[best], {}
-    ours = [example_scores.read(f) for f in first.scored]
-    for number, other in made.items():
-        theirs = [example_scores.read(f) for f in other.scored]
-        gap = significance.paired([s for s in ours if s], [s for s in theirs if s]) if number != best else None
-        if gap is not None and spread is not None and first.repeated:
-            gap = max(gap, spread.apart(first.values, other.values), key=lambda g: g.p)
-        if gap is not None:
-            out[number] = gap
+    sign = 1.0 if study.meta.maximize else -1.0
+    several = len(runs[best]) > 1
+    among = {n: found for n, found in runs.items() if len(found) > 1} if several else dict(runs)
+    parts = {n: [study.scores(t.number) for t in found] for n, found in among.items()}
+    rows = _examples(parts[best])
+    same = {n: [s for s in found if s is not None] for n, found in parts.items() if rows and _examples(found) == rows}
+    if len(same) < 2 or significance.units(same[best][0]) < FEWEST_ROWS:
+        return [], None
+    names = list(same)
+    replicates_KR = np.stack([sign * significance.mean_replicates(same[n]) for n in names])
+    if not several:
+        return names, Rivals(sign * np.array([significance.metric(same[n][0]) for n in names]), replicates_KR)
+    fit = comparison.fit_seeds({n: repeats.by_seed(runs[n]) for n in names})
+    if fit is None:
+        return [], None
+    return names, Rivals(sign * fit.mean_K, replicates_KR, fit.covariance_KK, fit.free)
+
+
+def _examples(parts: Sequence[Scores | None]) -> bytes:
+    """Return which eval examples all runs were scored on; b"" where they differ or one left none."""
+    found = {b"" if s is None else significance.examples(s) for s in parts}
+    return found.pop() if len(found) == 1 else b""
+
+
+def _judged(
+    made: Mapping[int, Candidate], names: Sequence[int], rivals: Rivals | None, best: int
+) -> dict[int, Candidate]:
+    """Return the candidates with how each stands to the best."""
+    if rivals is None:
+        return dict(made)
+    inside = dict(zip(names, comparison.confidence_set(rivals).inside, strict=True))
+    place = names.index(best)
+    out = dict(made)
+    for k, number in enumerate(names):
+        if number == best:
+            continue
+        value, low, high = comparison.difference_interval(rivals, place, k)
+        gap = Gap(value, Interval(low, high), comparison.worst_loss(rivals, place, k))
+        # The best by all runs may have left the set where another one is clearer on these rows: then nothing is
+        # told apart from it.
+        out[number] = replace(made[number], gap=gap, alike=inside[number] or not inside[best])
     return out
+
+
+def _rows(study: Study, best: Candidate) -> int:
+    found = study.scores(best.scored[0])
+    return significance.units(found) if found is not None else 0
+
+
+def _visible(rivals: Rivals | None) -> float | None:
+    if rivals is None:
+        return None
+    return comparison.smallest_difference(rivals, comparison.confidence_set(rivals).threshold)
+
+
+def _corrected(
+    study: Study, judged: Mapping[int, Candidate], names: Sequence[int], rivals: Rivals | None
+) -> float | None:
+    """Return the metric that choosing on resamples leads to on the rows left out; None with repeats, which say it."""
+    if rivals is None or rivals.by_seeds:
+        return None
+    parts = [study.scores(judged[n].scored[0]) for n in names]
+    return significance.without_choice([s for s in parts if s is not None], study.meta.maximize)
 
 
 # --- what is nearly as good for less ---------------------------------------------------------------------------------
 
 
-def cheapest(best: Candidate, candidates: Sequence[Candidate], maximize: bool) -> Candidate | None:
-    """Return the candidate within one standard error of the best with fewest trainable parameters, then seconds.
+def margin(given: float | None, metric: str, value: float) -> float:
+    """Return how much worse than the best counts as near enough: search.margin, or a point, or 1 % of a loss."""
+    if given is not None:
+        return given
+    return 0.01 if math.isfinite(significance.limits(metric)[1]) else 0.01 * abs(value)
 
-    None where the best one's standard error or its costs are not known.
+
+def cheapest(best: Candidate, candidates: Sequence[Candidate], margin: float) -> Candidate | None:
+    """Return the candidate with fewest trainable parameters of those shown to be within the margin of the best.
+
+    The best itself where no cheaper one is shown to be; None where costs are not known, or nothing was compared.
     """
-    if best.standard_error is None or best.result.trainable is None:
+    if "trainable" not in best.costs or all(c.gap is None for c in candidates):
         return None
-    sign = 1 if maximize else -1
-    least = sign * best.value - best.standard_error
-    within = [c for c in candidates if sign * c.value >= least and c.result.trainable is not None]
-    return min(within, key=lambda c: (c.result.trainable, c.result.train_s or 0.0, c.number))
+    near = [c for c in candidates if c.gap is not None and c.gap.at_most < margin and "trainable" in c.costs]
+    fewer = [c for c in near if c.costs["trainable"] < best.costs["trainable"] and not c.failed]
+    return min([best, *fewer], key=lambda c: (c.costs["trainable"], c.gap.value if c.gap else 0.0, c.number))
 
 
 def front(candidates: Sequence[Candidate], cost: str, maximize: bool) -> list[int]:
-    """Return the candidates that no other one beats in metric and cost at once, cheapest first."""
-    priced = [c for c in in_order(candidates, maximize) if cost in c.result.costs]
-    out: list[int] = []
-    reached = None
-    for c in sorted(priced, key=lambda c: c.result.costs[cost]):  # of equal cost the best comes first
-        gained = c.value if maximize else -c.value
-        if reached is None or gained > reached:
-            out.append(c.number)
-            reached = gained
-    return out
+    """Return the candidates that no other one beats in metric and cost at once, cheapest first.
+
+    Measured costs that differ by no more than their noise are equal.
+    """
+    noise = 1 + NOISE.get(cost, 0.0)
+    priced = [c for c in in_order(candidates, maximize) if cost in c.costs]
+    kept = [
+        c
+        for place, c in enumerate(priced)
+        if all(other.costs[cost] > noise * c.costs[cost] for other in priced[:place])
+    ]
+    return [c.number for c in sorted(kept, key=lambda c: c.costs[cost])]
 
 
 def in_order(candidates: Sequence[Candidate], maximize: bool) -> list[Candidate]:
@@ -268,7 +331,7 @@ def in_order(candidates: Sequence[Candidate], maximize: bool) -> list[Candidate]
 # --- best.yaml -------------------------------------------------------------------------------------------------------
 
 
-def write_best(study: Study, found: Answer) -> Path | None:
+def write_best(study: Study, found: Answer, text: str) -> Path | None:
     """Write best.yaml, a sweep file of one trial that `--sweep` runs, and return its path; None without a best."""
     if found.best is None:
         return None
@@ -276,7 +339,7 @@ def write_best(study: Study, found: Answer) -> Path | None:
     own = ("outputs=", "study=", "search.", REGISTERS)
     overrides = [redact(o) for o in found.best.result.overrides if not o.startswith(own)]
     head = (
-        f"# {study.meta.name}: {' '.join(found.text.split())}\n"
+        f"# {study.meta.name}: {' '.join(text.split())}\n"
         f"# Run it: python -m lorasweep --sweep {console.shown(path)}\n"
         f"# Every key with its value: {found.best.number}/config.yaml\n"
     )

@@ -1,4 +1,10 @@
-"""The rounds of a race: after the search, the best trials run again with other seeds, a seed a round."""
+"""Rounds of repeats: after the search the best configurations run again, each round with one new seed.
+
+The first round takes the best `search.repeat_top` and the cheapest that is near enough. Each later one takes the two
+configurations (a difference needs two runs of one seed) of which one more run is expected to better the choice most.
+It ends when the budget, `search.repeats` runs for each of the first round, is spent, or when no run is expected to gain
+a tenth of the margin and the best has two new seeds.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,53 +16,70 @@ from lorasweep.study.meta import Entry
 from lorasweep.study.repeats import Race
 from lorasweep.study.study import Study
 
+RUNS_A_ROUND = 2
+FRESH_RUNS_OF_THE_BEST = 2
+"""The mean that is reported is one of new seeds: of this many at least, where the budget has them."""
+WORTH_A_RUN = 0.1
+"""Of the margin: what one more run has to be expected to gain."""
+
 
 def next_round(study: Study) -> list[int]:
-    """Queue the next repeats and return their numbers; [] where trials still wait, or none can change the answer.
+    """Queue the next repeats and return their numbers; [] where trials still wait, or none is worth it.
 
-    Candidates that cannot reach the best any more are dropped. What is there already is not queued again, so that a
-    study that was stopped anywhere goes on from there.
+    What is there already is not queued again, so that a study that was stopped anywhere goes on from there.
     """
     if not study.search.repeats or study.waiting() or study.running() or study.spent():
         return []
     found = _chosen(study)
-    done = repeats.repeats(study.trials())
-    rounds = [len(done.get(n, {})) for n in found.live]
-    if not rounds or min(rounds) >= study.search.repeats:
+    again = repeats.repeats(study.trials())
+    left = study.search.repeats * len(found.candidates) - sum(len(rounds) for rounds in again.values())
+    if left <= 0:
         return []
-    number = min(rounds) + 1
-    if number > 1 and min(rounds) == max(rounds):
-        lost = repeats.out_of_reach(study.trials(), found, study.meta.maximize)
-        found = replace(found, dropped={**found.dropped, **dict.fromkeys(lost, number - 1)})
-        if len(found.live) == 1 and len(found.candidates) > 1:
-            study.run_again(found, [])
-            return []
-    return study.run_again(found, [_entry(study.trial(n), found, number) for n in found.live])
+    untried = [n for n in found.candidates if not again.get(n)]
+    number = 1 if untried else 1 + max(r for rounds in again.values() for r in rounds)
+    members = untried or _worth_a_run(study, found)[: min(RUNS_A_ROUND, left)]
+    return study.run_again(found, [_entry(study.trial(n), found, number) for n in members])
+
+
+def _worth_a_run(study: Study, found: Race) -> list[int]:
+    """Return the configurations of which one more run may change the choice, the most helpful first."""
+    held = repeats.beliefs(study.trials(), study.meta.maximize)
+    if held is None:
+        return []
+    if len(held.mean) == 1:  # nothing to choose: more runs make its own mean surer
+        return list(held.mean)
+    margin = answer.margin(study.search.margin, study.meta.metric, abs(held.mean[held.best]))
+    gains = {n: held.gain(n) for n in held.mean}
+    ranked = sorted(gains, key=lambda n: (-gains[n], n))
+    if gains[ranked[0]] >= WORTH_A_RUN * margin:
+        return ranked
+    best = study.best()
+    if best is None or len(repeats.repeats(study.trials()).get(best.number, {})) >= min(
+        FRESH_RUNS_OF_THE_BEST, study.search.repeats
+    ):
+        return []
+    return [best.number, *(n for n in ranked if n != best.number)]
 
 
 def _chosen(study: Study) -> Race:
-    """Return the race: the best `repeat_top` and the cheapest within noise, with those that run again already."""
+    """Return the race: the best `repeat_top` and the cheapest near enough, with those that run again already."""
     found, trials = study.racing(), study.trials()
-    complete = repeats.complete(trials)
-    if not complete or (found.candidates and found.searched == len(complete)):
+    searched = repeats.complete(trials)
+    if not searched or (found.candidates and found.searched == len(searched)):
         return found
-    sign = -1 if study.meta.maximize else 1
-    ranked = [t.number for t in sorted(complete, key=lambda t: (sign * t.values[0], t.number))]
+    held = repeats.beliefs(searched, study.meta.maximize)
+    ranked = sorted(held.mean, key=lambda n: (-held.mean[n], n)) if held else []
     cheap = answer.answer(study).cheapest
     chosen = [*found.candidates, *ranked[: study.search.repeat_top], *([cheap.number] if cheap else [])]
-    seed = found.seed if found.candidates else max(_seed(study, t) for t in complete)
-    return replace(found, candidates=tuple(dict.fromkeys(chosen)), seed=seed, searched=len(complete))
-
-
-def _seed(study: Study, trial: Any) -> int:
-    return study.spec(trial.user_attrs["overrides"]).train.seed
+    seed = found.seed if found.candidates else max(map(repeats.seed_of, searched))
+    return replace(found, candidates=tuple(dict.fromkeys(chosen)), seed=seed, searched=len(searched))
 
 
 def _entry(trial: Any, found: Race, number: int) -> Entry:
     """Return a repeat: the trial's own overrides with another seed."""
     seed = (found.seed + number) % repeats.MOST_SEED
     known = trial.user_attrs
-    given = dict(known["swept"]) | ({"train.seed": seed} if "train.seed" in known["swept"] else {})
+    given = dict(known["swept"]) | ({repeats.SEED_KEY: seed} if repeats.SEED_KEY in known["swept"] else {})
     return Entry(
         _with_seed(known["overrides"], seed),
         given,
@@ -67,5 +90,5 @@ def _entry(trial: Any, found: Race, number: int) -> Entry:
 
 
 def _with_seed(overrides: Sequence[str], seed: int) -> list[str]:
-    kept = without(overrides, ["train.seed"])
-    return [*kept, f"train.seed={seed}"]
+    kept = without(overrides, [repeats.SEED_KEY])
+    return [*kept, f"{repeats.SEED_KEY}={seed}"]

@@ -1,47 +1,48 @@
-"""Repeats: the best configurations of a study run again with other seeds, and the mean of those decides.
+"""Runs of one configuration with several seeds: which belong together, which choose it and which are reported.
 
-The run of the search is left out of the mean: it was chosen for being high, so it is too high on average.
+Runs that differ in train.seed alone are runs of one configuration, however they came about: a sweep over seeds, `add`,
+or repeats, which the study queues once the search is over (repeat_rounds.py). A repeat is a trial with the user
+attributes `repeat_of` (the trial that it repeats) and `repeat` (1, 2, ...: its round; a round has one seed). Samplers
+and pruners do not see repeats.
 
-A repeat is a trial of the study with the user attributes `repeat_of` (the trial that it repeats) and `repeat` (1, 2,
-...; a round has one repeat for each candidate, all with the same seed). Samplers and pruners do not see repeats.
+All runs choose (belief.py). A configuration that was repeated is reported by its repeats alone: the search's own run
+was picked for being high, so it is too high on average.
 """
 
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from lorasweep.config.overrides import key_of, without
+from lorasweep.config.spec import TrainSpec
+from lorasweep.study.belief import Belief, belief
+
 MOST_SEED = 2**32
+SEED_KEY = "train.seed"
+ENDED_BADLY = (TrialState.FAIL, TrialState.PRUNED)
 
 
 @dataclass(frozen=True)
 class Race:
-    """Who is repeated; kept with the study, so that `resume` goes on with the same."""
+    """What is repeated; kept with the study, so that `resume` goes on with the same."""
 
     candidates: tuple[int, ...] = ()
-    dropped: Mapping[int, int] = field(default_factory=dict)
-    """Candidate -> the round after which it could not reach the best any more."""
+    """The trials that the first round repeats."""
     seed: int = 0
     """Round n trains with seed + n: seeds that the search has not used."""
     searched: int = 0
     """Complete trials of the search when the candidates were chosen."""
 
-    @property
-    def live(self) -> list[int]:
-        return [n for n in self.candidates if n not in self.dropped]
-
     def to_dict(self) -> dict[str, Any]:
-        dropped = {str(n): r for n, r in self.dropped.items()}
-        return {**vars(self), "candidates": list(self.candidates), "dropped": dropped}
+        return {**vars(self), "candidates": list(self.candidates)}
 
     @staticmethod
     def from_dict(data: Mapping[str, Any] | None) -> "Race":
         if not data:
             return Race()
-        dropped = {int(n): r for n, r in data["dropped"].items()}
-        return Race(tuple(data["candidates"]), dropped, data["seed"], data["searched"])
+        return Race(tuple(data["candidates"]), data["seed"], data["searched"])
 
 
 def is_repeat(trial: FrozenTrial) -> bool:
@@ -62,50 +63,87 @@ def repeats(trials: Iterable[FrozenTrial]) -> dict[int, dict[int, FrozenTrial]]:
     return out
 
 
+def seed_of(trial: FrozenTrial) -> int:
+    """Return the seed that a trial was trained with."""
+    found = [o for o in trial.user_attrs.get("overrides", ()) if key_of(o) == SEED_KEY]
+    return int(found[-1].split("=", 1)[1]) if found else TrainSpec().seed
+
+
+def _setting(trial: FrozenTrial) -> Any:
+    """Return what trials of one configuration have in common: their overrides, the seed aside."""
+    overrides = trial.user_attrs.get("overrides")
+    if overrides is None:
+        return trial.number
+    return tuple(sorted(without(overrides, [SEED_KEY]))), trial.user_attrs.get("start_from")
+
+
 def runs(trials: Sequence[FrozenTrial]) -> dict[int, list[FrozenTrial]]:
-    """Return the ended runs with a metric of each configuration that is complete, the search's own run first."""
+    """Return the complete runs of each configuration, by its first trial: the search's own, then its repeats."""
+    found = complete(trials)
+    first: dict[Any, int] = {}
+    for trial in found:
+        first.setdefault(_setting(trial), trial.number)
+    out: dict[int, list[FrozenTrial]] = {number: [] for number in first.values()}
     again = repeats(trials)
-    ended = (TrialState.COMPLETE, TrialState.PRUNED)
-    out = {}
-    for trial in complete(trials):
-        found = [again.get(trial.number, {})[r] for r in sorted(again.get(trial.number, {}))]
-        out[trial.number] = [trial, *(t for t in found if t.state in ended and t.values)]
+    for trial in found:
+        out[first[_setting(trial)]].append(trial)
+    for trial in found:
+        rounds = again.get(trial.number, {})
+        ended = [rounds[r] for r in sorted(rounds)]
+        out[first[_setting(trial)]] += [t for t in ended if t.state == TrialState.COMPLETE and t.values]
     return out
 
 
-def values(runs_of_one: Sequence[FrozenTrial]) -> list[float]:
-    """Return the primary metric of each run."""
-    return [t.values[0] for t in runs_of_one]
+def failed(trials: Sequence[FrozenTrial]) -> dict[int, list[FrozenTrial]]:
+    """Return the repeats that did not end complete (stopped, diverged, failed), by their configuration's first trial.
 
-
-def judged(runs_of_one: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Return the runs that a configuration is judged by: its repeats, or the search's own run where there are none."""
-    return list(runs_of_one[1:] or runs_of_one)
-
-
-def leader(trials: Sequence[FrozenTrial], race: Race, maximize: bool) -> FrozenTrial | None:
-    """Return the complete trial with the best mean of those still in the race, or of all; of equals, the first.
-
-    Once some have run again, the others of the race are not among them.
+    A configuration that fails with another seed is not chosen.
     """
+    out: dict[int, list[FrozenTrial]] = {}
+    owners = {t.number: number for number, members in runs(trials).items() for t in members}
+    for origin, rounds in repeats(trials).items():
+        bad = [t for t in rounds.values() if t.state in ENDED_BADLY]
+        if bad and origin in owners:
+            out.setdefault(owners[origin], []).extend(bad)
+    return out
+
+
+def values(members: Iterable[FrozenTrial]) -> list[float]:
+    """Return the primary metric of each run."""
+    return [t.values[0] for t in members]
+
+
+def reported(members: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the runs of a configuration whose mean is reported: its repeats, or all where it has none."""
+    return [t for t in members if is_repeat(t)] or list(members)
+
+
+def by_seed(members: Sequence[FrozenTrial]) -> dict[int, float]:
+    """Return seed -> metric of a configuration's runs; of two with one seed, the first."""
+    out: dict[int, float] = {}
+    for trial in members:
+        out.setdefault(seed_of(trial), trial.values[0])
+    return out
+
+
+def beliefs(trials: Sequence[FrozenTrial], maximize: bool) -> Belief | None:
+    """Return what all runs say of the configurations that may be chosen; None without a complete trial."""
+    bad = failed(trials)
     found = runs(trials)
-    means = {n: statistics.fmean(values(judged(r))) for n, r in found.items()}
-    live = [n for n in race.live if n in means]
-    among = [n for n in live if len(found[n]) > 1] or live or list(means)
-    sign = -1 if maximize else 1
-    best = min(among, key=lambda n: (sign * means[n], n), default=None)
-    return next((t for t in trials if t.number == best), None)
+    allowed = {n: by_seed(members) for n, members in found.items() if n not in bad}
+    if not allowed:
+        allowed = {n: by_seed(members) for n, members in found.items()}
+    return belief(allowed, maximize) if allowed else None
 
 
-def out_of_reach(trials: Sequence[FrozenTrial], race: Race, maximize: bool) -> list[int]:
-    """Return the candidates whose mean lies below the best one's by more than its interval."""
-    first = leader(trials, race, maximize)
-    found = {n: r for n, r in runs(trials).items() if n in race.live and len(r) > 1}
-    from lorasweep.study import significance  # reads tasks and so loads torch, which `status` does without
+def leader(trials: Sequence[FrozenTrial], maximize: bool) -> FrozenTrial | None:
+    """Return the first trial of the configuration that all runs together speak for; of equals, the first.
 
-    spread = significance.spread(values(r) for r in found.values())
-    if first is None or first.number not in found or spread is None:
-        return []
-    best, sign = values(judged(found[first.number])), 1 if maximize else -1
-    gaps = {n: spread.apart(best, values(judged(r))) for n, r in found.items() if n != first.number}
-    return [n for n, gap in gaps.items() if gap.distinguishable and sign * gap.value > 0]
+    Once some have run with several seeds, only those can be it: one run may be luck.
+    """
+    found, held = runs(trials), beliefs(trials, maximize)
+    if held is None:
+        return None
+    several = [n for n in held.mean if len(found[n]) > 1]
+    best = max(several or list(held.mean), key=lambda n: (held.mean[n], -n))
+    return next(t for t in trials if t.number == best)

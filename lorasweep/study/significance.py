@@ -1,4 +1,4 @@
-"""How sure a metric is: the bootstrap over eval examples, of one trial and of the difference of two; over seeds; Holm.
+"""How sure a metric is: the bootstrap over eval examples, and the spread over seeds.
 
 Trials with the same examples are resampled alike, so that what makes an example hard for both cancels out.
 Source: B. Efron, R. Tibshirani, An Introduction to the Bootstrap, 1993.
@@ -43,21 +43,6 @@ class Interval:
         return f"{self.low:.4f} to {self.high:.4f}"
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Of two configurations' metrics."""
-
-    value: float
-    interval: Interval
-    p: float
-    """Two-sided: how often chance alone makes a difference as large."""
-
-    @property
-    def distinguishable(self) -> bool:
-        """Whether the interval leaves 0 out."""
-        return self.interval.low > 0 or self.interval.high < 0
-
-
 def limits(metric: str) -> tuple[float, float]:
     """Return the lowest and the highest value that a metric can have."""
     if metric in (*UNBOUNDED, "perplexity"):
@@ -82,64 +67,96 @@ def standard_error(*found: Scores) -> float:
     Where all examples are right, or all wrong, no resample differs: then it is that of two more right and two more
     wrong ones. Source: A. Agresti, B. Coull, Approximate is better than "exact", 1998.
     """
-    if _one_sided(found) is not None:
+    if _share(found) in (0.0, 1.0):
         count = len(found[0])
         return math.sqrt((count + 2) * 2 / (count + 4) ** 3)
-    values_R = _finite(_mean([replicates(s) for s in found]))
+    values_R = _finite(mean_replicates(found))
     return float(np.std(values_R, ddof=1)) if len(values_R) > 1 else math.nan
 
 
 def interval(*found: Scores) -> Interval:
-    """Return the 95 % interval of the metric, of its mean over several runs on the same examples, by percentiles.
+    """Return the 95 % interval of the metric, of its mean over several runs on the same examples.
 
-    Where all examples are right, or all wrong, it is the exact binomial one.
+    Wilson's for a share of right examples (of several runs: where all are right or all wrong), else by percentiles.
     """
-    side = _one_sided(found)
-    if side is not None:
-        far = ((1 - LEVEL) / 2) ** (1 / len(found[0]))
-        return Interval(far, 1.0) if side else Interval(0.0, 1 - far)
-    return _percentiles(_mean([replicates(s) for s in found]))
+    share = _share(found)
+    if share is not None and (len(found) == 1 or share in (0.0, 1.0)):
+        return wilson(share, units(found[0]))
+    return _percentiles(mean_replicates(found))
 
 
-def _one_sided(found: Sequence[Scores]) -> bool | None:
-    """Return whether a share of right examples is that of all of them or of none, None where it is neither."""
+def wilson(share: float, count: int) -> Interval:
+    """Return the 95 % interval of a share of `count` independent examples.
+
+    Source: E. Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927.
+    """
+    from scipy.stats import norm
+
+    z = float(norm.ppf((1 + LEVEL) / 2))
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return Interval(centre - half, centre + half)
+
+
+def _share(found: Sequence[Scores]) -> float | None:
+    """Return the share of right examples where that is the metric, None where it is another one."""
     if any(f.kind != example_scores.RATIO or f.metric in UNBOUNDED for f in found):
         return None
     first, second = (np.concatenate([np.asarray(getattr(f, n), float) for f in found]) for n in ("first", "second"))
-    marks = set(np.unique(first))
-    return bool(marks.pop()) if marks in ({0.0}, {1.0}) and (second == 1).all() else None
-
-
-def paired(first: Sequence[Scores], second: Sequence[Scores]) -> Difference | None:
-    """Return first minus second, each as the mean over its trials; None where their examples are not the same."""
-    parts = [*first, *second]
-    if not first or not second or any(_examples(p) != _examples(parts[0]) for p in parts):
+    if not (second == 1).all() or not np.isin(first, (0.0, 1.0)).all():
         return None
-    apart = _mean([replicates(s) for s in first]) - _mean([replicates(s) for s in second])
-    value = float(np.mean([metric(s) for s in first]) - np.mean([metric(s) for s in second]))
-    error = float(np.std(_finite(apart), ddof=1)) if len(_finite(apart)) > 1 else math.nan
-    return Difference(value, _percentiles(apart), _chance(value, error, None))
+    return float(first.mean())
 
 
-def holm(chances: Sequence[float]) -> list[bool]:
-    """Return which of several comparisons count as differences, so that all of them together err in 5 % of cases.
+def examples(found: Scores) -> bytes:
+    """Return which examples of the eval split were scored; two trials' metrics compare only where it is equal."""
+    return np.asarray(found.rows, np.int64).tobytes()
 
-    Source: S. Holm, A simple sequentially rejective multiple test procedure, 1979.
+
+def units(found: Scores) -> int:
+    """Return how many independent examples were scored."""
+    return len(found)
+
+
+def mean_replicates(found: Sequence[Scores]) -> np.ndarray:
+    """Return the mean over several runs of the metric on each resample, [R]."""
+    return np.mean(np.stack([replicates(s) for s in found]), axis=0)
+
+
+def without_choice(found: Sequence[Scores], maximize: bool) -> float:
+    """Return the metric of the best of several trials without the luck of its choice on these examples.
+
+    On each resample the best is chosen, and scored on the examples that the resample left out.
+    Source: I. Tsamardinos, E. Greasidou, G. Borboudakis, Bootstrapping the Out-of-sample Predictions for Efficient and
+    Accurate Cross-Validation, 2018.
     """
-    out, going = [False] * len(chances), True
-    for left, i in zip(range(len(chances), 0, -1), sorted(range(len(chances)), key=chances.__getitem__), strict=True):
-        going = going and chances[i] * left <= 1 - LEVEL
-        out[i] = going
-    return out
+    weights_RN = _weights(len(found[0]))
+    chosen_on_KR = np.stack([replicates(s) for s in found])
+    left_out_KR = np.stack([_metrics(s, (weights_RN == 0).astype(float)) for s in found])
+    worst = -np.inf if maximize else np.inf
+    ranked_KR = np.where(np.isfinite(chosen_on_KR), chosen_on_KR, worst)
+    chosen_R = ranked_KR.argmax(0) if maximize else ranked_KR.argmin(0)
+    return float(np.mean(_finite(left_out_KR[chosen_R, np.arange(len(weights_RN))])))
 
 
-def _chance(value: float, error: float, free: int | None) -> float:
-    """Return the two-sided p-value of a difference with a standard error: normal, or Student's with `free` degrees."""
-    if not error > 0:  # nothing varies, or nothing is known
-        return 0.0 if value and error == 0 else 1.0
-    from scipy.stats import norm, t
+def sure(
+    found: Sequence[Scores], values: Sequence[float], spread: "Spread | None"
+) -> tuple[float | None, Interval | None]:
+    """Return the standard error and the 95 % interval of the mean of a configuration's runs.
 
-    return float(2 * (norm.sf(abs(value) / error) if free is None else t.sf(abs(value) / error, free)))
+    Over the examples, and over seeds where their spread is known: the variances add up. (None, None): nothing tells.
+    """
+    if spread is None:
+        return (standard_error(*found), interval(*found)) if found else (None, None)
+    from scipy.stats import t
+
+    by_examples = standard_error(*found) if found else 0.0
+    by_seeds = spread.of_mean(len(values))
+    error = math.hypot(by_examples, by_seeds)
+    free = spread.free * (error / by_seeds) ** 4 if by_seeds else math.inf  # Satterthwaite's
+    half = float(t.ppf((1 + LEVEL) / 2, min(free, 1e6))) * error
+    value = float(np.mean(values))
+    return error, Interval(value - half, value + half)
 
 
 @dataclass(frozen=True)
@@ -154,22 +171,6 @@ class Spread:
     def of_mean(self, count: int) -> float:
         """Return the standard error of the mean of so many runs."""
         return self.error / math.sqrt(count)
-
-    def around(self, values: Sequence[float]) -> Interval:
-        """Return the t-interval of the mean of a configuration's runs."""
-        return self._interval(float(np.mean(values)), self.of_mean(len(values)))
-
-    def apart(self, first: Sequence[float], second: Sequence[float]) -> Difference:
-        """Return the difference of two configurations' means."""
-        error = self.error * math.sqrt(1 / len(first) + 1 / len(second))
-        value = float(np.mean(first) - np.mean(second))
-        return Difference(value, self._interval(value, error), _chance(value, error, self.free))
-
-    def _interval(self, value: float, error: float) -> Interval:
-        from scipy.stats import t
-
-        half = float(t.ppf((1 + LEVEL) / 2, self.free)) * error
-        return Interval(value - half, value + half)
 
 
 def spread(runs: Iterable[Sequence[float]]) -> Spread | None:
@@ -285,11 +286,3 @@ def _percentiles(values_R: np.ndarray) -> Interval:
 
 def _finite(values_R: np.ndarray) -> np.ndarray:
     return values_R[np.isfinite(values_R)]
-
-
-def _mean(replicates_R: Sequence[np.ndarray]) -> np.ndarray:
-    return np.mean(np.stack(replicates_R), axis=0)
-
-
-def _examples(found: Scores) -> bytes:
-    return np.asarray(found.rows, np.int64).tobytes()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError
@@ -31,6 +31,9 @@ ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 DEFAULT_TRIALS = 20
 LOOK_AT = 32
 """Waiting trials among which one is sought that shares what a worker has loaded."""
+
+if TYPE_CHECKING:
+    from lorasweep.study.example_scores import Scores
 
 
 class Study:
@@ -446,6 +449,12 @@ class Study:
         found = self._optuna.get_trials(deepcopy=False)
         return [t for t in found if "origin" not in t.user_attrs]
 
+    def scores(self, number: int) -> "Scores | None":
+        """Return what each eval example adds to a trial's metric; None where the trial left nothing of the kind."""
+        from lorasweep.study import example_scores  # loads the tasks, which a look at the queue does without
+
+        return example_scores.read(self.trial_folder(number))
+
     @storage.patient
     def trial(self, number: int) -> FrozenTrial:
         """Raises ConfigError where there is no such trial."""
@@ -492,9 +501,9 @@ class Study:
     def best(self) -> FrozenTrial | None:
         """Return the complete trial with the best primary metric; of equals, the first.
 
-        Where configurations run again with other seeds, the one with the best mean, by its first trial.
+        Where configurations ran with several seeds, the one that all runs together speak for, by its first trial.
         """
-        return repeats.leader(self.trials(), self.racing(), self.meta.maximize)
+        return repeats.leader(self.trials(), self.meta.maximize)
 
     def racing(self) -> repeats.Race:
         """Return which trials run again with other seeds."""

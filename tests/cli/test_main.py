@@ -141,7 +141,7 @@ def test_machine_that_cannot_load_the_winner_says_so_and_another_scores_it(tiny_
         assert main.main(["lora.r=2", *own, *SMALL, f"outputs={tmp_path}", "study=s"]) == 0
     told = capsys.readouterr().out
     assert "the test split was not read: train.device: there is no GPU; " in told
-    assert "best: trial 0" in told and (tmp_path / "s/best.yaml").is_file()
+    assert "Trial 0 is best" in told and (tmp_path / "s/best.yaml").is_file()
     assert main.main(["resume", str(tmp_path / "s")]) == 0
     assert json.loads((tmp_path / "s/0/result.json").read_text())["test"]["accuracy"] > 0
 

@@ -191,7 +191,7 @@ def test_report_tells_how_to_run_the_cheapest_and_the_front_again():
     found = dict(tables.commands(known))
     assert found["Run the best trial again"] == "run 2"
     assert found["The same from a file"] == "python -m lorasweep --sweep outputs/s/best.yaml"
-    key = "Run trial 1 again, the cheapest within one standard error, on the Pareto front of training time"
+    key = "Run trial 1 again, the cheapest within the margin, on the Pareto front of training time"
     assert found[key] == "run 1"
     assert found["Run trial 0 again, on the Pareto front of trainable parameters and training time"] == "run 0"
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from lorasweep.config.spec import TaskSpec
@@ -40,72 +41,32 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
     assert 0.90 <= covered / 200 <= 0.99
 
 
-def test_same_predictions_differ_by_nothing():
-    gap = significance.paired([hits(50, 20)], [hits(50, 20)])
-    assert gap is not None
-    assert (gap.value, gap.interval.low, gap.interval.high, gap.distinguishable) == (0, 0, 0, False)
-
-
-def test_clear_difference_is_told_apart_and_a_small_one_is_not():
-    clear, small = (
-        significance.paired([hits(200, 160)], [hits(200, 100)]),
-        significance.paired([hits(200, 102)], [hits(200, 100)]),
-    )
-    assert clear is not None and small is not None
-    assert clear.value == pytest.approx(0.3) and clear.distinguishable and clear.interval.low > 0.2
-    assert small.value == pytest.approx(0.01) and not small.distinguishable
-
-
-def test_pairing_tells_apart_what_two_intervals_of_their_own_cannot():
-    loss = RNG.exponential(1.0, size=300)
-    ours = Scores("loss", example_scores.RATIO, np.arange(300), loss, np.ones(300))
-    theirs = Scores("loss", example_scores.RATIO, np.arange(300), loss + RNG.normal(0.03, 0.05, 300), np.ones(300))
-    gap = significance.paired([ours], [theirs])
-    assert gap is not None and gap.distinguishable
-    assert significance.interval(ours).holds(significance.metric(theirs))
-
-
-def test_other_examples_cannot_be_paired():
-    assert significance.paired([hits(50, 20)], [hits(51, 20)]) is None
-    assert significance.paired([], [hits(51, 20)]) is None
-
-
-def test_interval_over_seeds_is_students():
+def test_error_over_seeds_is_pooled_and_its_interval_students():
     spread = significance.spread([[1.0, 2.0, 3.0], [7.0]])
-    assert spread is not None and (spread.error, spread.free) == (1.0, 2)
-    found = spread.around([1.0, 2.0, 3.0])
+    assert spread is not None and (spread.error, spread.free) == (1.0, 2) and spread.of_mean(4) == 0.5
+    error, found = significance.sure([], [1.0, 2.0, 3.0], spread)
+    assert error == pytest.approx(3**-0.5)
     assert (found.low, found.high) == (pytest.approx(2 - 4.3027 / 3**0.5, abs=1e-3), pytest.approx(4.4841, abs=1e-3))
-    assert spread.of_mean(4) == 0.5
-
-
-def test_p_value_is_that_of_the_textbooks():
-    gap = significance.paired([hits(400, 220)], [hits(400, 200)])  # 20 of 400 differ, all one way
-    assert gap is not None
-    assert gap.p == pytest.approx(7.7e-6, rel=0.6)  # z = 0.05 / sqrt(0.05 * 0.95 / 400)
-    spread = significance.spread([[1.0, 2.0, 3.0]])
-    assert spread is not None
-    assert spread.apart([5.0], [1.0]).p == pytest.approx(0.1056, abs=1e-3)  # t = 4 / sqrt 2, 2 degrees of freedom
-
-
-def test_holm_keeps_all_comparisons_together_at_five_percent():
-    assert significance.holm([0.01, 0.04, 0.03]) == [True, False, False]
-    assert significance.holm([0.04]) == [True]
-    assert significance.holm([0.013, 0.03, 0.001, 0.04]) == [True, False, True, False]
-    assert significance.holm([]) == []
-    false = 0
-    for _ in range(400):  # ten comparisons, none of which is a difference
-        false += any(significance.holm(RNG.uniform(size=10).tolist()))
-    assert 0.02 <= false / 400 <= 0.09
-
-
-def test_seeds_of_all_candidates_tell_two_apart():
-    values = [[0.80, 0.82], [0.50, 0.52], [0.79, 0.81]]
-    spread = significance.spread(values)
-    assert spread is not None
-    assert spread.apart(values[0], values[1]).interval.low > 0
-    assert spread.apart(values[0], values[2]).interval.holds(0)
     assert significance.spread([[0.8], [0.5]]) is None
     assert significance.spread([[0.8, 0.8], [0.5]]) is None  # that two runs were equal says little
+
+
+def test_variances_of_examples_and_of_seeds_add_up():
+    spread = significance.spread([[0.5, 0.52, 0.48]])
+    error, found = significance.sure([hits(400, 200)], [0.5], spread)
+    assert error == pytest.approx((0.5 * 0.5 / 400 + 0.02**2) ** 0.5, rel=0.08)
+    assert found.holds(0.5 - 1.9 * error)
+    assert significance.sure([], [0.5], None) == (None, None)
+
+
+def test_interval_of_a_share_is_wilsons():
+    found = significance.interval(hits(400, 396))
+    low, high = scipy.stats.binomtest(396, 400).proportion_ci(method="wilson")
+    assert (found.low, found.high) == pytest.approx((low, high))
+
+
+def test_metric_without_the_choice_of_one_trial_is_its_own():
+    assert significance.without_choice([hits(400, 300)], True) == pytest.approx(0.75, abs=0.005)
 
 
 # --- each metric is the task's own -----------------------------------------------------------------------------------
@@ -233,10 +194,8 @@ def test_trial_without_predictions_has_no_scores(tmp_path):
 @pytest.mark.parametrize("right", [0, 20])
 def test_all_right_or_all_wrong_is_not_certain(right):
     found = hits(20, right)
-    interval, far = (
-        significance.interval(found, found),
-        0.025 ** (1 / 20),
-    )  # the exact binomial bound: 0.83 for 20 of 20
+    interval = significance.interval(found, found)
+    far = 20 / (20 + 1.959964**2)  # Wilson's: 0.84 for 20 of 20
     assert (interval.low, interval.high) == pytest.approx((far, 1.0) if right else (0.0, 1 - far))
     assert significance.standard_error(found) == pytest.approx((22 / 24 * 2 / 24 / 24) ** 0.5)
 

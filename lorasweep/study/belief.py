@@ -1,0 +1,66 @@
+"""What all runs of a study say of each configuration, and which one more run would help most to choose.
+
+Sources: P. Frazier, W. Powell, S. Dayanik, The Knowledge-Gradient Policy for Correlated Normal Beliefs, 2009 (here
+independent ones); B. Efron, C. Morris, Stein's Paradox in Statistics, 1977 (means pulled towards what is usual).
+"""
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lorasweep.study.comparison import fit_seeds
+
+SMALLEST_PRIOR_SHARE = 0.05
+"""The prior's variance is at least this share of the variance between the means: else the first runs decide all."""
+
+
+@dataclass(frozen=True)
+class Belief:
+    """The true metric of each configuration as a normal distribution; larger is better."""
+
+    mean: Mapping[int, float]
+    variance: Mapping[int, float]
+    run_variance: float
+    """Of one run around its configuration's true metric."""
+
+    @property
+    def best(self) -> int:
+        """Return the configuration with the highest expected metric; of equals, the first."""
+        return max(self.mean, key=lambda k: (self.mean[k], -k))
+
+    def gain(self, name: int) -> float:
+        """Return by how much one more run of a configuration is expected to better the choice."""
+        from scipy.stats import norm
+
+        others = [m for k, m in self.mean.items() if k != name]
+        variance = self.variance[name]
+        step = math.sqrt(max(variance - 1 / (1 / variance + 1 / self.run_variance), 0.0)) if variance > 0 else 0.0
+        if not others or step == 0:
+            return 0.0
+        z = -abs(self.mean[name] - max(others)) / step
+        return float(step * (z * norm.cdf(z) + norm.pdf(z)))
+
+
+def belief(runs: Mapping[int, Mapping[int, float]], maximize: bool) -> Belief:
+    """Return what runs, configuration -> seed -> metric, say; the search's own runs count like all others.
+
+    Before a seed error is known, half of the variance between the runs is taken for it: the order is that of the runs.
+    """
+    sign = 1.0 if maximize else -1.0
+    signed = {k: {seed: sign * value for seed, value in found.items()} for k, found in runs.items()}
+    fit = fit_seeds(signed)
+    if fit is not None:
+        means = dict(zip(runs, map(float, fit.mean_K), strict=True))
+    else:
+        means = {k: statistics.fmean(found.values()) for k, found in signed.items()}
+    between = statistics.pvariance(means.values()) if len(means) > 1 else 0.0
+    smallest = max(between, 1e-12) * 1e-6
+    run_variance = max(fit.variance if fit is not None else between / 2, smallest)
+    counts = {k: len(found) for k, found in runs.items()}
+    chance = statistics.fmean(run_variance / n for n in counts.values())
+    prior = max(between - chance, SMALLEST_PRIOR_SHARE * between, smallest)
+    centre = statistics.median(means.values())
+    variance = {k: 1 / (1 / prior + n / run_variance) for k, n in counts.items()}
+    expected = {k: variance[k] * (centre / prior + counts[k] * means[k] / run_variance) for k in means}
+    return Belief(expected, variance, run_variance)

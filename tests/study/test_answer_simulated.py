@@ -1,0 +1,91 @@
+"""What the answer claims, on simulated studies with a known truth: how often it is wrong, and what it costs."""
+
+import math
+
+import numpy as np
+import pytest
+from optuna.trial import TrialState
+from support.drawn import Drawn, losses, right_or_wrong
+
+from lorasweep.study import answer, significance
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(significance, "RESAMPLES", 400)
+    significance._weights.cache_clear()
+    yield
+    significance._weights.cache_clear()
+
+
+def rate_of(target, studies):
+    """Return a share as three standard errors of the simulation allow."""
+    return pytest.approx(target, abs=3 * math.sqrt(target * (1 - target) / studies))
+
+
+@pytest.mark.parametrize("count", [3, 10, 24])
+def test_equal_trained_models_are_told_apart_in_one_study_of_twenty(count):
+    rng, studies = np.random.default_rng(count), 120
+    false = sum(bool(Drawn(right_or_wrong(rng, [0.8] * count)).search_for(count).worse) for _ in range(studies))
+    assert false / studies == rate_of(0.05, studies)
+
+
+def test_equal_configurations_with_repeats_are_seldom_told_apart():
+    rng, studies, false = np.random.default_rng(1), 80, 0
+    for _ in range(studies):
+        draw = right_or_wrong(rng, [0.8] * 10, own_sd=0.01, common_sd=0.015)
+        found = Drawn(draw, repeats=3, repeat_top=3).search_for(10)
+        assert found.by_seeds or not found.compared
+        false += bool(found.worse)
+    assert false / studies <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / studies)
+
+
+def test_interval_of_the_winner_holds_the_mean_of_its_configuration():
+    rng, studies, held = np.random.default_rng(2), 150, 0
+    for _ in range(studies):
+        draw = right_or_wrong(rng, [0.8] * 6, own_sd=0.015, common_sd=0.01, examples=400)
+        found = Drawn(draw, repeats=3, repeat_top=3).search_for(6)
+        held += found.best.interval.holds(0.8)
+    assert 0.89 <= held / studies <= 1.0
+
+
+def test_cheapest_is_not_one_that_the_same_rows_tell_apart():
+    rng, studies, apart, worse = np.random.default_rng(3), 100, 0, 0
+    excess = [0.06, 0.03, 0.01, 0.005, 0.0]
+    for _ in range(studies):
+        found = Drawn(losses(rng, excess), metric="loss", maximize=False).search_for(5)
+        assert found.cheapest is not None
+        apart += found.cheapest.alike is False
+        worse += excess[found.cheapest.number] > 0.0125
+    assert apart / studies < 0.05 and worse / studies < 0.05
+
+
+def test_metric_without_the_choice_is_that_of_the_model():
+    rng, studies, chosen, corrected = np.random.default_rng(4), 60, [], []
+    for _ in range(studies):
+        found = Drawn(right_or_wrong(rng, [0.8] * 10)).search_for(10)
+        chosen.append(found.best.value - 0.8)
+        corrected.append(found.corrected - 0.8)
+    assert np.mean(chosen) > 0.01
+    assert abs(np.mean(corrected)) < 0.6 * np.mean(chosen)
+
+
+def test_configuration_whose_repeat_did_not_end_complete_is_not_chosen():
+    study = Drawn(right_or_wrong(np.random.default_rng(5), [0.9, 0.8]), repeats=2, repeat_top=2)
+    assert study.search_for(2).best.number == 0
+    broken = next(t for t in study.list if t.user_attrs.get("repeat_of") == 0)
+    broken.state = TrialState.PRUNED
+    found = answer.answer(study)
+    assert found.best.number == 1
+    assert next(c for c in found.candidates if c.number == 0).failed == (broken.number,)
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_configuration():
+    draw = right_or_wrong(np.random.default_rng(6), [0.8, 0.7], own_sd=0.01)
+    study = Drawn(draw)
+    for k in (0, 1):
+        for seed in (0, 1, 2):
+            study._run(k, seed, {"overrides": [f"lora.r={k}", f"train.seed={seed}"], "swept": {"train.seed": seed}})
+    found = answer.answer(study)
+    assert [c.number for c in found.candidates] == [0, 3] and found.by_seeds
+    assert found.best.value == pytest.approx(np.mean([t.values[0] for t in study.list[:3]]))

@@ -1,0 +1,43 @@
+"""All runs choose; the next repeat goes where it helps the choice most."""
+
+import numpy as np
+import pytest
+
+from lorasweep.study.belief import belief
+
+
+def test_one_run_each_keeps_the_order_and_is_pulled_to_the_middle():
+    found = belief({0: {0: 0.5}, 1: {0: 0.7}, 2: {0: 0.9}}, maximize=True)
+    assert found.best == 2 and 0.7 < found.mean[2] < 0.9
+    assert belief({0: {0: 0.5}, 1: {0: 0.7}, 2: {0: 0.9}}, maximize=False).best == 0
+
+
+def test_lucky_run_is_believed_less_than_a_steady_mean():
+    runs = {0: {0: 0.80}, 1: {0: 0.79, 1: 0.80, 2: 0.79}, 2: {0: 0.79, 1: 0.72, 2: 0.76}, 3: {0: 0.75}, 4: {0: 0.76}}
+    assert belief(runs, maximize=True).best == 1
+
+
+def test_next_run_goes_to_a_rival_of_the_best_and_not_to_a_hopeless_one():
+    runs = {0: {0: 0.80, 1: 0.78}, 1: {0: 0.79, 1: 0.80}, 2: {0: 0.50, 1: 0.51}, 3: {0: 0.79}}
+    found = belief(runs, maximize=True)
+    assert found.gain(3) > found.gain(2)
+    assert max(runs, key=found.gain) in (0, 1, 3)
+    assert found.gain(2) < found.gain(1)
+
+
+def test_gain_equals_the_expected_improvement_by_simulation():
+    found = belief({0: {0: 0.80, 1: 0.77}, 1: {0: 0.78, 1: 0.80}, 2: {0: 0.70, 1: 0.73}}, maximize=True)
+    rng = np.random.default_rng(0)
+    before, name = max(found.mean.values()), 2
+    truth = found.mean[name] + np.sqrt(found.variance[name]) * rng.standard_normal(400_000)
+    seen = truth + np.sqrt(found.run_variance) * rng.standard_normal(len(truth))
+    weight = found.variance[name] / (found.variance[name] + found.run_variance)
+    after = found.mean[name] + weight * (seen - found.mean[name])
+    expected = np.maximum(after, max(m for k, m in found.mean.items() if k != name)).mean() - before
+    assert found.gain(name) == pytest.approx(expected, abs=3e-5)
+
+
+def test_equal_runs_leave_nothing_to_gain():
+    found = belief({0: {0: 0.8, 1: 0.8}, 1: {0: 0.8, 1: 0.8}}, maximize=True)
+    assert found.gain(0) == pytest.approx(0, abs=1e-6)
+    assert belief({4: {0: 0.8}}, maximize=True).gain(4) == 0

@@ -1,0 +1,101 @@
+"""A study without training: trials, scores and repeats are drawn, the answer is the package's own."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+from optuna.trial import TrialState
+from scipy.stats import norm
+
+from lorasweep.config.spec import SearchSpec
+from lorasweep.study import answer, repeat_rounds, repeats
+from lorasweep.study.example_scores import RATIO, Scores
+
+EXAMPLES = 400
+
+
+class Drawn:
+    """A study whose runs are drawn by draw(configuration, seed) -> metric, Scores."""
+
+    def __init__(self, draw, *, metric="accuracy", maximize=True, **search):
+        self.meta = SimpleNamespace(metric=metric, maximize=maximize, name="drawn")
+        self.search = SearchSpec(**search)
+        self.draw, self.list, self.race, self.drawn = draw, [], repeats.Race(), {}
+
+    def search_for(self, count, trainable=lambda k: 100.0 * (k + 1)):
+        for k in range(count):
+            known = {"overrides": [f"lora.r={k + 1}"], "swept": {"lora.r": k + 1}, "trainable": trainable(k)}
+            self._run(k, 0, known)
+        while repeat_rounds.next_round(self):
+            pass
+        return answer.answer(self)
+
+    def _run(self, k, seed, known):
+        number = len(self.list)
+        value, self.drawn[number] = self.draw(k, seed)
+        trial = {"number": number, "state": TrialState.COMPLETE, "values": [float(value)], "params": {}}
+        self.list.append(SimpleNamespace(**trial, user_attrs=known))
+
+    def scores(self, number):
+        return self.drawn[number]
+
+    def trials(self):
+        return self.list
+
+    def trial(self, number):
+        return self.list[number]
+
+    def trial_folder(self, number):
+        return Path("nowhere") / str(number)
+
+    def best(self):
+        return repeats.leader(self.list, self.meta.maximize)
+
+    def waiting(self):
+        return 0
+
+    def running(self):
+        return 0
+
+    def spent(self):
+        return ""
+
+    def racing(self):
+        return self.race
+
+    def run_again(self, race, entries):
+        self.race = race
+        for e in entries:
+            known = {"overrides": e.overrides, "swept": {}, "repeat_of": e.repeat_of, "repeat": e.repeat}
+            self._run(e.repeat_of, e.repeat, known)
+        return list(range(len(entries)))
+
+
+def right_or_wrong(rng, qualities, *, own_sd=0.0, common_sd=0.0, examples=EXAMPLES):
+    """Return a `draw`: what is hard for one model is mostly hard for all; each run is off by its seed."""
+    hard_N = rng.standard_normal(examples)
+    own_KN = rng.standard_normal((len(qualities), examples))
+    of_seed = {}
+
+    def draw(k, seed):
+        shift = of_seed.setdefault(seed, common_sd * rng.standard_normal())
+        share = float(np.clip(qualities[k] + shift + own_sd * rng.standard_normal(), 0.01, 0.99))
+        noise_N = rng.standard_normal(examples)
+        latent_N = math.sqrt(0.85) * hard_N + math.sqrt(0.05) * own_KN[k] + math.sqrt(0.1) * noise_N
+        right_N = (latent_N < norm.ppf(share)).astype(float)
+        return right_N.mean(), Scores("accuracy", RATIO, np.arange(examples), right_N, np.ones(examples))
+
+    return draw
+
+
+def losses(rng, excess, *, examples=200):
+    """Return a `draw` of losses a token: documents differ much more than models do."""
+    document_N = rng.lognormal(0.0, 0.5, examples)
+    tokens_N = np.full(examples, 50.0)
+
+    def draw(k, seed):
+        loss_N = (document_N + excess[k] + 0.055 * rng.standard_normal(examples)) * tokens_N
+        return loss_N.sum() / tokens_N.sum(), Scores("loss", RATIO, np.arange(examples), loss_N, tokens_N)
+
+    return draw
