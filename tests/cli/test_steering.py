@@ -351,7 +351,7 @@ def test_full_disk_stops_the_worker_with_a_clear_message_and_loses_nothing(run, 
     def full(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("lorasweep.runner.worker.write_result", full)
+    monkeypatch.setattr("lorasweep.runner.endings.write_result", full)
     assert run("lora.r=1,2") == 1
     said = capsys.readouterr().err
     assert os.strerror(number) in said and "free space, then: python -m lorasweep resume" in said

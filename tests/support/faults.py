@@ -20,11 +20,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from lorasweep.lora import adapter
-from lorasweep.runner import worker
+from lorasweep.runner import endings, worker
 from lorasweep.study.study import Study
 from lorasweep.training.engine import Engine
 
-MOMENTS = ((adapter, "save"), (worker, "write_result"), (Study, "tell"), (Engine, "checkpoint"), (Study, "claim"))
+MOMENTS = ((adapter, "save"), (endings, "write_result"), (Study, "tell"), (Engine, "checkpoint"), (Study, "claim"))
 
 SELF_KILL = 0.04
 """Chance that a worker dies at one of the moments it is most vulnerable at."""
