@@ -68,6 +68,7 @@ TESTED_IN = {
         *("report.cost", "report.figure", "report.parameter_figures", "report.study_data", "report.tables"),
     },
     "runner/test_cleanup.py": {"cli.results"},
+    "runner/test_events.py": {"runner.endings"},
     "search/test_samplers.py": {"search.pruners", "search.study_view"},
     "search/test_space.py": {"search.condition", "search.dimension"},
     "serving/test_export.py": {"serving.winner", "models.fetch"},
