@@ -74,8 +74,13 @@ def _row(study: Study, trial: Any) -> dict[str, Any]:
 def load_best(folder: str | Path, trial: int | None = None) -> tuple[Any, Any]:
     """Return the best trial's peft model in evaluation mode, on a GPU where there is one, and its tokenizer.
 
-    `trial` names another one. Raises ConfigError where it has left no adapter.
+    Numbers that it gives are in the data's units. `trial` names another one. Raises ConfigError where it has left no
+    adapter.
     """
     study = Study.open(Path(folder).resolve())
     loaded = winner.load(study.trial_folder(winner.pick(study, trial)))
+    import torch
+
+    with torch.no_grad():
+        loaded.task.finished(dict(loaded.model.named_parameters()))
     return loaded.model, loaded.tokenizer

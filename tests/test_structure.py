@@ -1,11 +1,13 @@
 """The house: a room imports only from rooms before it, no file of a room is in a circle, libraries have owners."""
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+import yaml
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent / "lorasweep"
@@ -194,4 +196,30 @@ def test_no_test_imports_another_test_file():
         wrong += [
             f"{path.name} imports {name}" for name in names if name.split(".")[0].startswith(("test_", "conftest"))
         ]
+    assert wrong == []
+
+
+def task_names() -> set[str]:
+    """Return the names of our tasks, which conf/task_type holds."""
+    found = (ROOT.parent / "conf" / "task_type").glob("*.yaml")
+    return {yaml.safe_load(path.read_text(encoding="utf8"))["task_type"]["name"] for path in found}
+
+
+def test_only_a_tasks_own_room_knows_it_by_name():
+    """Else a new task would have to be written into more than its file. What docstrings tell is not looked at."""
+    names, wrong = task_names(), []
+    for module, tree in modules().items():
+        told = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        strings = [n for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+        wrong += [
+            f"{module}:{node.lineno}: {node.value}"
+            for node in strings
+            if room(module) != "tasks" and id(node) not in told and names & set(re.findall(r"\w+", node.value))
+        ]
+    assert len(names) == 6 and wrong == []
+
+
+def test_only_a_tasks_own_room_imports_its_class():
+    files = {f"tasks.{path.stem}" for path in (ROOT.parent / "conf" / "task_type").glob("*.yaml")}
+    wrong = [f"{a} imports {b}" for a, b in edges() if b in files and room(a) != "tasks"]
     assert wrong == []

@@ -41,8 +41,9 @@ def predict(options: Options) -> int:
     if not given:
         raise ConfigError(["predict: give texts, or --file texts.jsonl, .csv or .txt"], "the command line")
     folder = study.trial_folder(winner.pick(study, options.trial))
-    for answer in predicting.answers(predicting.load(folder), given):
-        print(json.dumps(answer, ensure_ascii=False) if options.json else predicting.line(answer), flush=True)
+    loaded = predicting.load(folder)
+    for answer in predicting.answers(loaded, given):
+        print(json.dumps(answer, ensure_ascii=False) if options.json else loaded.task.line(answer), flush=True)
     return 0
 
 

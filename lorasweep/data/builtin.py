@@ -9,7 +9,7 @@ import keyword
 import re
 import sysconfig
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -207,3 +207,9 @@ def _arguments(node: ast.AST) -> tuple[str, ...]:
         return ()
     found = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
     return tuple(a.arg for a in found if a.arg not in ("self", "cls"))
+
+
+VIEWS: dict[str, Callable[[], list[dict]]] = {
+    view.__name__: view for view in (labelled, naming, described, topics, python_tokens, returned)
+}
+"""What the corpus is to a task that names it so."""

@@ -64,21 +64,22 @@ _cache: OrderedDict[str, Data] = OrderedDict()
 def load(
     spec: DataSpec,
     columns: Mapping[str, str],
-    task: str,
+    view: str = "",
     problem_type: str = "auto",
     count: text_blocks.Count = text_blocks.estimated,
     tokenizer: str = "",
 ) -> Data:
     """Return the records of all splits; the last few results are kept, as long as the files are the same.
 
-    `columns` maps the task's fields to column names. `count` tells the tokens of a text, by the tokenizer of that name.
+    `columns` maps the task's fields to column names; `view` is the task's of the built-in corpus. `count` tells
+    the tokens of a text, by the tokenizer of that name.
     Raises ConfigError for a missing file, column or split, too many unreadable rows (with file and line) and an empty
     split.
     """
     files = [] if spec.source in ("builtin", "hub") else stamp(readers.files_of(spec)[0])
-    key = json.dumps([vars(spec), dict(columns), task, problem_type, tokenizer, files], sort_keys=True)
+    key = json.dumps([vars(spec), dict(columns), view, problem_type, tokenizer, files], sort_keys=True)
     if key not in _cache:
-        _cache[key] = _load(spec, columns, task, problem_type, count)
+        _cache[key] = _load(spec, columns, view, problem_type, count)
     _cache.move_to_end(key)
     while len(_cache) > CACHED:
         _cache.popitem(last=False)
@@ -90,9 +91,9 @@ def forget() -> None:
     _cache.clear()
 
 
-def _load(spec: DataSpec, asked: Mapping[str, str], task: str, problem_type: str, count: text_blocks.Count) -> Data:
+def _load(spec: DataSpec, asked: Mapping[str, str], view: str, problem_type: str, count: text_blocks.Count) -> Data:
     if spec.source == "builtin":
-        rows = _builtin(task)
+        rows = _builtin(view)
         tables = {"train": Table([Row(r) for r in rows], list(rows[0]))}
         asked = {name: name for name in rows[0]}
     else:
@@ -124,20 +125,10 @@ def _load(spec: DataSpec, asked: Mapping[str, str], task: str, problem_type: str
     )
 
 
-def _builtin(task: str) -> list[Record]:
-    views = {
-        "SEQ_CLS": builtin.labelled,
-        "CAUSAL_LM": builtin.topics,
-        "SEQ_2_SEQ_LM": builtin.naming,
-        "FEATURE_EXTRACTION": builtin.described,
-        "TOKEN_CLS": builtin.python_tokens,
-        "QUESTION_ANS": builtin.returned,
-    }
-    if task not in views:
-        raise ConfigError(
-            [f"data: the built-in corpus serves {', '.join(views)}, not {task}; give data=... and data.path="]
-        )
-    return views[task]()
+def _builtin(view: str) -> list[Record]:
+    if view not in builtin.VIEWS:
+        raise ConfigError(["data: the built-in corpus has nothing for this task; give data=... and data.path="])
+    return builtin.VIEWS[view]()
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from lorasweep import tasks
 from lorasweep.config.spec import TARGET_PRESETS, LoraSpec, TaskSpec
 from lorasweep.errors import did_you_mean
 from lorasweep.lora import inits
@@ -55,7 +56,7 @@ def config(lora: LoraSpec, task: TaskSpec, base: Base) -> LoraConfig:
         layers_pattern=layers_pattern,
         rank_pattern=dict(lora.rank_pattern or {}),
         alpha_pattern=_alphas(lora),
-        task_type=task.name,
+        task_type=tasks.kind(task.name).peft_type,
         **lora.init.in_peft(lora),
     )
 
@@ -72,7 +73,7 @@ def _alphas(lora: LoraSpec) -> dict[str, Any]:
 def _preset(base: Base, task: TaskSpec, lora: LoraSpec) -> Any:
     """Return what peft is given for a preset: full names, or peft's own words where experts are among them."""
     preset = str(lora.target_modules)
-    names = preset_names(base, task.name, preset)
+    names = preset_names(base, tasks.kind(task.name).head_names, preset)
     if lora.layers_to_transform is not None:
         names = _within_layers(names, lora)
     if not has_fused_experts(base) or preset not in WITH_EXPERTS:

@@ -132,7 +132,7 @@ def load(spec: ModelSpec, train: TrainSpec, task: Task, tokenizer: Any) -> Base:
         model, keys = _loaded(spec, getattr(transformers, task.auto_class), **kwargs, **task.model_kwargs())
     if spec.pooling == "mean":
         pool_by_mean(model)
-    task.trim(model)
+    task.trim(model, keys)
     quantization.install(model)
     if spread:
         check_placed(getattr(model, "hf_device_map", None) or {"": next(model.parameters()).device.type})
@@ -207,8 +207,8 @@ def _decoder_spec(spec: ModelSpec) -> ModelSpec:
 
 def _decoder_config(spec: ModelSpec, task: Task) -> Any:
     """Return the config of the decoder's checkpoint with a causal mask and cross-attention."""
-    if task.name != "SEQ_2_SEQ_LM":
-        raise ConfigError([f"model.decoder: only for SEQ_2_SEQ_LM, not {task.name}; set it to null"])
+    if not task.joins_decoder:
+        raise ConfigError([f"model.decoder: {task.name} takes no joined model; set it to null"])
     other = _decoder_spec(spec)
     config = _from_hub(other, source(other), transformers.AutoConfig)
     config.is_decoder = config.add_cross_attention = True

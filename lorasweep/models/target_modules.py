@@ -35,24 +35,26 @@ PRESETS = {
 # --- targets ---------------------------------------------------------------------------------------------------------
 
 
-def linear_names(base: Base, task_name: str) -> list[str]:
-    """Return the modules `all-linear` means: every linear layer but the output head and new heads (peft's rule)."""
+def linear_names(base: Base, heads: Sequence[str]) -> list[str]:
+    """Return the modules `all-linear` means: every linear layer but the output head and new heads (peft's rule).
+
+    Where the model has no output head, `heads` are left out as what the task calls one.
+    """
     model = base.model
     head = model.get_output_embeddings()
-    heads = {"classifier", "score"} if head is None and task_name == "SEQ_CLS" else set()
     return [
         name
         for name, module in model.named_modules()
         if isinstance(module, base_model.LINEAR)
         and module is not head
-        and name not in heads
+        and not (head is None and name in heads)
         and name not in base.missing
     ]
 
 
-def preset_names(base: Base, task_name: str, preset: str) -> list[str]:
+def preset_names(base: Base, heads: Sequence[str], preset: str) -> list[str]:
     """Return the full names of the modules that a preset means in this model."""
-    names = linear_names(base, task_name)
+    names = linear_names(base, heads)
     if preset != "all-linear":
         pattern = re.compile(rf"(?:.*\.)?(?:{PRESETS[preset]})")
         names = [n for n in names if pattern.fullmatch(n)]

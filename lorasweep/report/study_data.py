@@ -27,16 +27,6 @@ MOST_FOR_IMPORTANCE, TREES = 200, 32
 WIDE = 8
 """Ratio of largest to smallest from which named numbers stand on a logarithmic axis; a range says so itself."""
 
-UNITS = {
-    "loss": "nats",
-    "perplexity": "perplexity",
-    "mse": "squared error",
-    "pearson": "correlation, -1 to 1",
-    "spearman": "correlation, -1 to 1",
-    "mcc": "correlation, -1 to 1",
-}
-"""Units of the metrics that are no share from 0 to 1."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrialData:
@@ -122,7 +112,7 @@ class StudyData:
 
     @property
     def unit(self) -> str:
-        return UNITS.get(self.meta.metric, "0 to 1")
+        return self.meta.shown_unit
 
     @property
     def folder(self) -> str:

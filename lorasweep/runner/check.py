@@ -265,7 +265,7 @@ def example(work: workload.Workload) -> str:
     record = work.data.splits["train"][first.row]
     ids = list(next(iter(first.inputs.values())))
     target = first.target
-    if isinstance(target, list | tuple) and len(target) == len(ids) and work.task.name in ("CAUSAL_LM", "TOKEN_CLS"):
+    if isinstance(target, list | tuple) and len(target) == len(ids) and work.task.labels_tokens:
         return _marked(ids, [t != -100 for t in target], work.tokenizer)
     answer = next((record[k] for k in ("label", "target", "answers", "score", "positive") if k in record), "")
     return f"{work.tokenizer.decode(ids)} «{answer}»"

@@ -160,7 +160,7 @@ class Events:
         result = running.result(
             event.state,
             event.reason,
-            metric=outcome.metric_of(last, self.study.meta.metric) if last else None,
+            metric=outcome.metric_of(last, work.task, self.study.meta.metric) if last else None,
             metrics=last.metrics if last else None,
             baseline=work.task.baseline(work.data, "eval") if last else None,
             params=outcome.sizes(running.counts),

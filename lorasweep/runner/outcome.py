@@ -18,7 +18,7 @@ from lorasweep.lora import adapter
 from lorasweep.models import base_model
 from lorasweep.study.result import Metric, Params, Reload, result_of, write_result
 from lorasweep.study.study import Study
-from lorasweep.tasks.task import Prediction, maximize
+from lorasweep.tasks.task import Prediction, Task
 from lorasweep.training import evaluation, workload
 from lorasweep.training.engine import Engine, EvalEvent
 
@@ -37,9 +37,9 @@ RELOAD_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e
 format: plain peft multiplies A and B in fp32, we in the base's format."""
 
 
-def metric_of(last: EvalEvent, primary: str) -> Metric:
+def metric_of(last: EvalEvent, task: Task, primary: str) -> Metric:
     """Return the metric that ranks the trials, as of a trial's last evaluation."""
-    return Metric(name=primary, value=last.metrics[primary], maximize=maximize(primary))
+    return Metric(name=primary, value=last.metrics[primary], maximize=task.metric(primary).maximize)
 
 
 def sizes(counts: adapter.Counts) -> Params:

@@ -1,5 +1,6 @@
 """From a request to a plan: the space, its points, what is checked of them, and what study.json will hold."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from lorasweep.search.space import Space
 from lorasweep.study import provenance
 from lorasweep.study.meta import Entry, StudyMeta, new_name
 from lorasweep.study.study import Study
-from lorasweep.tasks.task import maximize as better_when_larger
+from lorasweep.tasks.metric import Metric
 from lorasweep.training import workload
 from lorasweep.training.workload import Workload
 
@@ -47,7 +48,8 @@ def plan(request: Request, asked: Points | None = None) -> Plan:
     loaded = preflight(asked.specs, here)
     never = _never(asked.specs, loaded, asked.space.keys) if here else []
     first = asked.specs[0]
-    meta = _meta(request, asked.space, first, _shared_metric(asked.specs, loaded))
+    metric = loaded[workload.key(first)].task.metric(_shared_metric(asked.specs, loaded))
+    meta = _meta(request, asked.space, first, metric)
     return Plan(Path(meta.outputs).resolve() / meta.name, meta, asked.entries, loaded, first, never)
 
 
@@ -81,18 +83,22 @@ def _never(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload], swept: Se
 # --- study.json ------------------------------------------------------------------------------------------------------
 
 
-def _meta(request: Request, space: Space, first: TrialSpec, metric: str) -> StudyMeta:
+def _meta(request: Request, space: Space, first: TrialSpec, metric: Metric) -> StudyMeta:
     """Return what study.json will hold. Raises ConfigError where search.warm_start names a study that cannot teach."""
     direction = first.search.direction
-    maximize = better_when_larger(metric) if direction == "auto" else direction == "maximize"
-    teachers(first.search, metric, maximize)
+    maximize = metric.maximize if direction == "auto" else direction == "maximize"
+    teachers(first.search, metric.name, maximize)
+    low, high = (end if math.isfinite(end) else None for end in metric.bounds)
     warm_start = [str(Path(folder).resolve()) for folder in first.search.warm_start or []]
     return StudyMeta(
         name=first.study or new_name(space.keys),
         swept=space.keys,
         overrides=request.overrides,
-        metric=metric,
+        metric=metric.name,
         maximize=maximize,
+        unit=metric.unit,
+        low=low,
+        high=high,
         created=provenance.now(),
         question=first.search.question or request.question,
         space=space.describe(),

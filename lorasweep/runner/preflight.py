@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from lorasweep.config.spec import TrialSpec
+from lorasweep.data.dataset import Data
 from lorasweep.errors import ConfigError
 from lorasweep.hardware import device
 from lorasweep.lora import peft_config
@@ -35,7 +36,7 @@ def preflight(specs: Sequence[TrialSpec], here: bool = True) -> dict[str, Worklo
             if here:
                 problems += peft_config.misread(spec.lora, spec.task_type, bases[group], device.device_of(spec.train))
             problems += gradient_checkpointing.problems(spec, bases[group].model)
-            problems += metric_problems(spec, loaded[group].task)
+            problems += metric_problems(spec, loaded[group].task, loaded[group].data)
         except ConfigError as error:
             failed.add(group)
             problems += error.problems
@@ -52,9 +53,16 @@ def _lacking(spec: TrialSpec) -> list[str]:
     return quantization.lacking(spec, there)
 
 
-def metric_problems(spec: TrialSpec, task: Task) -> list[str]:
-    """Return a problem where task_type.primary names no metric of the task."""
-    primary = spec.task_type.primary
-    if primary is None or primary in task.metric_names:
+def metric_problems(spec: TrialSpec, task: Task, data: Data) -> list[str]:
+    """Return a problem where task_type.primary names no metric of the task, or one that has no value on eval."""
+    primary = spec.task_type.primary or task.primary
+    if primary not in task.metric_names:
+        return [f"task_type.primary: {task.name} has {', '.join(task.metric_names)}, got '{primary}'"]
+    reason = task.undefined(data, "eval").get(primary)
+    if reason is None:
         return []
-    return [f"task_type.primary: {task.name} has {', '.join(task.metric_names)}, got '{primary}'"]
+    others = ", ".join(name for name in task.metric_names if name not in task.undefined(data, "eval"))
+    return [
+        f"data.eval_split: {primary} has no value on eval ({reason}); give a split that has some, or rank by another "
+        f"metric, task_type.primary={others.split(', ')[0]} (of {others})"
+    ]

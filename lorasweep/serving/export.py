@@ -12,8 +12,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
+from lorasweep import tasks
 from lorasweep.config.fields import Affects
 from lorasweep.config.spec import ModelSpec, TrialSpec
 from lorasweep.credentials import redact
@@ -25,16 +28,7 @@ from lorasweep.serving.winner import Loaded
 from lorasweep.study import answer, example_scores, provenance, significance
 from lorasweep.study.result import TrialResult
 from lorasweep.study.study import Study
-
-PIPELINES = {
-    "SEQ_CLS": "text-classification",
-    "TOKEN_CLS": "token-classification",
-    "QUESTION_ANS": "question-answering",
-    "CAUSAL_LM": "text-generation",
-    "SEQ_2_SEQ_LM": "text2text-generation",
-    "FEATURE_EXTRACTION": "feature-extraction",
-}
-"""The hub's names."""
+from lorasweep.tasks.task import Task
 
 
 def export(study: Study, number: int, folder: Path, *, merged: bool) -> None:
@@ -49,12 +43,24 @@ def export(study: Study, number: int, folder: Path, *, merged: bool) -> None:
     whole = merge(loaded.model) if merged else None
     folder.mkdir(parents=True, exist_ok=True)
     if whole is not None:
+        with torch.no_grad():
+            loaded.task.finished(dict(whole.named_parameters()))
         whole.save_pretrained(folder)
     else:
         shutil.copytree(trial / "adapter", folder, dirs_exist_ok=True)
+        _finish(folder / "adapter_model.safetensors", loaded.task)
         _name_base(folder / "adapter_config.json", loaded.spec.model)
     loaded.tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card(study, number, loaded, merged=merged), encoding="utf8")
+
+
+def _finish(path: Path, task: Task) -> None:
+    """Let a saved adapter answer in the user's units; the same bytes where it does."""
+    weights = load_file(path)
+    before = {name: weight.clone() for name, weight in weights.items()}
+    task.finished(weights)
+    if any(not torch.equal(weight, before[name]) for name, weight in weights.items()):
+        save_file(weights, path, metadata={"format": "pt"})
 
 
 def merge(peft_model: Any) -> Any:
@@ -126,14 +132,17 @@ def _front(study: Study, result: TrialResult, spec: TrialSpec, merged: bool) -> 
     base = hub_id(spec.model)
     if base:
         out |= {"base_model": base, "base_model_relation": "merge" if merged else "adapter"}
-    out |= {"pipeline_tag": PIPELINES[spec.task_type.name], "tags": ["lora", "lorasweep", "base_model:" + (base or "")]}
+    out |= {
+        "pipeline_tag": tasks.kind(spec.task_type.name).pipeline,
+        "tags": ["lora", "lorasweep", "base_model:" + (base or "")],
+    }
     out["tags"] = [t for t in out["tags"] if not t.endswith(":")]
     out["metrics"] = [study.meta.metric]
     metrics = result.metrics or {}
     values = [{"type": k, "value": float(v), "name": f"eval {k}"} for k, v in metrics.items()]
     tested = {k: v for k, v in (result.test or {}).items() if k in metrics}
     values += [{"type": k, "value": float(v), "name": f"test {k}"} for k, v in tested.items()]
-    task = {"type": PIPELINES[spec.task_type.name]}
+    task = {"type": tasks.kind(spec.task_type.name).pipeline}
     dataset = {"name": _data_name(spec), "type": _data_name(spec)}
     out["model-index"] = [{"name": study.meta.name, "results": [{"task": task, "dataset": dataset, "metrics": values}]}]
     return out
@@ -173,7 +182,7 @@ def _use(loaded: Loaded, merged: bool) -> str:
 def _pooling(spec: TrialSpec) -> str:
     """Return what other code has to do like the training did, where that is not the model's own way."""
     notes = []
-    if spec.model.pooling == "mean" and spec.task_type.name != "FEATURE_EXTRACTION":
+    if spec.model.pooling == "mean" and not tasks.kind(spec.task_type.name).pools:
         notes.append(
             "The head was trained on the mean over the token vectors (`model.pooling=mean`), not on the model's "
             "pooled first token: other code has to pool so too, e.g. `lorasweep.models.base_model.pool_by_mean(base)` "

@@ -14,8 +14,8 @@ from lorasweep.files import read_json, replace_file
 from lorasweep.serving import mlflow_model, winner
 from lorasweep.study import answer, comparison, example_scores, significance
 from lorasweep.study.comparison import Rivals
-from lorasweep.study.example_scores import Scores
 from lorasweep.study.study import Study
+from lorasweep.tasks.metric import Parts
 from lorasweep.tracking import outbox, runs
 from lorasweep.tracking.mlflow_store import Mirror
 
@@ -136,7 +136,7 @@ class Score:
         found = next(c for c in answer.answer(study).candidates if c.number == number)
         fingerprint = winner.result(study, number).data_fingerprint
         folders = [str(study.trial_folder(n)) for n in found.scored]
-        margin = answer.margin(study.search.margin, study.meta.metric, found.value)
+        margin = answer.margin(study.search.margin, study.meta.bounds, found.value)
         meta = study.meta
         return Score(meta.metric, found.value, meta.maximize, found.standard_error, fingerprint, folders, margin)
 
@@ -183,7 +183,7 @@ class Score:
         _, low, high = comparison.difference_interval(rivals, 0, 1)
         return significance.Interval(low, high)
 
-    def _parts(self) -> list[Scores]:
+    def _parts(self) -> list[Parts]:
         found = (example_scores.read(Path(f)) for f in self.folders)
         return [s for s in found if s is not None]
 

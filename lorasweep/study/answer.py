@@ -22,11 +22,11 @@ from lorasweep.credentials import redact
 from lorasweep.files import replace_file
 from lorasweep.study import comparison, repeats, significance
 from lorasweep.study.comparison import Rivals
-from lorasweep.study.example_scores import Scores
 from lorasweep.study.provenance import REGISTERS
 from lorasweep.study.result import TrialResult, result_of
 from lorasweep.study.significance import Interval
 from lorasweep.study.study import Study
+from lorasweep.tasks.metric import Parts
 
 NOISE = {"train_s": 0.1, "peak_gib": 0.02}
 """Measured costs: shares by which two runs of the same work differ."""
@@ -171,7 +171,7 @@ def answer(study: Study) -> Answer:
     field_, rivals = _rivals(study, runs, first.number)
     judged = _judged(made, field_, rivals, first.number)
     best = judged[first.number]
-    margin_ = margin(study.search.margin, study.meta.metric, best.value)
+    margin_ = margin(study.search.margin, study.meta.bounds, best.value)
     return replace(
         empty,
         candidates=list(judged.values()),
@@ -199,7 +199,7 @@ def _candidate(
     parts = [s for t in shown if (s := study.scores(t.number)) is not None]
     error, interval = significance.sure(parts, values, spread if len(runs) > 1 else None)
     if interval is not None:
-        interval = interval.within(*significance.limits(study.meta.metric))
+        interval = interval.within(*study.meta.bounds)
     return Candidate(
         result=result_of(trial, study.trial_folder(trial.number)),
         values=values,
@@ -232,14 +232,14 @@ def _rivals(study: Study, runs: Mapping[int, Sequence[FrozenTrial]], best: int) 
     names = list(same)
     replicates_KR = np.stack([sign * significance.mean_replicates(same[n]) for n in names])
     if not several:
-        return names, Rivals(sign * np.array([significance.metric(same[n][0]) for n in names]), replicates_KR)
+        return names, Rivals(sign * np.array([same[n][0].value for n in names]), replicates_KR)
     fit = comparison.fit_seeds({n: repeats.by_seed(runs[n]) for n in names})
     if fit is None:
         return [], None
     return names, Rivals(sign * fit.mean_K, replicates_KR, fit.covariance_KK, fit.free)
 
 
-def _examples(parts: Sequence[Scores | None]) -> bytes:
+def _examples(parts: Sequence[Parts | None]) -> bytes:
     """Return which eval examples all runs were scored on; b"" where they differ or one left none."""
     found = {b"" if s is None else significance.examples(s) for s in parts}
     return found.pop() if len(found) == 1 else b""
@@ -289,11 +289,11 @@ def _corrected(
 # --- what is nearly as good for less ---------------------------------------------------------------------------------
 
 
-def margin(given: float | None, metric: str, value: float) -> float:
+def margin(given: float | None, bounds: tuple[float, float], value: float) -> float:
     """Return how much worse than the best counts as near enough: search.margin, or a point, or 1 % of a loss."""
     if given is not None:
         return given
-    return 0.01 if math.isfinite(significance.limits(metric)[1]) else 0.01 * abs(value)
+    return 0.01 if math.isfinite(bounds[1]) else 0.01 * abs(value)
 
 
 def cheapest(best: Candidate, candidates: Sequence[Candidate], margin: float) -> Candidate | None:

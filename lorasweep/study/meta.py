@@ -1,6 +1,7 @@
 """What a study is, apart from its trials: study.json, and the entries of its queue."""
 
 import json
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from lorasweep.config.spec import SearchSpec, known_keys
 from lorasweep.errors import ConfigError
 from lorasweep.files import read_json, replace_file
 from lorasweep.search.dimension import Value
+from lorasweep.tasks.metric import older_scale
 
 STUDY = "study.json"
 
@@ -40,6 +42,22 @@ class StudyMeta:
     storage: str | None = None
     """The database, without its password; None is the journal file beside study.json."""
     mlflow_parent: str | None = None
+    unit: str = ""
+    """What the metric is measured in; "" in studies that did not write it down."""
+    low: float | None = None
+    """Lowest value that the metric can have, None where there is none; `high` likewise."""
+    high: float | None = None
+
+    @property
+    def shown_unit(self) -> str:
+        return self.unit or older_scale(self.metric)[1]
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Lowest and highest value that the metric can have."""
+        if not self.unit:
+            return older_scale(self.metric)[0]
+        return (-math.inf if self.low is None else self.low), (math.inf if self.high is None else self.high)
 
 
 @dataclass(frozen=True)

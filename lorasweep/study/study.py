@@ -33,7 +33,7 @@ LOOK_AT = 32
 """Waiting trials among which one is sought that shares what a worker has loaded."""
 
 if TYPE_CHECKING:
-    from lorasweep.study.example_scores import Scores
+    from lorasweep.tasks.metric import Parts
 
 
 class Study:
@@ -449,7 +449,7 @@ class Study:
         found = self._optuna.get_trials(deepcopy=False)
         return [t for t in found if "origin" not in t.user_attrs]
 
-    def scores(self, number: int) -> "Scores | None":
+    def scores(self, number: int) -> "Parts | None":
         """Return what each eval example adds to a trial's metric; None where the trial left nothing of the kind."""
         from lorasweep.study import example_scores  # loads the tasks, which a look at the queue does without
 

@@ -3,36 +3,47 @@
 Shapes: B rows, T tokens, N supervised positions, D hidden, V words.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from lorasweep.config.spec import DataSpec, TaskSpec
+from lorasweep.config.spec import DataSpec, TaskSpec, TrialSpec
 from lorasweep.data.dataset import Data, Record
-from lorasweep.tasks import generation, special_tokens
+from lorasweep.errors import ConfigError
+from lorasweep.tasks import generation, register, special_tokens
 from lorasweep.tasks.chat_template import Turns, chats
 from lorasweep.tasks.lm_head import Head
-from lorasweep.tasks.task import IGNORE, Batch, Example, Prediction, Task, mean_loss
+from lorasweep.tasks.metric import LOSS, PERPLEXITY, Metric, Prediction, by_row, ratio
+from lorasweep.tasks.task import IGNORE, Answer, Batch, Example, Fields, Task, in_order
 from lorasweep.tasks.too_long import Cutter
 
+UNCUT = 1_000_000
+"""A max_tokens that cuts nothing."""
 
+
+@register
 class CausalLM(Task):
     name = "CAUSAL_LM"
     auto_class = "AutoModelForCausalLM"
-    metric_names: tuple[str, ...] = ("loss", "perplexity", "token_accuracy")
+    peft_type = "CAUSAL_LM"
+    pipeline = "text-generation"
+    builtin = "topics"
+    answers_with: ClassVar[Mapping[str, Any]] = {"generate": True, "generate_samples": None}
+    labels_tokens = True
+    always_masked = False
 
     def __init__(self, spec: TaskSpec) -> None:
         super().__init__(spec)
-        if spec.generate:
-            self.metric_names = (*self.metric_names, "exact_match")
         self.tokenizer: Any = None
         self.stop: tuple[int, ...] = ()
         """Token that ends an assistant's turn, beside the end token."""
         self.head = Head()
+
+    def measures(self) -> Sequence[Metric]:
+        return (*TOKEN_METRICS, generation.EXACT_MATCH) if self.spec.generate else TOKEN_METRICS
 
     def columns(self, spec: DataSpec) -> dict[str, str]:
         if spec.messages_column:
@@ -109,12 +120,68 @@ class CausalLM(Task):
                 p |= {"text": text, "right": right}
         return found
 
-    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        values = token_metrics(predictions)
-        if self.spec.generate:
-            rights = [p["right"] for p in predictions if "text" in p]
-            values["exact_match"] = sum(rights) / len(rights) if rights else math.nan
-        return values
+    def fields(self, spec: DataSpec) -> Fields:
+        return Fields((next(n for n in ("messages", "prompt", "text") if n in self.columns(spec)),))
+
+    def blank(self, fields: Record) -> Record:
+        if "messages" not in fields:
+            return {"prompt": fields.get("prompt", fields.get("text")), "completion": ""}
+        chat = fields["messages"]
+        turns = [{"role": "user", "content": chat}] if isinstance(chat, str) else list(chat)
+        return {"messages": [*turns, {"role": "assistant", "content": "."}]}
+
+    def encode_input(self, fields: Record, tokenizer: Any, spec: DataSpec) -> list[Example]:
+        """A prompt is never cut, and plain text goes on as it stands."""
+        suffix = spec.prompt_suffix if spec.prompt_column else ""
+        return super().encode_input(fields, tokenizer, replace(spec, max_tokens=UNCUT, prompt_suffix=suffix))
+
+    def answer(self, model: Any, batches: Sequence[Batch], records: Sequence[Record]) -> list[Answer]:
+        """Return what the model writes. Raises ConfigError where a prompt and what follows are more than it reads."""
+        room = getattr(model.config, "max_position_embeddings", None) or UNCUT
+        more = self.spec.max_new_tokens
+        lengths = {row: len(info[0]) for b in batches for row, info in zip(b.rows, b.infos, strict=True)}
+        problems = [
+            f"input {row + 1}: has {length} tokens, and {more} are written; the model reads {room}"
+            for row, length in sorted(lengths.items())
+            if length + more > room
+        ]
+        if problems:
+            raise ConfigError(problems)
+        return in_order({p["row"]: {"text": p["text"]} for batch in batches for p in self.predict(model, batch)})
+
+    def answer_columns(self) -> dict[str, str]:
+        return {"text": "string"}
+
+    def line(self, answer: Answer) -> str:
+        return answer["text"].replace("\n", "\\n")
+
+    def no_pipeline(self, spec: DataSpec, tokenizer: Any) -> str:
+        if "messages" in self.columns(spec):
+            return "MLflow hands text to text-generation, not a chat's turns"
+        if special_tokens.asked_for(tokenizer)[1] is None:
+            return "the tokenizer, asked by the pipeline, would end each prompt as if nothing followed it"
+        return ""
+
+    def pipeline_prompt(self, tokenizer: Any, spec: DataSpec) -> str:
+        """Return, before the prompt, what the tokenizer would put there itself, and behind it the suffix."""
+        _, before = special_tokens.asked_for(tokenizer)
+        assert before is not None, "no_pipeline has asked"
+        suffix = spec.prompt_suffix if "prompt" in self.columns(spec) else ""
+        doubled = (text.replace("{", "{{").replace("}", "}}") for text in (before, suffix))
+        return "{prompt}".join(doubled)
+
+    def pipeline_arguments(self, model: Any, tokenizer: Any, spec: TrialSpec) -> dict[str, Any]:
+        ends = model.generation_config.eos_token_id
+        found = {*(ends if isinstance(ends, list | tuple) else [ends]), tokenizer.eos_token_id} - {None}
+        return {
+            "max_new_tokens": spec.task_type.max_new_tokens,
+            "do_sample": False,
+            "num_beams": 1,
+            "return_full_text": False,
+            "add_special_tokens": special_tokens.asked_for(tokenizer)[0],
+            "eos_token_id": sorted(found) or None,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
 
     def readable(self, record: Record, prediction: Prediction) -> str:
         if "text" in prediction:
@@ -144,11 +211,12 @@ def token_predictions(batch: Batch, losses_N: Tensor, where: Tensor, correct_N: 
     ]
 
 
-def token_metrics(predictions: Sequence[Prediction]) -> dict[str, float]:
-    """Return loss, perplexity and accuracy over all supervised tokens."""
-    loss = mean_loss(predictions)
-    right, tokens = (sum(p[k] for p in predictions) for k in ("correct", "supervised"))
-    return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "token_accuracy": right / tokens}
+TOKEN_METRICS = (
+    LOSS,
+    PERPLEXITY,
+    Metric("token_accuracy", by_row(lambda prediction: (prediction["correct"], prediction["supervised"])), ratio),
+)
+"""Over all supervised tokens."""
 
 
 def readable_tokens(prediction: Prediction) -> str:

@@ -6,7 +6,9 @@ a positive (and a negative): the anchor finds its positive among the slot's othe
 Shapes: B rows, T tokens, D hidden, C candidates, N rows of a split.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import functools
+import math
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,29 +19,75 @@ from torch.nn.functional import cross_entropy, normalize
 from lorasweep.config.spec import DataSpec, TaskSpec
 from lorasweep.data.dataset import Data, Record
 from lorasweep.errors import ConfigError
-from lorasweep.tasks.task import Batch, Example, Prediction, Task, mean_loss
+from lorasweep.tasks import register
+from lorasweep.tasks.metric import CORRELATION, Metric, Pairs, Prediction, by_row, pearson, ratio, spearman, summed_loss
+from lorasweep.tasks.task import Answer, Batch, Example, Fields, Task, in_order
 
-PAIR_METRICS: tuple[str, ...] = ("spearman", "pearson", "loss")
-SEARCH_METRICS: tuple[str, ...] = ("recall_at_1", "recall_at_10", "mrr", "loss")
+PAIR_LOSS = Metric("loss", summed_loss, ratio, (0.0, math.inf), "squared error", maximize=False)
+
+SHOWN = 8
+"""Numbers of an embedding in a line for people."""
 
 EVAL_ROWS = 64
 """Anchors that the evaluation's loss sees at once, in the order of the split: it depends on no batch size."""
 
 
+@register
 class FeatureExtraction(Task):
     name = "FEATURE_EXTRACTION"
     auto_class = "AutoModel"
-    metric_names: tuple[str, ...] = SEARCH_METRICS
+    peft_type = "FEATURE_EXTRACTION"
+    pipeline = "feature-extraction"
+    builtin = "described"
+    state = ("low", "high")
+    pools = True
 
     def __init__(self, spec: TaskSpec) -> None:
         super().__init__(spec)
         self.low, self.high = 0.0, 1.0
         """Lowest and highest score of train."""
-
-    @property
-    def scored(self) -> bool:
+        self.scored = False
         """Whether the data are pairs with a score."""
-        return self.metric_names == PAIR_METRICS
+        self._ranked: tuple[Any, list[int]] = (None, [])
+        """Predictions and their ranks: three metrics read them."""
+
+    def measures(self) -> Sequence[Metric]:
+        if self.scored:
+            return (
+                Metric("spearman", by_row(_cosine_and_score), spearman, **CORRELATION),
+                Metric("pearson", by_row(_cosine_and_score), pearson, **CORRELATION),
+                PAIR_LOSS,
+            )
+        return (
+            Metric("recall_at_1", functools.partial(self._within, 1), ratio),
+            Metric("recall_at_10", functools.partial(self._within, 10), ratio),
+            Metric("mrr", self._reciprocal, ratio),
+            Metric("loss", self._search_losses, ratio, (0.0, math.inf), "nats", maximize=False),
+        )
+
+    def _ranks(self, predictions: Sequence[Prediction]) -> dict[int, int]:
+        """Return the rank of each row's positive among the candidates of all rows."""
+        if self._ranked[0] is not predictions:
+            vectors, infos = _columns(predictions)
+            self._ranked = predictions, search_ranks(vectors[0], vectors[1], infos).tolist()
+        return dict(zip((p["row"] for p in predictions), self._ranked[1], strict=True))
+
+    def _within(self, limit: int, predictions: Sequence[Prediction]) -> Pairs:
+        return {row: (rank <= limit, 1) for row, rank in self._ranks(predictions).items()}
+
+    def _reciprocal(self, predictions: Sequence[Prediction]) -> Pairs:
+        return {row: (1 / rank, 1) for row, rank in self._ranks(predictions).items()}
+
+    def _search_losses(self, predictions: Sequence[Prediction]) -> Pairs:
+        """Return each anchor's own loss, among the texts that it is evaluated with."""
+        vectors, infos = _columns(predictions)
+        losses = batch_losses(vectors, infos, self.spec.temperature).tolist()
+        return {p["row"]: (loss, 1) for p, loss in zip(predictions, losses, strict=True)}
+
+    def undefined(self, data: Data, split: str) -> dict[str, str]:
+        if not self.scored or len({float(r["score"]) for r in data.splits[split]}) > 1:
+            return {}
+        return dict.fromkeys(("spearman", "pearson"), "all scores are equal")
 
     @property
     def divisible(self) -> bool:
@@ -47,7 +95,7 @@ class FeatureExtraction(Task):
         return self.scored
 
     def columns(self, spec: DataSpec) -> dict[str, str]:
-        self.metric_names = PAIR_METRICS if spec.score_column else SEARCH_METRICS
+        self.scored = spec.score_column is not None
         if spec.score_column:
             return {"text": spec.text_column, "text_pair": str(spec.text_pair_column), "score": spec.score_column}
         columns = {"anchor": spec.anchor_column, "positive": spec.positive_column}
@@ -68,7 +116,7 @@ class FeatureExtraction(Task):
             return [f"data.score_column: train needs different scores, all are {self.low:g}"]
         return []
 
-    def trim(self, model: Any) -> None:
+    def trim(self, model: Any, new: Collection[str] | None = None) -> None:
         """Take off the pooler, whose output nobody reads. Raises ConfigError for an encoder-decoder."""
         if model.config.is_encoder_decoder:
             raise ConfigError(
@@ -150,26 +198,42 @@ class FeatureExtraction(Task):
             p |= {"vectors": [v_BD[i] for v_BD in kept], "info": batch.infos[i]}
         return found
 
-    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        if self.scored:
-            from torchmetrics.functional.regression import pearson_corrcoef, spearman_corrcoef
+    def fields(self, spec: DataSpec) -> Fields:
+        return Fields(("text",), ("text_pair",)) if self.scored else Fields(("anchor",), ("positive",))
 
-            cosines = torch.tensor([p["cosine"] for p in predictions], dtype=torch.float64)
-            scores = torch.tensor([p["score"] for p in predictions], dtype=torch.float64)
-            return {
-                "spearman": float(spearman_corrcoef(cosines, scores)),
-                "pearson": float(pearson_corrcoef(cosines, scores)),
-                "loss": mean_loss(predictions),
-            }
-        infos = [p["info"] for p in predictions]
-        vectors = [torch.stack(list(column)) for column in zip(*(p["vectors"] for p in predictions), strict=True)]
-        ranks_N = search_ranks(vectors[0], vectors[1], infos).double()
-        return {
-            "recall_at_1": float((ranks_N <= 1).double().mean()),
-            "recall_at_10": float((ranks_N <= 10).double().mean()),
-            "mrr": float((1 / ranks_N).mean()),
-            "loss": float(batch_losses(vectors, infos, self.spec.temperature).double().mean()),
-        }
+    def blank(self, fields: Record) -> Record:
+        """Return two texts, the first again where there is one."""
+        second = "text_pair" if "text" in fields else "positive"
+        return {second: next(iter(fields.values())), **fields, "score": self.low}
+
+    def encode_input(self, fields: Record, tokenizer: Any, spec: DataSpec) -> list[Example]:
+        examples = super().encode_input(fields, tokenizer, spec)
+        return [replace(e, target=([], 0.0)) for e in examples] if len(fields) == 1 else examples
+
+    def shape(self, example: Example) -> Hashable:
+        """Return how many texts there are beside the first."""
+        return len(example.target[0])
+
+    def answer(self, model: Any, batches: Sequence[Batch], records: Sequence[Record]) -> list[Answer]:
+        """Return the cosine of a pair, the unit vector of a text."""
+        found: dict[int, Answer] = {}
+        for batch in batches:
+            vectors = embeddings(model, batch)
+            if len(vectors) > 1:
+                cosines = (vectors[0] * vectors[1]).sum(-1).tolist()
+                found |= {row: {"similarity": v} for row, v in zip(batch.rows, cosines, strict=True)}
+            else:
+                found |= {row: {"embedding": v} for row, v in zip(batch.rows, vectors[0].tolist(), strict=True)}
+        return in_order(found)
+
+    def answer_columns(self) -> dict[str, str]:
+        return {"embedding": "doubles"}
+
+    def line(self, answer: Answer) -> str:
+        if "similarity" in answer:
+            return f"{answer['similarity']:.4f}"
+        numbers = answer["embedding"]
+        return f"{len(numbers)} numbers: {' '.join(f'{v:.4f}' for v in numbers[:SHOWN])} ..."
 
     def readable(self, record: Record, prediction: Prediction) -> str:
         cosine = prediction["cosine"] if self.scored else float(prediction["vectors"][0] @ prediction["vectors"][1])
@@ -180,6 +244,16 @@ class FeatureExtraction(Task):
         if self.scored:
             return {}
         return {"random_recall_at_1": 1 / len({str(r["positive"]) for r in data.splits[split]})}
+
+
+def _cosine_and_score(prediction: Prediction) -> tuple[float, float]:
+    return prediction["cosine"], prediction["score"]
+
+
+def _columns(predictions: Sequence[Prediction]) -> tuple[list[Tensor], list[Any]]:
+    """Return the vectors of each text column, [N, D] each, and what tells equal texts."""
+    vectors = [torch.stack(list(column)) for column in zip(*(p["vectors"] for p in predictions), strict=True)]
+    return vectors, [p["info"] for p in predictions]
 
 
 def embeddings(model: Any, batch: Batch) -> list[Tensor]:

@@ -3,6 +3,7 @@
 Shapes: B rows, T tokens.
 """
 
+import functools
 import re
 from collections.abc import Sequence
 from decimal import Decimal
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from lorasweep.tasks.metric import Metric, Pairs, Prediction, bleu, chrf, ratio
 
 SPACELESS = re.compile("([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
 """Characters of scripts without spaces between words (Chinese, Japanese): each counts as a word."""
@@ -22,7 +25,8 @@ NUMBER = re.compile(
 )
 """A number, maybe with a currency before it, commas between thousands and a full stop after it."""
 
-SCORES = ("rouge_l", "bleu", "chrf")
+WRITTEN = "text"
+"""Key of predictions whose answer was generated; other rows have no part in the metrics of texts."""
 
 
 def chosen(count: int, limit: int | None) -> set[int]:
@@ -67,21 +71,19 @@ def padded_left(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device
     return ids_BT.to(device), mask_BT.to(device)
 
 
-def scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return ROUGE-L (F, the best reference), BLEU (sacrebleu's 13a tokens) and chrF of texts, each from 0 to 1."""
-    from torchmetrics.functional.text import chrf_score, sacre_bleu_score
+def rouge_l(text: str, references: Sequence[str]) -> float:
+    """Return ROUGE-L of a text (F, the best reference), from 0 to 1."""
     from torchmetrics.functional.text.rouge import rouge_score
 
-    spaced = [_spaced(t) for t in texts]
-    spaced_references = [[_spaced(r) for r in refs] for refs in references]
-    rouge = rouge_score(
-        spaced, spaced_references, accumulate="best", rouge_keys="rougeL", normalizer=str.lower, tokenizer=_words
+    found = rouge_score(
+        [_spaced(text)],
+        [[_spaced(r) for r in references]],
+        accumulate="best",
+        rouge_keys="rougeL",
+        normalizer=str.lower,
+        tokenizer=_words,
     )
-    return {
-        "rouge_l": float(rouge["rougeL_fmeasure"]),
-        "bleu": float(sacre_bleu_score(spaced, spaced_references, tokenize="13a")),
-        "chrf": float(torch.as_tensor(chrf_score(texts, references, n_word_order=0))),
-    }
+    return float(found["rougeL_fmeasure"])
 
 
 def counts(metric: str, text: str, references: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -106,6 +108,28 @@ def counts(metric: str, text: str, references: Sequence[str]) -> tuple[list[int]
 
 def _ints(*found: Any) -> list[int]:
     return [int(v) for part in found for v in part.reshape(-1).tolist()]
+
+
+def measures() -> tuple[Metric, ...]:
+    """Return the metrics of texts against references: ROUGE-L, BLEU (sacrebleu's 13a tokens) and chrF."""
+    return (
+        Metric("rouge_l", _rouge_l, ratio),
+        Metric("bleu", functools.partial(_counts, "bleu"), bleu),
+        Metric("chrf", functools.partial(_counts, "chrf"), chrf),
+    )
+
+
+def _rouge_l(predictions: Sequence[Prediction]) -> Pairs:
+    return {p["row"]: (rouge_l(p["text"], p["references"]), 1) for p in predictions if WRITTEN in p}
+
+
+def _counts(metric: str, predictions: Sequence[Prediction]) -> Pairs:
+    return {p["row"]: counts(metric, p["text"], p["references"]) for p in predictions if WRITTEN in p}
+
+
+EXACT_MATCH = Metric(
+    "exact_match", lambda predictions: {p["row"]: (p["right"], 1) for p in predictions if WRITTEN in p}, ratio
+)
 
 
 def answer(text: str, pattern: str) -> str:

@@ -21,7 +21,9 @@ from torch.nn.functional import cross_entropy, pad
 from lorasweep.config.spec import DataSpec, TaskSpec
 from lorasweep.data.dataset import Data, Record
 from lorasweep.errors import ConfigError
-from lorasweep.tasks.task import Batch, Example, Prediction, Task, mean_loss
+from lorasweep.tasks import register
+from lorasweep.tasks.metric import LOSS, Metric, Pairs, Prediction, ratio
+from lorasweep.tasks.task import Answer, Batch, Example, Fields, Task, in_order
 
 MAX_ANSWER_TOKENS = 30
 """Longest span that is predicted, as in BERT's own SQuAD code."""
@@ -56,15 +58,35 @@ class Window:
         return self.context[first[0] : last[1]].strip()
 
 
+@register
 class QuestionAns(Task):
     name = "QUESTION_ANS"
     auto_class = "AutoModelForQuestionAnswering"
-    metric_names = ("f1", "exact_match", "loss")
+    peft_type = "QUESTION_ANS"
+    pipeline = "question-answering"
+    builtin = "returned"
+    state = ("may_abstain",)
+    held = (Window,)
 
     def __init__(self, spec: TaskSpec) -> None:
         super().__init__(spec)
         self.may_abstain = False
         """Whether train holds a question without an answer; if not, none is ever predicted."""
+
+    def measures(self) -> Sequence[Metric]:
+        return (Metric("f1", self._f1, ratio), Metric("exact_match", self._exact, ratio), LOSS)
+
+    def _f1(self, predictions: Sequence[Prediction]) -> Pairs:
+        return {row: (f1, 1) for row, (f1, _) in self._scores(predictions).items()}
+
+    def _exact(self, predictions: Sequence[Prediction]) -> Pairs:
+        return {row: (exact, 1) for row, (_, exact) in self._scores(predictions).items()}
+
+    def _scores(self, predictions: Sequence[Prediction]) -> dict[int, tuple[float, float]]:
+        """Return F1 and exact match of each row's answer."""
+        facts = {p["row"]: p for p in predictions}
+        texts = self.answers(predictions)
+        return {row: score(text, facts[row]["answers"], facts[row]["by_character"]) for row, text in texts.items()}
 
     def columns(self, spec: DataSpec) -> dict[str, str]:
         if spec.source == "squad":
@@ -159,17 +181,22 @@ class QuestionAns(Task):
             windows[p["row"]].append(p)
         return {row: self._answer(found) for row, found in windows.items()}
 
-    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        facts = {p["row"]: p for p in predictions}
-        scores = [
-            score(text, facts[row]["answers"], facts[row]["by_character"])
-            for row, text in self.answers(predictions).items()
-        ]
-        return {
-            "f1": sum(f1 for f1, _ in scores) / len(scores),
-            "exact_match": sum(exact for _, exact in scores) / len(scores),
-            "loss": mean_loss(predictions),
-        }
+    def fields(self, spec: DataSpec) -> Fields:
+        return Fields(("question", "context"))
+
+    def blank(self, fields: Record) -> Record:
+        return fields | {"answers": []}
+
+    def answer(self, model: Any, batches: Sequence[Batch], records: Sequence[Record]) -> list[Answer]:
+        """Return the best answer of all windows, "" for none."""
+        texts = self.answers(p for batch in batches for p in self.predict(model, batch))
+        return in_order({row: {"answer": text} for row, text in texts.items()})
+
+    def answer_columns(self) -> dict[str, str]:
+        return {"answer": "string"}
+
+    def line(self, answer: Answer) -> str:
+        return answer["answer"].replace("\n", "\\n") or "(no answer)"
 
     def readable(self, record: Record, prediction: Prediction) -> str:
         """Return the answer of one window; `answers` has that of a whole row."""

@@ -3,9 +3,9 @@
 Shapes: B rows, T target tokens, N supervised positions, D hidden, V words.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,29 +13,36 @@ from torch import Tensor, nn
 from lorasweep.config.spec import DataSpec, TaskSpec
 from lorasweep.data.dataset import Record
 from lorasweep.errors import ConfigError
-from lorasweep.tasks import generation
-from lorasweep.tasks.causal_lm import readable_tokens, row_sums, token_metrics, token_predictions
+from lorasweep.tasks import generation, register
+from lorasweep.tasks.causal_lm import TOKEN_METRICS, readable_tokens, row_sums, token_predictions
 from lorasweep.tasks.lm_head import Head
-from lorasweep.tasks.task import IGNORE, Batch, Example, Prediction, Task, free_length
+from lorasweep.tasks.metric import Metric, Prediction
+from lorasweep.tasks.task import IGNORE, Answer, Batch, Example, Fields, Task, free_length, in_order
 
 
+@register
 class Seq2SeqLM(Task):
     name = "SEQ_2_SEQ_LM"
     auto_class = "AutoModelForSeq2SeqLM"
-    metric_names: tuple[str, ...] = ("loss", "perplexity", "token_accuracy")
+    peft_type = "SEQ_2_SEQ_LM"
+    pipeline = "text2text-generation"
+    builtin = "naming"
+    answers_with: ClassVar[Mapping[str, Any]] = {"generate": True, "generate_samples": None}
+    joins_decoder = True
 
     def __init__(self, spec: TaskSpec) -> None:
         super().__init__(spec)
-        if spec.generate:
-            self.metric_names = (*self.metric_names, *generation.SCORES)
         self.tokenizer: Any = None
         self.start_id: int | None = None
         self.head = Head()
 
+    def measures(self) -> Sequence[Metric]:
+        return (*TOKEN_METRICS, *generation.measures()) if self.spec.generate else TOKEN_METRICS
+
     def columns(self, spec: DataSpec) -> dict[str, str]:
         return {"source": spec.source_column, "target": spec.target_column}
 
-    def trim(self, model: Any) -> None:
+    def trim(self, model: Any, new: Collection[str] | None = None) -> None:
         """Note the token that the decoder begins with. Raises ConfigError where the model has no such token."""
         self.start_id = model.config.decoder_start_token_id
         if self.start_id is None:
@@ -121,12 +128,20 @@ class Seq2SeqLM(Task):
                 found[i] |= {"text": text, "references": batch.infos[i]}
         return found
 
-    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        values = token_metrics(predictions)
-        if self.spec.generate:
-            written = [p for p in predictions if "text" in p]
-            values |= generation.scores([p["text"] for p in written], [p["references"] for p in written])
-        return values
+    def fields(self, spec: DataSpec) -> Fields:
+        return Fields(("source",))
+
+    def blank(self, fields: Record) -> Record:
+        return fields | {"target": "."}
+
+    def answer(self, model: Any, batches: Sequence[Batch], records: Sequence[Record]) -> list[Answer]:
+        return in_order({p["row"]: {"text": p["text"]} for batch in batches for p in self.predict(model, batch)})
+
+    def answer_columns(self) -> dict[str, str]:
+        return {"text": "string"}
+
+    def line(self, answer: Answer) -> str:
+        return answer["text"].replace("\n", "\\n")
 
     def readable(self, record: Record, prediction: Prediction) -> str:
         if "text" in prediction:

@@ -5,24 +5,38 @@ Shapes: B rows of a batch, N of a split, C classes.
 
 import math
 import re
+import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from lorasweep.config.spec import DataSpec, TaskSpec
+from lorasweep.config.spec import DataSpec, TaskSpec, TrialSpec
 from lorasweep.data.dataset import Data, Record
 from lorasweep.data.table import at_first
-from lorasweep.tasks.task import Batch, Example, Prediction, Task, mean_loss
+from lorasweep.tasks import register
+from lorasweep.tasks.metric import (
+    CORRELATION,
+    LOSS,
+    Metric,
+    Prediction,
+    by_row,
+    label_macro_f1,
+    macro_f1,
+    mcc,
+    pearson,
+    ratio,
+    spearman,
+    summed_loss,
+)
+from lorasweep.tasks.task import Answer, Batch, Example, Fields, Task, in_order
 
-METRICS: dict[str, tuple[str, ...]] = {
-    "single_label": ("accuracy", "macro_f1", "mcc", "loss"),
-    "multi_label": ("micro_f1", "macro_f1", "subset_accuracy", "loss"),
-    "regression": ("pearson", "spearman", "mse", "loss"),
-}
+REGRESSION_LOSS = Metric(
+    "loss", summed_loss, ratio, (0.0, math.inf), "squared error of standardised targets", maximize=False
+)
 
 HF_NAMES = {
     "single_label": "single_label_classification",
@@ -34,17 +48,64 @@ HF_NAMES = {
 SEPARATOR = "|"
 
 
+@register
 class SeqCls(Task):
     name = "SEQ_CLS"
     auto_class = "AutoModelForSequenceClassification"
+    peft_type = "SEQ_CLS"
+    head_names = ("classifier", "score")
+    pipeline = "text-classification"
+    builtin = "labelled"
+    state = ("classes", "kind", "mean", "sd")
     one_answer = True
-    metric_names = METRICS["single_label"]
 
     def __init__(self, spec: TaskSpec) -> None:
         super().__init__(spec)
         self.classes: list[str] = []
         self.kind = "single_label" if spec.problem_type == "auto" else spec.problem_type
-        self.metric_names = METRICS[self.kind]
+        self.mean, self.sd = 0.0, 1.0
+        """Of train's numbers (regression)."""
+        self.offset, self.scale = 0.0, 1.0
+        """A number is the model's output times scale, plus offset: sd and mean, as far as the head can hold them."""
+        self.head = ""
+        """The module whose output is the number, where it is new."""
+
+    def measures(self) -> Sequence[Metric]:
+        def cells(prediction: Prediction) -> tuple[Any, Any]:
+            return prediction["prediction"], prediction["label"]
+
+        def equal(prediction: Prediction) -> tuple[float, float]:
+            return float(prediction["prediction"] == prediction["label"]), 1.0
+
+        match self.kind:
+            case "single_label":
+                return (
+                    Metric("accuracy", by_row(equal), ratio),
+                    Metric("macro_f1", by_row(cells), macro_f1),
+                    Metric("mcc", by_row(cells), mcc, **CORRELATION),
+                    LOSS,
+                )
+            case "multi_label":
+                return (
+                    Metric("micro_f1", by_row(_on_both), ratio),
+                    Metric("macro_f1", by_row(cells), label_macro_f1),
+                    Metric("subset_accuracy", by_row(equal), ratio),
+                    LOSS,
+                )
+        return (
+            Metric("pearson", by_row(cells), pearson, **CORRELATION),
+            Metric("spearman", by_row(cells), spearman, **CORRELATION),
+            Metric("mse", by_row(_squared), ratio, (0.0, math.inf), "squared error", maximize=False),
+            REGRESSION_LOSS,
+        )
+
+    def undefined(self, data: Data, split: str) -> dict[str, str]:
+        labels = [r["label"] for r in data.splits[split]]
+        if self.kind == "regression" and len({float(v) for v in labels}) < 2:
+            return dict.fromkeys(("pearson", "spearman"), f"all labels are {float(labels[0]):g}")
+        if self.kind == "multi_label" and not any(self._names(v) for v in labels):
+            return {"micro_f1": "no row has a class"}
+        return {}
 
     def columns(self, spec: DataSpec) -> dict[str, str]:
         columns = {"text": spec.text_column, "label": spec.label_column}
@@ -57,10 +118,11 @@ class SeqCls(Task):
         splits = {name: [r["label"] for r in rows] for name, rows in data.splits.items()}
         if self.spec.problem_type == "auto":
             self.kind = "multi_label" if any(isinstance(v, list) for v in splits["train"]) else "single_label"
-            self.metric_names = METRICS[self.kind]
         problems = _type_problems(splits, self.kind)
-        if problems or self.kind == "regression":
+        if problems:
             return problems
+        if self.kind == "regression":
+            return self._fit_numbers([float(v) for v in splits["train"]])
         names = {split: {name for label in labels for name in self._names(label)} for split, labels in splits.items()}
         names["train"] |= {name for label in data.labels for name in self._names(label)}
         order = {name: i for i, name in enumerate(data.class_names)}
@@ -74,6 +136,36 @@ class SeqCls(Task):
         if len(self.classes) < 2:
             problems.append(f"data.label_column: train needs at least two classes, has {self.classes}")
         return problems
+
+    def _fit_numbers(self, numbers: Sequence[float]) -> list[str]:
+        """Learn mean and standard deviation of the numbers; return a problem where they do not vary."""
+        self.mean, self.sd = statistics.fmean(numbers), statistics.pstdev(numbers)
+        if self.sd > 0:
+            return []
+        return [f"data.label_column: regression needs different numbers in train, all are {numbers[0]:g}"]
+
+    def trim(self, model: Any, new: Collection[str] | None = None) -> None:
+        """Find the head of a regression: a new one learns standardised numbers, one that the checkpoint brings goes on
+        in its own units.
+        """
+        if new is None or self.kind != "regression":
+            return
+        heads = [n for n, m in model.named_modules() if getattr(m, "out_features", 0) == 1 and f"{n}.weight" in new]
+        self.head = heads[-1] if heads else ""
+        self.scale = self.sd if heads else 1.0
+        biased = bool(heads) and model.get_submodule(self.head).bias is not None
+        self.offset = self.mean if biased else 0.0
+
+    def finished(self, weights: dict[str, Tensor]) -> None:
+        """Let the head give numbers in the user's units."""
+        if not self.head:
+            return
+        for key, weight in weights.items():
+            name = key.replace(".modules_to_save.default", "")
+            if f".{name}".endswith((f".{self.head}.weight", f".{self.head}.bias")):
+                weight.mul_(self.scale)
+            if f".{name}".endswith(f".{self.head}.bias"):
+                weight.add_(self.offset)
 
     def _names(self, label: Any) -> list[str]:
         """Return the classes that a label holds."""
@@ -104,7 +196,11 @@ class SeqCls(Task):
         index = {c: i for i, c in enumerate(self.classes)}
         return [
             Example(
-                row=i, inputs={k: tokens[k][i] for k in tokens}, target=self._target(r["label"], index), supervised=1
+                row=i,
+                inputs={k: tokens[k][i] for k in tokens},
+                target=(target := self._target(r["label"], index)),
+                supervised=1,
+                info=target if self.kind == "regression" else None,
             )
             for i, r in enumerate(records)
         ]
@@ -119,6 +215,9 @@ class SeqCls(Task):
         return [float(c in names) for c in self.classes]
 
     def labels(self, examples: Sequence[Example], length: int) -> Tensor:
+        """Return class numbers, ones and zeros, or numbers as the head is to give them."""
+        if self.kind == "regression":
+            return torch.tensor([(e.target - self.offset) / self.scale for e in examples], dtype=torch.float32)
         return torch.tensor([e.target for e in examples])
 
     def row_losses(self, model: Any, batch: Batch) -> Tensor:
@@ -135,24 +234,71 @@ class SeqCls(Task):
     def predict(self, model: Any, batch: Batch) -> list[Prediction]:
         logits_BC = model(**batch.inputs).logits.float()
         losses = self._losses(logits_BC, batch.labels).tolist()
+        labels = batch.labels.tolist()
         if self.kind == "regression":
-            best = logits_BC[:, 0].tolist()
+            best = [v * self.scale + self.offset for v in logits_BC[:, 0].tolist()]
+            labels = list(batch.infos)
         else:
             best = (logits_BC.argmax(-1) if self.kind == "single_label" else (logits_BC > 0).int()).tolist()
         return [
             {"row": r, "loss": loss, "supervised": 1, "prediction": p, "label": label}
-            for r, loss, p, label in zip(batch.rows, losses, best, batch.labels.tolist(), strict=True)
+            for r, loss, p, label in zip(batch.rows, losses, best, labels, strict=True)
         ]
 
-    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        predicted = torch.tensor([p["prediction"] for p in predictions])
-        labels = torch.tensor([p["label"] for p in predictions])
-        loss = {"loss": mean_loss(predictions)}
+    def fields(self, spec: DataSpec) -> Fields:
+        return Fields(("text", "text_pair") if spec.text_pair_column else ("text",))
+
+    def blank(self, fields: Record) -> Record:
+        blank: dict[str, Any] = {"multi_label": [], "regression": 0.0}
+        return fields | {"label": blank[self.kind] if self.kind in blank else self.classes[0]}
+
+    def answer(self, model: Any, batches: Sequence[Batch], records: Sequence[Record]) -> list[Answer]:
+        """Return the class with its probability, the classes above one half, or the number."""
+        found: dict[int, Answer] = {}
+        for batch in batches:
+            logits_BC = model(**batch.inputs).logits.float()
+            found |= zip(batch.rows, self._answers(logits_BC), strict=True)
+        return in_order(found)
+
+    def _answers(self, logits_BC: Tensor) -> list[Answer]:
         if self.kind == "regression":
-            return _regression(predicted.double(), labels.double()) | loss
-        if self.kind == "multi_label":
-            return _multi_label(predicted, labels.long(), len(self.classes)) | loss
-        return _single_label(predicted, labels, len(self.classes)) | loss
+            return [{"value": v * self.scale + self.offset} for v in logits_BC[:, 0].tolist()]
+        shares_BC = logits_BC.sigmoid() if self.kind == "multi_label" else logits_BC.softmax(-1)
+        out: list[Answer] = []
+        for shares in shares_BC.tolist():
+            by_name = dict(zip(self.classes, shares, strict=True))
+            if self.kind == "multi_label":
+                out.append({"labels": [n for n, p in by_name.items() if p > 0.5], "probabilities": by_name})
+            else:
+                best = max(by_name, key=by_name.__getitem__)
+                out.append({"label": best, "probability": by_name[best], "probabilities": by_name})
+        return out
+
+    def answer_columns(self) -> dict[str, str]:
+        return {
+            "single_label": {"label": "string", "probability": "double", "probabilities": "doubles by name"},
+            "multi_label": {"labels": "strings", "probabilities": "doubles by name"},
+            "regression": {"value": "double"},
+        }[self.kind]
+
+    def line(self, answer: Answer) -> str:
+        match self.kind:
+            case "single_label":
+                return f"{answer['label']}\t{answer['probability']:.4f}"
+            case "multi_label":
+                return SEPARATOR.join(f"{n} {answer['probabilities'][n]:.4f}" for n in answer["labels"]) or "(no class)"
+        return f"{answer['value']:.4f}"
+
+    def no_pipeline(self, spec: DataSpec, tokenizer: Any) -> str:
+        if self.kind != "single_label":
+            return "MLflow's text-classification names one class and its score"
+        return "MLflow's signature of text-classification has no pairs" if spec.text_pair_column else ""
+
+    def pipeline_columns(self) -> dict[str, str]:
+        return {"label": "string", "score": "double"}
+
+    def pipeline_arguments(self, model: Any, tokenizer: Any, spec: TrialSpec) -> dict[str, Any]:
+        return {"truncation": True, "max_length": spec.data.max_tokens}
 
     def readable(self, record: Record, prediction: Prediction) -> str:
         answer = prediction["prediction"]
@@ -173,34 +319,14 @@ class SeqCls(Task):
         return {"majority_accuracy" if self.kind == "single_label" else "majority_subset_accuracy": share}
 
 
-def _single_label(predicted_N: Tensor, labels_N: Tensor, n: int) -> dict[str, float]:
-    from torchmetrics.functional.classification import multiclass_f1_score, multiclass_matthews_corrcoef
-
-    return {
-        "accuracy": float((predicted_N == labels_N).double().mean()),  # torchmetrics' fp32 shows 0.3 as 0.30000001
-        "macro_f1": float(multiclass_f1_score(predicted_N, labels_N, n, average="macro")),
-        "mcc": float(multiclass_matthews_corrcoef(predicted_N, labels_N, n)),
-    }
+def _on_both(prediction: Prediction) -> tuple[float, float]:
+    """Return twice the classes that are both predicted and true, and the predicted and the true ones."""
+    predicted, true = prediction["prediction"], prediction["label"]
+    return 2.0 * sum(p and t for p, t in zip(predicted, true, strict=True)), sum(predicted) + sum(true)
 
 
-def _multi_label(predicted_NC: Tensor, labels_NC: Tensor, n: int) -> dict[str, float]:
-    from torchmetrics.functional.classification import multilabel_f1_score
-
-    return {
-        "micro_f1": float(multilabel_f1_score(predicted_NC, labels_NC, n, average="micro")),
-        "macro_f1": float(multilabel_f1_score(predicted_NC, labels_NC, n, average="macro")),
-        "subset_accuracy": float((predicted_NC == labels_NC).all(dim=1).double().mean()),
-    }
-
-
-def _regression(predicted_N: Tensor, labels_N: Tensor) -> dict[str, float]:
-    from torchmetrics.functional.regression import mean_squared_error, pearson_corrcoef, spearman_corrcoef
-
-    return {
-        "pearson": float(pearson_corrcoef(predicted_N, labels_N)),
-        "spearman": float(spearman_corrcoef(predicted_N, labels_N)),
-        "mse": float(mean_squared_error(predicted_N, labels_N)),
-    }
+def _squared(prediction: Prediction) -> tuple[float, float]:
+    return (prediction["prediction"] - prediction["label"]) ** 2, 1.0
 
 
 def _type_problems(splits: Mapping[str, Sequence[Any]], kind: str) -> list[str]:

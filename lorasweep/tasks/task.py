@@ -1,18 +1,24 @@
-"""What every task answers: which fields it reads, how text becomes tokens, the loss of each row, and the metrics.
+"""What every task answers: which fields it reads, how text becomes tokens, the loss of each row, the metrics, and how a
+trained model answers.
 
-A batch may hold rows of several trials (its groups); losses come back a row at a time, so that no trial sees another's.
+A task is one file here (or in an outside package) and one file conf/task_type/NAME.yaml: no other code knows a task by
+its name. A batch may hold rows of several trials (its groups); losses come back a row at a time, so that no trial sees
+another's.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from lorasweep.config.spec import DataSpec, TaskSpec
+from lorasweep.config import registry
+from lorasweep.config.spec import DataSpec, TaskSpec, TrialSpec
 from lorasweep.data.dataset import Data, Record
+from lorasweep.errors import ConfigError
+from lorasweep.tasks.metric import Metric, Prediction
 
 IGNORE = -100
 """Label of a position that is not supervised; torch's and transformers' convention."""
@@ -59,24 +65,47 @@ class Batch:
     """Padded length of a text -> the length that each slot's rows would be padded to without the others."""
 
 
-Prediction = dict[str, Any]
+Answer = dict[str, Any]
+"""What a model answers to one input, as JSON can hold it."""
 
-LESS_IS_BETTER = ("loss", "perplexity", "mse")
 
+@dataclass(frozen=True)
+class Fields:
+    """Which of a task's fields an input has that a model is to answer."""
 
-def maximize(metric: str) -> bool:
-    """Tell whether more of a metric is better."""
-    return metric not in LESS_IS_BETTER
+    must: tuple[str, ...]
+    may: tuple[str, ...] = ()
 
 
 class Task(ABC):
     name: ClassVar[str]
+    """Value of task_type.name."""
     auto_class: ClassVar[str]
     """Name of the transformers auto class that brings the head."""
+    peft_type: ClassVar[str | None] = None
+    """peft's TaskType; None for a task that peft has no name for."""
+    head_names: ClassVar[tuple[str, ...]] = ()
+    """Modules that peft's `all-linear` leaves out as heads, where the model has no output embeddings."""
+    pipeline: ClassVar[str]
+    """The hub's name for what the task does."""
+    builtin: ClassVar[str] = ""
+    """View of the built-in corpus that has the task's fields (data/builtin.py); "" where there is none."""
+    state: ClassVar[tuple[str, ...]] = ()
+    """Attributes that `fit` sets and that answering needs: task.json keeps them."""
+    held: ClassVar[tuple[type, ...]] = ()
+    """Classes besides plain values that its examples hold: the token cache reads no others."""
+    answers_with: ClassVar[Mapping[str, Any]] = {}
+    """Keys of task_type that differ where the model is to answer."""
     one_answer: ClassVar[bool] = False
     """Whether the model answers once a text, not once a token."""
-    metric_names: tuple[str, ...]
-    """What `metrics` returns, the primary one first. Final after `columns` and `fit`: it may depend on the data."""
+    labels_tokens: ClassVar[bool] = False
+    """Whether a target holds a label for each token of the input."""
+    always_masked: ClassVar[bool] = True
+    """Whether the model gets an attention mask where nothing is padding, too."""
+    joins_decoder: ClassVar[bool] = False
+    """Whether a model may be joined of an encoder and a decoder."""
+    pools: ClassVar[bool] = False
+    """Whether the task makes one vector of a text's tokens itself: model.pooling then changes nothing."""
 
     def __init__(self, spec: TaskSpec) -> None:
         self.spec = spec
@@ -88,9 +117,38 @@ class Task(ABC):
         self.found: dict[str, Any] = {}
         """Keys of data.* that were left open, with what the data say: columns by their usual names."""
 
+    @abstractmethod
+    def measures(self) -> Sequence[Metric]:
+        """Return the task's metrics, the primary one first. Final after `columns` and `fit`: it may go by the data."""
+
+    @property
+    def all_metrics(self) -> list[Metric]:
+        """The task's own metrics, and those of outside packages that fit."""
+        own = list(self.measures())
+        return own + [m for m in _outside_metrics(self) if m.name not in {o.name for o in own}]
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        return tuple(m.name for m in self.all_metrics)
+
     @property
     def primary(self) -> str:
-        return self.metric_names[0]
+        return self.measures()[0].name
+
+    def metric(self, name: str) -> Metric:
+        """Return a metric by its name. Raises ConfigError where there is none."""
+        found = next((m for m in self.all_metrics if m.name == name), None)
+        if found is None:
+            raise ConfigError([f"task_type.primary: {self.name} has {', '.join(self.metric_names)}, got '{name}'"])
+        return found
+
+    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+        """Return the metrics of a whole split, `loss` among them; NaN for one that has no value there."""
+        return {m.name: m.value(predictions) for m in self.all_metrics}
+
+    def undefined(self, data: Data, split: str) -> dict[str, str]:
+        """Return metric -> reason for metrics that have no value on a split, whatever the model answers."""
+        return {}
 
     @property
     def divisible(self) -> bool:
@@ -105,8 +163,21 @@ class Task(ABC):
         """Learn what depends on the data (the labels); return problems."""
         return []
 
-    def trim(self, model: Any) -> None:  # noqa: B027
-        """Take off the freshly loaded model what the task does not use, or raise ConfigError if it is unfit."""
+    def trim(self, model: Any, new: Collection[str] | None = None) -> None:  # noqa: B027
+        """Take off the freshly loaded model what the task does not use, or raise ConfigError if it is unfit.
+
+        `new` names the parameters that its checkpoint lacks; None where no weights are read.
+        """
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """Take back what `fit` learned, by attribute, from a trial's task.json."""
+        for name, value in facts.items():
+            setattr(self, name, value)
+
+    def finished(self, weights: dict[str, Tensor]) -> None:  # noqa: B027
+        """Change the weights of a trained adapter or model, in place, so that other code gets the answers in the
+        user's units from it; names may have a prefix.
+        """
 
     def model_kwargs(self) -> dict[str, Any]:
         """Return what the model's config needs to know of the data."""
@@ -129,16 +200,62 @@ class Task(ABC):
         """Return one prediction a row, each with `row`, `loss` and `supervised`, without gradients."""
 
     @abstractmethod
-    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """Return the metrics of a whole split, `loss` among them."""
-
-    @abstractmethod
     def readable(self, record: Record, prediction: Prediction) -> str:
         """Return what the model answers to a record, as a person would read it."""
 
     def baseline(self, data: Data, split: str) -> dict[str, float]:
         """Return the score of the trivial answer, to be read beside the trial's."""
         return {}
+
+    # --- answering ---
+
+    @abstractmethod
+    def fields(self, spec: DataSpec) -> Fields:
+        """Return the fields of an input that is to be answered."""
+
+    @abstractmethod
+    def blank(self, fields: Record) -> Record:
+        """Return an input's fields as a record for `encode`: what would be learned is filled in, nobody reads it."""
+
+    def encode_input(self, fields: Record, tokenizer: Any, spec: DataSpec) -> list[Example]:
+        """Return the examples of an input: one, or several that are answered together; none where no token is left."""
+        return self.encode([self.blank(fields)], tokenizer, spec)
+
+    def shape(self, example: Example) -> Hashable:
+        """Return what examples of one batch have in common."""
+        return None
+
+    @abstractmethod
+    def answer(self, model: Any, batches: Sequence[Batch], records: Sequence[Record]) -> list[Answer]:
+        """Return the answer to each record, in order; a batch's rows are places among the records."""
+
+    @abstractmethod
+    def answer_columns(self) -> dict[str, str]:
+        """Return what each part of an answer is, for a table's schema: string, double, strings, doubles or doubles by
+        name.
+        """
+
+    @abstractmethod
+    def line(self, answer: Answer) -> str:
+        """Return an answer as one line for people."""
+
+    def no_pipeline(self, spec: DataSpec, tokenizer: Any) -> str:
+        """Return why no pipeline of transformers answers as the trial does; "" where `pipeline` does."""
+        return f"no pipeline answers for {self.name} as it was trained"
+
+    def pipeline_columns(self) -> dict[str, str]:
+        """Return the columns that the pipeline gives; "" is MLflow's column without a name."""
+        return {"": "string"}
+
+    def pipeline_arguments(self, model: Any, tokenizer: Any, spec: TrialSpec) -> dict[str, Any]:
+        """Return the pipeline's arguments with which it reads and writes as the trial did."""
+        return {}
+
+    def pipeline_prompt(self, tokenizer: Any, spec: DataSpec) -> str:
+        """Return what the pipeline is to read in the place of a `{prompt}`; other braces are doubled."""
+        return "{prompt}"
+
+    # --- batches ---
 
     def collate(
         self,
@@ -164,7 +281,7 @@ class Task(ABC):
                 table[i, place] = torch.as_tensor(e.inputs[name])
             inputs[name] = table.to(device)
         lengths = torch.tensor([len(e) for e in examples])
-        if int(lengths.min()) < length or self.name != "CAUSAL_LM":
+        if int(lengths.min()) < length or self.always_masked:
             mask_BT = (torch.arange(length)[None] < lengths[:, None]).long()
             inputs["attention_mask"] = (mask_BT.flip(1) if self.padding_side == "left" else mask_BT).to(device)
         ends = torch.tensor([len(g) for g in groups]).cumsum(0).tolist()
@@ -185,7 +302,16 @@ def free_length(length: int, taken: Collection[int]) -> int:
     return next(n for n in range(length, length + len(taken) + 1) if n not in taken)
 
 
-def mean_loss(predictions: Iterable[Prediction]) -> float:
-    """Return the loss a supervised item in nats. Raises ZeroDivisionError when nothing is supervised."""
-    rows = list(predictions)
-    return sum(p["loss"] for p in rows) / sum(p["supervised"] for p in rows)
+def _outside_metrics(task: Task) -> list[Metric]:
+    """Return the metrics that others have registered for a task. Raises ConfigError where one cannot be loaded."""
+    found = []
+    for name in registry.METRICS:
+        if name.startswith(f"{task.name}."):
+            entry = registry.METRICS.get(name, lambda entry: isinstance(entry, Metric) or callable(entry))
+            metric = entry if isinstance(entry, Metric) else entry(task)
+            found += [metric] if metric is not None else []
+    return found
+
+
+def in_order(answers: Mapping[int, Answer]) -> list[Answer]:
+    return [answers[row] for row in sorted(answers)]

@@ -21,13 +21,11 @@ from lorasweep.tasks.task import Task
 
 NAME = "task.json"
 CONFIG = "config.yaml"
-FACTS = ("classes", "kind", "low", "high", "may_abstain", "found")
-"""Attributes of tasks that `fit` sets and that answering needs."""
 
 
 def write(folder: Path, task: Task) -> None:
     """Write what a fitted task learned into a trial's folder."""
-    facts = {name: getattr(task, name) for name in FACTS if hasattr(task, name)}
+    facts = {name: getattr(task, name) for name in (*task.state, "found")}
     (folder / NAME).write_text(json.dumps(facts, indent=1), encoding="utf8")
 
 
@@ -58,10 +56,9 @@ def task_of(folder: Path, trial: TrialSpec, **changed: Any) -> Task:
     columns = task.columns(trial.data)
     path = folder / NAME
     if path.exists():
-        for name, value in json.loads(path.read_text(encoding="utf8")).items():
-            setattr(task, name, value)
+        task.restore(json.loads(path.read_text(encoding="utf8")))
         return task
-    problems = task.fit(dataset.load(trial.data, columns, task.name, trial.task_type.problem_type))
+    problems = task.fit(dataset.load(trial.data, columns, task.builtin, trial.task_type.problem_type))
     if problems:
         raise ConfigError(problems)
     return task

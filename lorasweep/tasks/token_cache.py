@@ -11,6 +11,7 @@ alone: nothing in these files can run.
 
 import hashlib
 import importlib.metadata
+import inspect
 import io
 import json
 import logging
@@ -26,11 +27,9 @@ from typing import Any, overload
 
 import numpy as np
 
-from lorasweep import tasks
 from lorasweep.config.fields import Affects
 from lorasweep.config.spec import DataSpec, TrialSpec
 from lorasweep.data.dataset import Record
-from lorasweep.tasks.question_ans import Window
 from lorasweep.tasks.task import Example, Task
 
 FOLDER = ".tokens"
@@ -46,38 +45,30 @@ DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, pickle.Unpi
 
 log = logging.getLogger(__name__)
 
-TASK_FILES = (
-    "task",
-    "generation",
-    "special_tokens",
-    "running_text",
-    "lm_head",
-    "chat_template",
-    "too_long",
-    "causal_lm",
-    "seq_cls",
-    "seq_2_seq_lm",
-    "token_cls",
-    "question_ans",
-    "feature_extraction",
-)
-"""Files whose code decides what the examples are: a change of one makes them anew."""
+NO_EXAMPLES = ("__init__", "batches", "metric", "task_state", "token_cache")
+"""Files of this room whose code decides nothing of the examples; a change of another one makes them anew."""
 
 
 class _Plain(pickle.Unpickler):
-    """Reads numbers, texts, lists, tuples, dicts and a question's window."""
+    """Reads numbers, texts, lists, tuples, dicts and the classes that a task's examples hold."""
+
+    def __init__(self, content: bytes, held: Sequence[type]) -> None:
+        super().__init__(io.BytesIO(content))
+        self._held = {(cls.__module__, cls.__qualname__): cls for cls in held}
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == (Window.__module__, Window.__qualname__):
-            return Window
-        raise pickle.UnpicklingError(f"{module}.{name} is no plain value")
+        if (module, name) not in self._held:
+            raise pickle.UnpicklingError(f"{module}.{name} is no plain value")
+        return self._held[module, name]
 
 
 class Examples(Sequence[Example]):
     """The examples of a split, each made when it is asked for."""
 
-    def __init__(self, names: Sequence[str], ids: np.ndarray, places: np.ndarray, rest: np.ndarray) -> None:
-        self.names = list(names)
+    def __init__(
+        self, names: Sequence[str], held: Sequence[type], ids: np.ndarray, places: np.ndarray, rest: np.ndarray
+    ) -> None:
+        self.names, self.held = list(names), tuple(held)
         self._ids, self._places, self._rest = ids, places, rest
 
     def __len__(self) -> int:
@@ -98,7 +89,7 @@ class Examples(Sequence[Example]):
         k = range(len(self))[i]
         row, supervised, end, rest_end = self._places[k].tolist()
         start, rest_start = self._places[k - 1, 2:].tolist() if k else (0, 0)
-        target, info = _Plain(io.BytesIO(self._rest[rest_start:rest_end].tobytes())).load()
+        target, info = _Plain(self._rest[rest_start:rest_end].tobytes(), self.held).load()
         inputs = dict(zip(self.names, self._ids[:, start:end], strict=True))
         return Example(row, inputs, target, supervised, info)
 
@@ -115,10 +106,16 @@ def place(spec: TrialSpec, task: Task, tokenizer: Any, fingerprint: str) -> Path
         "task": task.name,
         "tokenizer": _tokenizer_digest(tokenizer),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "code": _digest([Path(tasks.__file__).with_name(f"{name}.py") for name in TASK_FILES]),
+        "code": _digest(_code(task)),
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     return Path(spec.outputs).expanduser() / FOLDER / key
+
+
+def _code(task: Task) -> list[Path]:
+    """Return the files whose code makes a task's examples."""
+    ours = {path for path in Path(__file__).parent.glob("*.py") if path.stem not in NO_EXAMPLES}
+    return sorted(ours | {Path(inspect.getfile(cls)) for cls in type(task).__mro__ if issubclass(cls, Task)})
 
 
 def _tokenizer_digest(tokenizer: Any) -> str:
@@ -139,7 +136,7 @@ def _digest(files: Sequence[Path]) -> str:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read(folder: Path) -> tuple[dict[str, Sequence[Example]], dict[str, Any]] | None:
+def read(folder: Path, held: Sequence[type]) -> tuple[dict[str, Sequence[Example]], dict[str, Any]] | None:
     """Return the examples of each split, and what encoding told the task; None where there is no whole store."""
     if not folder.is_dir():
         return None
@@ -148,7 +145,7 @@ def read(folder: Path) -> tuple[dict[str, Sequence[Example]], dict[str, Any]] | 
         found: dict[str, Sequence[Example]] = {}
         for split, part in about["splits"].items():
             columns = [_mapped(folder / f"{split}.{name}.npy", part["checksums"][name]) for name in COLUMNS]
-            found[split] = Examples(part["names"], *columns)
+            found[split] = Examples(part["names"], held, *columns)
     except DAMAGED as error:
         log.warning("%s is damaged and is made again: %s", folder, error)
         return None
@@ -197,14 +194,16 @@ def encoded(
     return examples, {"notes": task.notes[notes:], "told": changed}
 
 
-def write(folder: Path, splits: Mapping[str, Sequence[Example]], facts: Mapping[str, Any]) -> bool:
+def write(
+    folder: Path, splits: Mapping[str, Sequence[Example]], facts: Mapping[str, Any], held: Sequence[type]
+) -> bool:
     """Write a store; return whether there is one now. Without room or the right to write, there is none."""
     part = folder.parent / f"{MAKING}{uuid.uuid4().hex}"
     try:
         part.mkdir(parents=True)
-        about = {split: _write_split(part, split, examples) for split, examples in splits.items()}
+        about = {split: _write_split(part, split, examples, held) for split, examples in splits.items()}
         (part / "about.json").write_text(json.dumps({**facts, "splits": about}), encoding="utf8")
-        _take_place(part, folder)
+        _take_place(part, folder, held)
     except (OSError, pickle.PickleError) as error:
         log.warning("%s: the tokens are not kept (%s)", folder.parent, error)
         return (folder / "about.json").is_file()
@@ -213,12 +212,12 @@ def write(folder: Path, splits: Mapping[str, Sequence[Example]], facts: Mapping[
     return True
 
 
-def _take_place(part: Path, folder: Path) -> None:
+def _take_place(part: Path, folder: Path, held: Sequence[type]) -> None:
     """Rename a store to its name, in the place of a damaged one; where another process was faster, leave its store."""
     try:
         part.rename(folder)
     except OSError:
-        if read(folder) is not None:
+        if read(folder, held) is not None:
             return
         if not folder.exists():
             raise
@@ -227,12 +226,12 @@ def _take_place(part: Path, folder: Path) -> None:
     shutil.rmtree(folder / "damaged", ignore_errors=True)
 
 
-def _write_split(part: Path, split: str, examples: Sequence[Example]) -> dict[str, Any]:
+def _write_split(part: Path, split: str, examples: Sequence[Example], held: Sequence[type]) -> dict[str, Any]:
     names = list(examples[0].inputs)
     ids = [np.concatenate([np.asarray(e.inputs[n], dtype=np.int32) for e in examples]) for n in names]
     rest = [pickle.dumps((e.target, e.info), protocol=5) for e in examples]
     for text in rest:
-        _Plain(io.BytesIO(text)).load()  # raises now, not in the middle of training
+        _Plain(text, held).load()  # raises now, not in the middle of training
     ends = np.cumsum([[len(e), len(r)] for e, r in zip(examples, rest, strict=True)], axis=0)
     places = np.array([[e.row, e.supervised] for e in examples])
     columns = np.stack(ids), np.hstack([places, ends]), np.frombuffer(b"".join(rest), dtype=np.uint8)

@@ -1,43 +1,96 @@
-"""TOKEN_CLS: a tag for each word; entity F1 first.
+"""TOKEN_CLS: a tag for each word; F1 of entities first where the tags mark any, else accuracy.
 
-BIO tags (O, B-x, I-x) are scored by entities as seqeval's strict mode does with IOB2: type, first and last word must
-all be right, and an entity begins with B-. Tags without these prefixes are scored a word at a time, F1, precision and
-recall as the mean over tags.
+The scheme of the tags (IOB1, IOB2, IOE1, IOE2, IOBES, BILOU) is recognised, and entities are scored strictly by it, as
+seqeval's strict mode does: type, first and last word must all be right. Tags without one, as parts of speech, are
+scored a word at a time.
 
 Shapes: B rows, T tokens, C tags.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lorasweep.config.spec import DataSpec, TaskSpec
+from lorasweep.config.spec import DataSpec, TaskSpec, TrialSpec
 from lorasweep.data.dataset import Data, Record
 from lorasweep.data.table import at_first
 from lorasweep.errors import ConfigError
-from lorasweep.tasks import running_text
-from lorasweep.tasks.task import IGNORE, Batch, Example, Prediction, Task, mean_loss
+from lorasweep.tasks import register, running_text, tag_schemes
+from lorasweep.tasks.metric import (
+    LOSS,
+    Metric,
+    Prediction,
+    by_row,
+    found_f1,
+    macro_f1,
+    macro_precision,
+    macro_recall,
+    precision,
+    ratio,
+    recall,
+)
+from lorasweep.tasks.tag_schemes import OUTSIDE
+from lorasweep.tasks.task import IGNORE, Answer, Batch, Example, Fields, Task, in_order
 
-OUTSIDE = "O"
 
-
+@register
 class TokenCls(Task):
     name = "TOKEN_CLS"
     auto_class = "AutoModelForTokenClassification"
-    metric_names = ("f1", "precision", "recall", "accuracy", "loss")
+    peft_type = "TOKEN_CLS"
+    pipeline = "token-classification"
+    builtin = "python_tokens"
+    state = ("classes", "scheme")
+    labels_tokens = True
 
     def __init__(self, spec: TaskSpec) -> None:
         super().__init__(spec)
         self.classes: list[str] = []
+        self.scheme: str | None = None
+        """How the tags mark entities; None where they mark none."""
 
-    @property
-    def bio(self) -> bool:
-        """Whether the tags mark entities; else each word counts for itself."""
-        return is_bio(self.classes)
+    def measures(self) -> Sequence[Metric]:
+        if self.scheme is None:
+            return (
+                Metric("accuracy", by_row(_right_words), ratio),
+                Metric("macro_f1", by_row(self._numbered), macro_f1),
+                Metric("macro_precision", by_row(self._numbered), macro_precision),
+                Metric("macro_recall", by_row(self._numbered), macro_recall),
+                LOSS,
+            )
+        return (
+            Metric("f1", by_row(self._entities), found_f1),
+            Metric("precision", by_row(self._entities), precision),
+            Metric("recall", by_row(self._entities), recall),
+            Metric("accuracy", by_row(_right_words), ratio),
+            LOSS,
+        )
+
+    def _numbered(self, prediction: Prediction) -> tuple[list[int], list[int]]:
+        """Return the predicted and the true tags as numbers."""
+        index = {c: i for i, c in enumerate(self.classes)}
+        return [index[c] for c in prediction["prediction"]], [index[c] for c in prediction["label"]]
+
+    def _entities(self, prediction: Prediction) -> tuple[int, list[int]]:
+        """Return how many entities are right, and how many are predicted and there."""
+        assert self.scheme is not None
+        right, predicted, there = tag_schemes.counts(prediction["prediction"], prediction["label"], self.scheme)
+        return right, [predicted, there]
+
+    def undefined(self, data: Data, split: str) -> dict[str, str]:
+        if self.scheme is None or any(tag_schemes.entities(r["tags"], self.scheme) for r in data.splits[split]):
+            return {}
+        return dict.fromkeys(("f1", "precision", "recall"), "no row has an entity")
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        super().restore(facts)
+        if "scheme" not in facts:  # of a trial from before schemes were told apart
+            letters = {tag_schemes.mark_of(t)[0] for t in self.classes} - {OUTSIDE}
+            self.scheme = "IOB2" if letters and letters <= {"B", "I"} else None
 
     def columns(self, spec: DataSpec) -> dict[str, str]:
         return {"tokens": spec.tokens_column, "tags": spec.tags_column}
@@ -54,9 +107,16 @@ class TokenCls(Task):
                 problems.append(f"data.tags_column: {len(unseen)} tags of {split} are not in train: {some}{first}")
         if len(self.classes) < 2:
             problems.append(f"data.tags_column: train needs at least two tags, has {self.classes}")
-        begun = sum(_begun_inside(r["tags"]) for r in data.splits["eval"]) if self.bio else 0
-        if begun:
-            self.notes.append(f"{begun} entities of eval begin with I-, not B-: strict scoring leaves them out")
+        self.scheme = tag_schemes.recognise(r["tags"] for r in data.splits["train"])
+        if self.scheme is None:
+            self.notes.append("the tags mark no entities: words are scored one by one, by accuracy and macro F1")
+            return problems
+        self.notes.append(f"the tags mark entities as {self.scheme} does: they are scored strictly by it")
+        stray = sum(tag_schemes.unmarked(r["tags"], self.scheme) for r in data.splits["eval"])
+        if stray:
+            self.notes.append(
+                f"{stray} tagged words of eval are no entity by {self.scheme}: strict scoring leaves them out"
+            )
         return problems
 
     def model_kwargs(self) -> dict[str, Any]:
@@ -133,28 +193,50 @@ class TokenCls(Task):
             )
         return out
 
-    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        predicted, true = [p["prediction"] for p in predictions], [p["label"] for p in predictions]
-        score = entity_scores if self.bio else word_scores
-        right = sum(a == b for p, t in zip(predicted, true, strict=True) for a, b in zip(p, t, strict=True))
-        return {
-            **score(predicted, true),
-            "accuracy": right / sum(len(t) for t in true),
-            "loss": mean_loss(predictions),
-        }
-
     def readable(self, record: Record, prediction: Prediction) -> str:
         """Return the words with entities as `[New York](location)`, or as `word/TAG` for other tags."""
         tags = dict(zip(prediction["words"], prediction["prediction"], strict=True))
         words = record["tokens"]
-        if not self.bio:
+        if self.scheme is None:
             return " ".join(f"{w}/{tags[i]}" if i in tags else w for i, w in enumerate(words))
         out: list[str] = []
         end = 0
-        for kind, start, stop in entities([tags.get(i, OUTSIDE) for i in range(len(words))]):
+        for kind, start, stop in tag_schemes.entities([tags.get(i, OUTSIDE) for i in range(len(words))], self.scheme):
             out += [*words[end:start], f"[{' '.join(words[start:stop])}]({kind})"]
             end = stop
         return " ".join([*out, *words[end:]])
+
+    def fields(self, spec: DataSpec) -> Fields:
+        return Fields(("tokens",))
+
+    def blank(self, fields: Record) -> Record:
+        """Return the words, white space dividing those of a text."""
+        given = fields["tokens"]
+        words = given.split() if isinstance(given, str) else list(map(str, given))
+        return {"tokens": words, "tags": [self.classes[0]] * len(words)}
+
+    def answer(self, model: Any, batches: Sequence[Batch], records: Sequence[Record]) -> list[Answer]:
+        """Return the words, their tags (None beyond max_tokens), and the text with its entities."""
+        found: dict[int, Answer] = {}
+        for p in (p for batch in batches for p in self.predict(model, batch)):
+            record = records[p["row"]]
+            tags = dict(zip(p["words"], p["prediction"], strict=True))
+            shown = [tags.get(i) for i in range(len(record["tokens"]))]
+            found[p["row"]] = {"tokens": record["tokens"], "tags": shown, "tagged": self.readable(record, p)}
+        return in_order(found)
+
+    def answer_columns(self) -> dict[str, str]:
+        return {"tokens": "strings", "tags": "strings", "tagged": "string"}
+
+    def line(self, answer: Answer) -> str:
+        return answer["tagged"].replace("\n", "\\n")
+
+    def no_pipeline(self, spec: DataSpec, tokenizer: Any) -> str:
+        return ""
+
+    def pipeline_arguments(self, model: Any, tokenizer: Any, spec: TrialSpec) -> dict[str, Any]:
+        """Without O, MLflow fails on a text that has nothing else."""
+        return {"aggregation_strategy": "first", "ignore_labels": []}
 
     def baseline(self, data: Data, split: str) -> dict[str, float]:
         """Return the accuracy of always answering train's most frequent tag."""
@@ -163,55 +245,11 @@ class TokenCls(Task):
         return {"majority_accuracy": tags.count(majority) / len(tags)}
 
 
-def is_bio(tags: Sequence[str]) -> bool:
-    """Tell whether all tags but O begin with B- or I-, and there is one."""
-    marked = [t for t in tags if t != OUTSIDE]
-    return bool(marked) and all(t[:2] in ("B-", "I-") for t in marked)
-
-
-def entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """Return type, first word and the word after the last of each entity: a B-x and the I-x that follow it."""
-    out: list[tuple[str, int, int]] = []
-    for i, tag in enumerate(tags):
-        mark, _, kind = tag.partition("-")
-        if mark == "B":
-            out.append((kind, i, i + 1))
-        elif mark == "I" and out and out[-1][0] == kind and out[-1][2] == i:
-            out[-1] = (kind, out[-1][1], i + 1)
-    return out
-
-
-def entity_scores(predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return F1, precision and recall over all entities, seqeval's strict mode; 0 where there is no entity."""
-    from seqeval.metrics.v1 import precision_recall_fscore_support
-    from seqeval.scheme import IOB2
-
-    lists = [list(t) for t in true], [list(p) for p in predicted]
-    precision, recall, f1, _ = precision_recall_fscore_support(*lists, average="micro", scheme=IOB2, zero_division=0)
-    return {"f1": float(f1), "precision": float(precision), "recall": float(recall)}
-
-
-def word_scores(predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return F1, precision and recall of each tag over all words, as their mean over the tags that occur."""
-    pairs = Counter((p, t) for row in zip(predicted, true, strict=True) for p, t in zip(*row, strict=True))
-    guessed: Counter[str] = Counter()
-    there: Counter[str] = Counter()
-    for (p, t), count in pairs.items():
-        guessed[p] += count
-        there[t] += count
-    tags = sorted(guessed.keys() | there.keys())
-    precision = [pairs[t, t] / guessed[t] if guessed[t] else 0.0 for t in tags]
-    recall = [pairs[t, t] / there[t] if there[t] else 0.0 for t in tags]
-    f1 = [2 * pairs[t, t] / (guessed[t] + there[t]) for t in tags]
-    return {k: sum(v) / len(tags) for k, v in (("f1", f1), ("precision", precision), ("recall", recall))}
+def _right_words(prediction: Prediction) -> tuple[int, int]:
+    pairs = zip(prediction["prediction"], prediction["label"], strict=True)
+    return sum(p == t for p, t in pairs), len(prediction["label"])
 
 
 def _losses(logits_BTC: Tensor, labels_BT: Tensor) -> Tensor:
     """Return the summed cross-entropy of each row's labelled tokens, [B]."""
     return cross_entropy(logits_BTC.float().transpose(1, 2), labels_BT, reduction="none", ignore_index=IGNORE).sum(1)
-
-
-def _begun_inside(tags: Sequence[str]) -> int:
-    """Return how many entities begin with I-, as the older IOB1 scheme has it."""
-    before = [OUTSIDE, *tags]
-    return sum(t.startswith("I-") and before[i][2:] != t[2:] for i, t in enumerate(tags))

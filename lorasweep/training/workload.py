@@ -48,8 +48,8 @@ class Workload:
 
     def keep(self) -> "Workload":
         """Write the tokens down where they were made now, and go on with those on disk; return this workload."""
-        if self.told is not None and token_cache.write(self.place, self.examples, self.told):
-            found = token_cache.read(self.place)
+        if self.told is not None and token_cache.write(self.place, self.examples, self.told, self.task.held):
+            found = token_cache.read(self.place, self.task.held)
             self.examples = found[0] if found else self.examples
         self.told = None
         return self
@@ -89,8 +89,13 @@ def workload(spec: TrialSpec) -> Workload:
     task.found = {**rows.found, "max_tokens": data.max_tokens}
     if template is not None:
         task.found["chat_template"] = template
+    task.notes += [
+        f"{metric} has no value on {split}: {reason}"
+        for split in ("eval", "test")
+        for metric, reason in task.undefined(rows, split).items()
+    ]
     place, told = token_cache.place(spec, task, tokenizer, rows.fingerprint), None
-    found = token_cache.read(place)
+    found = token_cache.read(place, task.held)
     if found is not None:
         examples = found[0]
         token_cache.tell(task, tokenizer, found[1])
@@ -116,4 +121,4 @@ def load_rows(spec: TrialSpec, task: Task) -> dataset.Data:
         return [len(ids) for ids in tokenizer()(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
 
     name = json.dumps([spec.model.tokenizer, spec.model.pretrained, spec.model.revision])
-    return dataset.load(spec.data, task.columns(spec.data), task.name, spec.task_type.problem_type, count, name)
+    return dataset.load(spec.data, task.columns(spec.data), task.builtin, spec.task_type.problem_type, count, name)

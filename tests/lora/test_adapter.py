@@ -99,6 +99,6 @@ def test_presets_name_the_modules_of_the_family(tiny_bert, tiny_llama):
         kind = "causal_lm" if folder == tiny_llama else "seq_cls"
         _, work, load = prepared(folder, f"task_type={kind}")
         base = load()
-        found = target_modules.preset_names(base, work.task.name, preset)
+        found = target_modules.preset_names(base, work.task.head_names, preset)
         assert len(found) == 2 * len(names)
         assert all(any(f.endswith(n) for n in names) for f in found)

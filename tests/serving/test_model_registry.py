@@ -18,6 +18,7 @@ from lorasweep.serving import model_registry, predict
 from lorasweep.serving.model_registry import Score
 from lorasweep.study import example_scores
 from lorasweep.study.study import Study
+from lorasweep.tasks.metric import Parts
 from lorasweep.tracking import mlflow_store
 
 SMALL = ["train.max_steps=2", "train.batch_size=8", "data.max_train_samples=64", "data.max_eval_samples=32"]
@@ -178,16 +179,14 @@ def test_same_examples_are_compared_one_by_one(tmp_path):
     """Of 100 examples 60 and 66 are right, the second a superset: apart they are within noise, paired they are not."""
     for name, right in (("a", 60), ("b", 66)):
         (tmp_path / name).mkdir()
-        made = example_scores.Scores(
-            "accuracy", example_scores.RATIO, np.arange(100), np.arange(100) < right, np.ones(100)
-        )
+        made = Parts("accuracy", "ratio", np.arange(100), np.arange(100) < right, np.ones(100))
         written(tmp_path / name, made)
     champion, ours = score(tmp_path / "a", 0.60, 0.05), score(tmp_path / "b", 0.66, 0.05)
     assert ours.beats(champion)[0]
     assert not score(tmp_path / "b", 0.66, 0.05, data="other").beats(champion)[0]
 
 
-def written(folder: Path, found: example_scores.Scores) -> None:
+def written(folder: Path, found: Parts) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

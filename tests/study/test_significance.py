@@ -7,17 +7,21 @@ import torch
 
 from lorasweep.config.spec import TaskSpec
 from lorasweep.study import example_scores, significance
-from lorasweep.study.example_scores import Scores
 from lorasweep.tasks import make
-from lorasweep.tasks.feature_extraction import PAIR_METRICS
+from lorasweep.tasks.metric import Parts
 
 RNG = np.random.default_rng(0)
 
 
-def hits(count: int, right: int) -> Scores:
+def hits(count: int, right: int) -> Parts:
     marks = np.zeros(count)
     marks[:right] = 1
-    return Scores("accuracy", example_scores.RATIO, np.arange(count), marks, np.ones(count))
+    return Parts("accuracy", "ratio", np.arange(count), marks, np.ones(count))
+
+
+def unbounded(metric: str, values: np.ndarray) -> Parts:
+    ones = np.ones(len(values))
+    return Parts(metric, "ratio", np.arange(len(values)), values, ones, (0.0, float("inf")))
 
 
 @pytest.mark.parametrize(("count", "right"), [(100, 80), (1000, 500), (400, 20)])
@@ -35,9 +39,7 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
     covered = 0
     for _ in range(200):
         drawn = RNG.normal(1.0, 2.0, size=100)
-        covered += significance.interval(
-            Scores("mse", example_scores.RATIO, np.arange(100), drawn, np.ones(100))
-        ).holds(1.0)
+        covered += significance.interval(unbounded("mse", drawn)).holds(1.0)
     assert 0.90 <= covered / 200 <= 0.99
 
 
@@ -124,7 +126,7 @@ def feature_extraction():
 
 def pairs():
     task = make(TaskSpec(name="FEATURE_EXTRACTION"))
-    task.metric_names = PAIR_METRICS
+    task.scored = True
     drawn = RNG.normal(size=(40, 2)).round(1).tolist()  # rounded: some are equal
     return task, [
         {"row": i, "loss": (a - b) ** 2, "supervised": 1, "cosine": a, "score": b} for i, (a, b) in enumerate(drawn)
@@ -167,7 +169,7 @@ def test_metric_from_the_parts_is_the_tasks_own(case, tmp_path, monkeypatch):
         example_scores.write(tmp_path, task, metric, predictions, [{}] * len(predictions))
         found = example_scores.read(tmp_path)
         assert found is not None, metric
-        assert significance.metric(found) == pytest.approx(value, abs=1e-5), metric
+        assert found.value == pytest.approx(value, abs=1e-5), metric
         assert 0 < significance.standard_error(found) < 100, metric
 
 
@@ -181,9 +183,10 @@ def test_resampled_metric_is_the_tasks_own_on_that_resample():
 
 
 def assert_resampled(task, metric, predictions):
-    found = example_scores.of(task, metric, predictions)
+    found = task.metric(metric).parts(predictions)
     weights = significance._weights(len(predictions))[5].astype(int)
-    again = [p for p, n in zip(predictions, weights, strict=True) for _ in range(n)]
+    at = np.repeat(np.arange(len(predictions)), weights)
+    again = [predictions[i] | {"row": row} for row, i in enumerate(at)]
     assert significance.replicates(found)[5] == pytest.approx(task.metrics(again)[metric], abs=1e-5), metric
 
 
@@ -201,5 +204,5 @@ def test_all_right_or_all_wrong_is_not_certain(right):
 
 
 def test_losses_are_no_shares():
-    gone = Scores("loss", example_scores.RATIO, np.arange(5), np.zeros(5), np.ones(5))
+    gone = unbounded("loss", np.zeros(5))
     assert (significance.interval(gone), significance.standard_error(gone)) == (significance.Interval(0.0, 0.0), 0.0)

@@ -10,13 +10,13 @@ from scipy.stats import norm
 
 from lorasweep.config.spec import SearchSpec
 from lorasweep.study import answer, repeat_rounds, repeats
-from lorasweep.study.example_scores import RATIO, Scores
+from lorasweep.tasks.metric import Parts
 
 EXAMPLES = 400
 
 
 class Drawn:
-    """A study whose runs are drawn by draw(configuration, seed) -> metric, Scores."""
+    """A study whose runs are drawn by draw(configuration, seed) -> metric, Parts."""
 
     def __init__(self, draw, *, metric="accuracy", maximize=True, **search):
         self.meta = SimpleNamespace(metric=metric, maximize=maximize, name="drawn")
@@ -84,7 +84,7 @@ def right_or_wrong(rng, qualities, *, own_sd=0.0, common_sd=0.0, examples=EXAMPL
         noise_N = rng.standard_normal(examples)
         latent_N = math.sqrt(0.85) * hard_N + math.sqrt(0.05) * own_KN[k] + math.sqrt(0.1) * noise_N
         right_N = (latent_N < norm.ppf(share)).astype(float)
-        return right_N.mean(), Scores("accuracy", RATIO, np.arange(examples), right_N, np.ones(examples))
+        return right_N.mean(), Parts("accuracy", "ratio", np.arange(examples), right_N, np.ones(examples))
 
     return draw
 
@@ -96,6 +96,8 @@ def losses(rng, excess, *, examples=200):
 
     def draw(k, seed):
         loss_N = (document_N + excess[k] + 0.055 * rng.standard_normal(examples)) * tokens_N
-        return loss_N.sum() / tokens_N.sum(), Scores("loss", RATIO, np.arange(examples), loss_N, tokens_N)
+        return loss_N.sum() / tokens_N.sum(), Parts(
+            "loss", "ratio", np.arange(examples), loss_N, tokens_N, (0.0, float("inf"))
+        )
 
     return draw

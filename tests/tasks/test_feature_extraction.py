@@ -142,8 +142,8 @@ def test_correlations_are_those_of_scipy():
     cosines = torch.rand(50, generator=random)
     scores = (cosines + torch.rand(50, generator=random)).mul(5).round()
     rows = [
-        {"cosine": c, "score": s, "loss": 1.0, "supervised": 1}
-        for c, s in zip(cosines.tolist(), scores.tolist(), strict=True)
+        {"row": row, "cosine": c, "score": s, "loss": 1.0, "supervised": 1}
+        for row, (c, s) in enumerate(zip(cosines.tolist(), scores.tolist(), strict=True))
     ]
     found = task.metrics(rows)
     assert task.primary == "spearman"

@@ -296,7 +296,7 @@ def test_answers_in_no_known_form_are_refused_by_row(tmp_path, answers):
 
 
 def test_built_in_rows_have_their_answer_in_place_and_no_module_on_two_sides():
-    found = dataset.load(DataSpec(), {}, "QUESTION_ANS")
+    found = dataset.load(DataSpec(), {}, "returned")
     rows = [r for split in found.splits.values() for r in split]
     assert len(rows) >= 200
     assert all(r["context"].startswith(a["text"], a["start"]) for r in rows for a in r["answers"])

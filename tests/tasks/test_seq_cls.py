@@ -11,7 +11,6 @@ from lorasweep.config.spec import DataSpec, TaskSpec
 from lorasweep.data import dataset
 from lorasweep.tasks import make
 from lorasweep.tasks.seq_cls import SeqCls
-from lorasweep.tasks.task import maximize
 
 LABELS = {
     "single_label": ["cat", "dog", "cow", "dog", "cat", "dog"],
@@ -38,6 +37,11 @@ def fitted(kind: str) -> SeqCls:
     return task
 
 
+def predictions(predicted: list, labels: list, loss: float) -> list[dict]:
+    pairs = enumerate(zip(predicted, labels, strict=True))
+    return [{"row": row, "prediction": p, "label": v, "loss": loss, "supervised": 1} for row, (p, v) in pairs]
+
+
 @pytest.mark.parametrize("kind", LABELS)
 def test_loss_is_that_of_transformers(kind, tiny_bert):
     task = fitted(kind)
@@ -57,15 +61,14 @@ def test_loss_is_that_of_transformers(kind, tiny_bert):
 
 def test_primary_metric_follows_the_kind():
     assert [fitted(k).primary for k in LABELS] == ["accuracy", "micro_f1", "pearson"]
-    assert not maximize("mse") and maximize("pearson")
+    task = fitted("regression")
+    assert not task.metric("mse").maximize and task.metric("pearson").maximize
 
 
 def test_scores_of_one_class_are_those_of_scikit_learn():
     task = fitted("single_label")
     predicted, labels = [0, 1, 2, 2, 1, 0, 1, 2], [0, 1, 1, 2, 0, 0, 1, 2]
-    found = task.metrics(
-        [{"prediction": p, "label": v, "loss": 0.5, "supervised": 1} for p, v in zip(predicted, labels, strict=True)]
-    )
+    found = task.metrics(predictions(predicted, labels, 0.5))
     expected = {
         "accuracy": accuracy_score(labels, predicted),
         "macro_f1": f1_score(labels, predicted, average="macro"),
@@ -78,9 +81,7 @@ def test_scores_of_one_class_are_those_of_scikit_learn():
 def test_scores_of_several_classes_are_those_of_scikit_learn():
     task = fitted("multi_label")
     predicted, labels = [[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0]], [[1, 0, 0], [0, 1, 0], [0, 1, 1], [0, 0, 0]]
-    found = task.metrics(
-        [{"prediction": p, "label": v, "loss": 1.0, "supervised": 1} for p, v in zip(predicted, labels, strict=True)]
-    )
+    found = task.metrics(predictions(predicted, labels, 1.0))
     expected = {
         "micro_f1": f1_score(labels, predicted, average="micro"),
         "macro_f1": f1_score(labels, predicted, average="macro"),
@@ -93,9 +94,7 @@ def test_scores_of_several_classes_are_those_of_scikit_learn():
 def test_scores_of_numbers_are_those_of_scipy():
     task = fitted("regression")
     predicted, labels = [0.5, 2.0, 1.0, 4.0, 4.5], [1.0, 2.0, 2.0, 3.0, 5.0]
-    found = task.metrics(
-        [{"prediction": p, "label": v, "loss": 0.0, "supervised": 1} for p, v in zip(predicted, labels, strict=True)]
-    )
+    found = task.metrics(predictions(predicted, labels, 0.0))
     assert found["pearson"] == pytest.approx(pearsonr(predicted, labels)[0])
     assert found["spearman"] == pytest.approx(spearmanr(predicted, labels)[0])
     assert found["mse"] == pytest.approx(sum((p - v) ** 2 for p, v in zip(predicted, labels, strict=True)) / 5)

@@ -1,6 +1,5 @@
 """TOKEN_CLS: labels on first tokens, transformers' loss, strict entity scores, the CoNLL reader."""
 
-import random
 from pathlib import Path
 
 import datasets
@@ -15,7 +14,7 @@ from lorasweep.data import dataset, readers
 from lorasweep.errors import ConfigError
 from lorasweep.tasks import make
 from lorasweep.tasks.task import IGNORE
-from lorasweep.tasks.token_cls import TokenCls, entities, entity_scores, is_bio, word_scores
+from lorasweep.tasks.token_cls import TokenCls
 
 WNUT = real_data.FOLDER / "wnut17"
 ROWS = [
@@ -69,45 +68,17 @@ def test_loss_is_that_of_transformers(tiny_bert):
         assert sum(p["supervised"] for p in found) == batch.supervised
 
 
-@pytest.mark.parametrize(
-    ("true", "predicted", "hits", "guessed", "there"),
-    [
-        (["B-a", "I-a", "O"], ["B-a", "I-a", "O"], 1, 1, 1),
-        (["B-a", "I-a", "O"], ["B-a", "O", "O"], 0, 1, 1),
-        (["B-a", "I-a", "O"], ["I-a", "I-a", "O"], 0, 0, 1),
-        (["B-a", "B-a", "I-a"], ["B-a", "I-a", "I-a"], 0, 1, 2),
-        (["B-a", "I-a", "B-b"], ["B-a", "I-b", "B-b"], 1, 2, 2),
-        (["O", "O", "O"], ["O", "O", "O"], 0, 0, 0),
-    ],
-)
-def test_strict_f1_worked_by_hand(true, predicted, hits, guessed, there):
-    scores = entity_scores([predicted], [true])
-    assert scores["precision"] == pytest.approx(hits / guessed if guessed else 0)
-    assert scores["recall"] == pytest.approx(hits / there if there else 0)
-    assert scores["f1"] == pytest.approx(2 * hits / (guessed + there) if there else 0)
-    assert (len(entities(predicted)), len(entities(true))) == (guessed, there)
+def predicted_as(predicted: list[str], true: list[str], row: int = 0) -> dict:
+    return {"row": row, "loss": 1.5, "supervised": len(true), "prediction": predicted, "label": true}
 
 
-def test_entities_agree_with_seqeval_on_random_tags():
-    from seqeval.scheme import IOB2, Entities
-
-    draw = random.Random(0)
-    rows = [[draw.choice(["O", "B-x", "I-x", "B-y", "I-y"]) for _ in range(draw.randint(1, 9))] for _ in range(300)]
-    theirs = [{(e.tag, e.start, e.end) for e in row} for row in Entities(rows, scheme=IOB2).entities]
-    assert [set(entities(row)) for row in rows] == theirs
-
-
-def test_tags_that_are_not_bio_are_scored_by_word():
-    assert is_bio(["O", "B-x", "I-x"]) and not is_bio(["O"]) and not is_bio(["O", "B-x", "S-x"])
-    scores = word_scores([["N", "N", "V"]], [["N", "V", "V"]])
-    assert scores == pytest.approx({"f1": 2 / 3, "precision": 0.75, "recall": 0.75})
+def test_tags_without_a_scheme_are_scored_by_word():
     task = fitted([{"tokens": ["a", "b", "c"], "tags": ["N", "V", "V"]}])
-    found = {"row": 0, "loss": 1.5, "supervised": 3, "prediction": ["N", "N", "V"], "label": ["N", "V", "V"]}
-    metrics = task.metrics([found])
-    assert tuple(metrics) == task.metric_names
-    assert metrics["f1"] == pytest.approx(2 / 3) and metrics["accuracy"] == pytest.approx(2 / 3)
-    assert metrics["loss"] == pytest.approx(0.5)
+    found = predicted_as(["N", "N", "V"], ["N", "V", "V"])
+    expected = {"accuracy": 2 / 3, "macro_f1": 2 / 3, "macro_precision": 0.75, "macro_recall": 0.75, "loss": 0.5}
+    assert task.metrics([found]) == pytest.approx(expected) and task.primary == "accuracy"
     assert task.readable({"tokens": ["a", "b", "c"]}, found | {"words": [0, 1, 2]}) == "a/N b/N c/V"
+    assert task.notes == ["the tags mark no entities: words are scored one by one, by accuracy and macro F1"]
 
 
 def test_readable_marks_entities_and_baseline_is_the_majority():
@@ -125,7 +96,10 @@ def test_tags_unknown_to_train_are_a_problem_and_iob1_is_noted():
     assert task.fit(dataset.Data(splits=splits, fingerprint="", name="")) == [
         "data.tags_column: 1 tags of eval are not in train: 'B-org'"
     ]
-    assert task.notes == ["1 entities of eval begin with I-, not B-: strict scoring leaves them out"]
+    assert task.notes == [
+        "the tags mark entities as IOB2 does: they are scored strictly by it",
+        "1 tagged words of eval are no entity by IOB2: strict scoring leaves them out",
+    ]
 
 
 def test_tags_of_rows_beyond_max_train_samples_are_known(tmp_path):
@@ -208,7 +182,7 @@ def test_wnut17_has_its_published_sizes():
 
 
 def test_built_in_rows_are_lines_of_python_with_kinds():
-    found = dataset.load(DataSpec(), {}, "TOKEN_CLS")
+    found = dataset.load(DataSpec(), {}, "python_tokens")
     rows = [r for split in found.splits.values() for r in split]
     assert 1000 <= len(rows) <= 2000 and len({tuple(r["tokens"]) for r in rows}) == len(rows)
     assert all(5 <= len(r["tokens"]) == len(r["tags"]) <= 60 for r in rows)

@@ -1,0 +1,325 @@
+"""A metric, defined once: what each example adds to it, and how the examples' parts become a number.
+
+Its value on a split, the intervals around it (the bootstrap weighs the examples anew) and the comparison of two trials
+come from this one definition. Definitions are scikit-learn's, seqeval's and sacrebleu's.
+
+A metric that has no value (no entity to find, a correlation of equal numbers) is NaN, never 0.
+
+Shapes: R sets of weights, N examples, C classes.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Prediction = dict[str, Any]
+"""What a task says of one example: `row`, `loss`, `supervised`, and what its metrics read."""
+
+Cell = Any
+"""A number, or a list of numbers."""
+Pairs = Mapping[int, tuple[Cell, Cell]]
+"""Row -> what it adds to a metric, in two cells."""
+Combine = Callable[[np.ndarray, Sequence[Cell], Sequence[Cell]], np.ndarray]
+"""From weights [R, N] and the two cells of each of N rows to values [R]."""
+
+MOST_NATS = 700
+"""Beyond it, exp is beyond the largest number."""
+
+COMBINATIONS: dict[str, Combine] = {}
+"""By name: predictions.parquet names the one that its two columns are for."""
+
+
+def combination(combine: Combine) -> Combine:
+    """Register a function that makes metrics of rows' cells, under its name. Raises ValueError for another's name."""
+    known = COMBINATIONS.setdefault(combine.__name__, combine)
+    if (known.__module__, known.__qualname__) != (combine.__module__, combine.__qualname__):
+        raise ValueError(f"{combine.__module__}.{combine.__name__}: {known.__module__} has a combination of this name")
+    COMBINATIONS[combine.__name__] = combine
+    return combine
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """A metric of a split, taken apart: a number an example in each of two columns, or a list of them."""
+
+    metric: str
+    kind: str
+    """Name of its combination."""
+    rows: np.ndarray
+    """Which example of the split, ascending, [N]."""
+    first: Sequence[Cell]
+    second: Sequence[Cell]
+    bounds: tuple[float, float] = (0.0, 1.0)
+    """Lowest and highest value that the metric can have."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def combined(self, weights_RN: np.ndarray) -> np.ndarray:
+        """Return the metric where each example counts as often as it weighs, [R]."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return COMBINATIONS[self.kind](weights_RN, self.first, self.second)
+
+    @property
+    def value(self) -> float:
+        """The metric on all examples; NaN where it has no value."""
+        return float(self.combined(np.ones((1, len(self))))[0]) if len(self) else math.nan
+
+
+@dataclass(frozen=True)
+class Metric:
+    name: str
+    columns: Callable[[Sequence[Prediction]], Pairs]
+    """From the predictions of a split to what each row adds; a row left out has no part in it."""
+    combine: Combine
+    """One that `combination` has registered."""
+    bounds: tuple[float, float] = (0.0, 1.0)
+    unit: str = "0 to 1"
+    maximize: bool = True
+    """Whether more is better."""
+
+    def __post_init__(self) -> None:
+        if COMBINATIONS.get(self.combine.__name__) is not self.combine:
+            raise TypeError(f"metric {self.name}: {self.combine.__name__} must be decorated with @combination")
+
+    def parts(self, predictions: Sequence[Prediction]) -> Parts:
+        pairs = self.columns(predictions)
+        rows = sorted(pairs)
+        first, second = [pairs[r][0] for r in rows], [pairs[r][1] for r in rows]
+        return Parts(self.name, self.combine.__name__, np.array(rows, np.int64), first, second, self.bounds)
+
+    def value(self, predictions: Sequence[Prediction]) -> float:
+        return self.parts(predictions).value
+
+
+def by_row(pair: Callable[[Prediction], tuple[Cell, Cell]]) -> Callable[[Sequence[Prediction]], Pairs]:
+    """Return columns for a metric that each prediction adds to by itself."""
+    return lambda predictions: {p["row"]: pair(p) for p in predictions}
+
+
+def older_scale(metric: str) -> tuple[tuple[float, float], str]:
+    """Return bounds and unit of a metric of a study that did not write them down."""
+    match metric:
+        case "loss":
+            return LOSS.bounds, LOSS.unit
+        case "perplexity":
+            return PERPLEXITY.bounds, PERPLEXITY.unit
+        case "mse":
+            return (0.0, math.inf), "squared error"
+        case "pearson" | "spearman" | "mcc":
+            return CORRELATION["bounds"], CORRELATION["unit"]
+    return (0.0, 1.0), "0 to 1"
+
+
+# --- ratios ----------------------------------------------------------------------------------------------------------
+
+
+def _sums(weights_RN: np.ndarray, columns_NC: np.ndarray) -> np.ndarray:
+    """Return the weighted sums, [R, C]. A single one is added up in order: its last digit depends on no library."""
+    if len(weights_RN) == 1:
+        return np.cumsum(weights_RN[0][:, None] * columns_NC, axis=0)[-1:]
+    return weights_RN @ columns_NC
+
+
+def _both(first: Sequence[Cell], second: Sequence[Cell]) -> np.ndarray:
+    """Return the cells of both columns side by side, [N, C]."""
+    columns = [np.asarray(side, float) for side in (first, second)]
+    return np.hstack([c[:, None] if c.ndim == 1 else c for c in columns])
+
+
+@combination
+def ratio(weights_RN: np.ndarray, first: Sequence[Cell], second: Sequence[Cell]) -> np.ndarray:
+    """Accuracy, loss, recall, micro-averages: the sum of the first cells over that of the second."""
+    above_R, below_R = _sums(weights_RN, _both(first, second)).T
+    return above_R / below_R
+
+
+@combination
+def exp_ratio(weights_RN: np.ndarray, first: Sequence[Cell], second: Sequence[Cell]) -> np.ndarray:
+    """Perplexity."""
+    return np.exp(np.minimum(ratio(weights_RN, first, second), MOST_NATS))
+
+
+def _found(weights_RN: np.ndarray, first: Sequence[Cell], second: Sequence[Cell]) -> tuple[np.ndarray, ...]:
+    """Return how many items are right, predicted and there, [R] each; none has a value where none is there.
+
+    The first cell of a row holds the right ones, the second the predicted and those there.
+    """
+    right_R, predicted_R, there_R = _sums(weights_RN, _both(first, second)).T
+    return right_R, predicted_R, np.where(there_R > 0, there_R, math.nan)
+
+
+@combination
+def found_f1(weights_RN: np.ndarray, first: Sequence[Cell], second: Sequence[Cell]) -> np.ndarray:
+    """F1 of items that are to be found."""
+    right_R, predicted_R, there_R = _found(weights_RN, first, second)
+    return 2 * right_R / (predicted_R + there_R)
+
+
+@combination
+def precision(weights_RN: np.ndarray, first: Sequence[Cell], second: Sequence[Cell]) -> np.ndarray:
+    """Share of the predicted items that are right; 0 where none is predicted, as seqeval and scikit-learn have it."""
+    right_R, predicted_R, there_R = _found(weights_RN, first, second)
+    return np.where(there_R > 0, _share(right_R, predicted_R), math.nan)
+
+
+@combination
+def recall(weights_RN: np.ndarray, first: Sequence[Cell], second: Sequence[Cell]) -> np.ndarray:
+    """Share of the items there that are found."""
+    right_R, _, there_R = _found(weights_RN, first, second)
+    return right_R / there_R
+
+
+def summed_loss(predictions: Sequence[Prediction]) -> Pairs:
+    """Loss and number of supervised items of each row; a row may have several windows."""
+    sums: dict[int, tuple[float, int]] = {}
+    for p in predictions:
+        loss, count = sums.get(p["row"], (0.0, 0))
+        sums[p["row"]] = (loss + p["loss"], count + p["supervised"])
+    return sums
+
+
+LOSS = Metric("loss", summed_loss, ratio, (0.0, math.inf), "nats", maximize=False)
+PERPLEXITY = Metric("perplexity", summed_loss, exp_ratio, (1.0, math.inf), "perplexity", maximize=False)
+
+
+# --- correlations ----------------------------------------------------------------------------------------------------
+
+CORRELATION: Mapping[str, Any] = {"bounds": (-1.0, 1.0), "unit": "correlation, -1 to 1"}
+
+
+@combination
+def pearson(weights_RN: np.ndarray, first: Sequence[Cell], second: Sequence[Cell]) -> np.ndarray:
+    """Correlation of two columns; NaN where one of them does not vary."""
+    x_N, y_N = (np.asarray(side, float) for side in (first, second))
+    return _correlation(weights_RN, x_N, y_N)
+
+
+def _correlation(weights_RN: np.ndarray, x_N: np.ndarray, y_N: np.ndarray) -> np.ndarray:
+    x_N, y_N = _standard(x_N), _standard(y_N)
+    columns_N5 = np.stack([x_N, y_N, x_N * y_N, x_N**2, y_N**2], axis=1)
+    means_R5 = weights_RN @ columns_N5 / weights_RN.sum(1)[:, None]
+    x, y, xy, xx, yy = means_R5.T
+    spread_R = np.sqrt(np.maximum(xx - x**2, 0) * np.maximum(yy - y**2, 0))
+    return np.where(spread_R > _SMALLEST_SPREAD, np.clip((xy - x * y) / spread_R, -1, 1), math.nan)
+
+
+_SMALLEST_SPREAD = 1e-12
+"""Of standardised numbers; below it is rounding."""
+
+
+def _standard(values_N: np.ndarray) -> np.ndarray:
+    apart_N = values_N - values_N.mean()
+    spread = apart_N.std()
+    return apart_N / spread if spread > 0 else apart_N
+
+
+@combination
+def spearman(weights_RN: np.ndarray, first: Sequence[Cell], second: Sequence[Cell]) -> np.ndarray:
+    """Correlation of two columns' ranks among the examples that are there."""
+    from scipy.stats import rankdata
+
+    x_N, y_N = (np.asarray(side, float) for side in (first, second))
+    out = []
+    for weights_N in weights_RN:
+        at = np.repeat(np.arange(len(x_N)), weights_N.astype(int))
+        out.append(_correlation(np.ones((1, len(at))), rankdata(x_N[at]), rankdata(y_N[at]))[0])
+    return np.array(out)
+
+
+# --- classes ---------------------------------------------------------------------------------------------------------
+
+
+def _class_counts(
+    weights_RN: np.ndarray, first: Sequence[Cell], second: Sequence[Cell]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return how often each class is right, predicted and true, [R, C] each.
+
+    A cell holds a class, or a class for each word; negative ones count as none.
+    """
+    predicted, true = ([np.atleast_1d(np.asarray(cell, int)) for cell in side] for side in (first, second))
+    owner = np.repeat(np.arange(len(predicted)), [len(cell) for cell in predicted])
+    ours, theirs = np.concatenate(predicted), np.concatenate(true)
+    classes = max(int(ours.max()), int(theirs.max())) + 1
+    counts_3NC = np.zeros((3, len(predicted), classes))
+    for table_NC, marked, cells in zip(
+        counts_3NC, (ours == theirs, ours >= 0, theirs >= 0), (ours, ours, theirs), strict=True
+    ):
+        kept = marked & (cells >= 0)
+        np.add.at(table_NC, (owner[kept], cells[kept]), 1)
+    right_RC, predicted_RC, true_RC = weights_RN @ counts_3NC
+    return right_RC, predicted_RC, true_RC
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Return part over whole, 0 where there is nothing of it."""
+    return np.where(whole > 0, part / np.where(whole > 0, whole, 1), 0.0)
+
+
+def _over_occurring(values_RC: np.ndarray, predicted_RC: np.ndarray, true_RC: np.ndarray) -> np.ndarray:
+    """Return the mean over the classes that are predicted or true, as scikit-learn's average='macro' takes it, [R]."""
+    occurs_RC = predicted_RC + true_RC > 0
+    return (values_RC * occurs_RC).sum(1) / occurs_RC.sum(1)
+
+
+@combination
+def macro_f1(weights_RN: np.ndarray, first: Sequence[Cell], second: Sequence[Cell]) -> np.ndarray:
+    right_RC, predicted_RC, true_RC = _class_counts(weights_RN, first, second)
+    return _over_occurring(_share(2 * right_RC, predicted_RC + true_RC), predicted_RC, true_RC)
+
+
+@combination
+def macro_precision(weights_RN: np.ndarray, first: Sequence[Cell], second: Sequence[Cell]) -> np.ndarray:
+    right_RC, predicted_RC, true_RC = _class_counts(weights_RN, first, second)
+    return _over_occurring(_share(right_RC, predicted_RC), predicted_RC, true_RC)
+
+
+@combination
+def macro_recall(weights_RN: np.ndarray, first: Sequence[Cell], second: Sequence[Cell]) -> np.ndarray:
+    right_RC, predicted_RC, true_RC = _class_counts(weights_RN, first, second)
+    return _over_occurring(_share(right_RC, true_RC), predicted_RC, true_RC)
+
+
+@combination
+def mcc(weights_RN: np.ndarray, first: Sequence[Cell], second: Sequence[Cell]) -> np.ndarray:
+    """Matthews' correlation; 0 where only one class is predicted or true, as scikit-learn has it."""
+    right_RC, predicted_RC, true_RC = _class_counts(weights_RN, first, second)
+    total_R = predicted_RC.sum(1)
+    apart_R = right_RC.sum(1) * total_R - (predicted_RC * true_RC).sum(1)
+    spread_R = (total_R**2 - (predicted_RC**2).sum(1)) * (total_R**2 - (true_RC**2).sum(1))
+    return np.where(spread_R > 0, apart_R / np.sqrt(np.maximum(spread_R, 1)), 0.0)
+
+
+@combination
+def label_macro_f1(weights_RN: np.ndarray, first: Sequence[Cell], second: Sequence[Cell]) -> np.ndarray:
+    """Mean of the classes' F1 on multi-label rows of zeros and ones; a class that is neither predicted nor true counts
+    0, as it does in scikit-learn.
+    """
+    predicted_NC, true_NC = (np.asarray(list(side), float) for side in (first, second))
+    right_RC, predicted_RC, true_RC = (weights_RN @ c_NC for c_NC in (predicted_NC * true_NC, predicted_NC, true_NC))
+    return _share(2 * right_RC, predicted_RC + true_RC).mean(1)
+
+
+# --- generated text --------------------------------------------------------------------------------------------------
+
+
+@combination
+def bleu(weights_RN: np.ndarray, first: Sequence[Cell], second: Sequence[Cell]) -> np.ndarray:
+    """BLEU without smoothing from sums of `generation.counts`."""
+    counts_RC = weights_RN @ _both(first, second)
+    matched_R4, there_R4, ours_R, theirs_R = counts_RC[:, :4], counts_RC[:, 4:8], counts_RC[:, 8], counts_RC[:, 9]
+    geometric_R = np.exp(np.log(matched_R4 / there_R4).mean(1))
+    brevity_R = np.where(ours_R > theirs_R, 1.0, np.exp(1 - theirs_R / ours_R))
+    return np.where(matched_R4.min(1) > 0, brevity_R * geometric_R, 0.0)
+
+
+@combination
+def chrf(weights_RN: np.ndarray, first: Sequence[Cell], second: Sequence[Cell]) -> np.ndarray:
+    """chrF (beta 2) from sums of `generation.counts`."""
+    counts_RC = weights_RN @ _both(first, second)
+    matched_R6, ours_R6, theirs_R6 = np.split(counts_RC, 3, axis=1)
+    precision_R6, recall_R6 = _share(matched_R6, ours_R6), _share(matched_R6, theirs_R6)
+    return (5 * precision_R6 * recall_R6 / np.maximum(4 * precision_R6 + recall_R6, 1e-16)).mean(1)
