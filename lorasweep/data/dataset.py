@@ -57,6 +57,11 @@ class Data:
     skipped: Mapping[str, int] = field(default_factory=dict)
     """Split -> rows left out because nothing can be learned of them."""
 
+    @property
+    def eval_fingerprint(self) -> str:
+        """sha256 over the records of the eval split: metrics of trials that share it are of the same rows."""
+        return _fingerprint({"eval": self.splits["eval"]}, ())
+
 
 _cache: OrderedDict[str, Data] = OrderedDict()
 
@@ -327,7 +332,7 @@ def _labels(records: Iterable[Record]) -> tuple[Any, ...]:
 
 def _fingerprint(splits: Mapping[str, Iterable[Record]], labels: Sequence[Any]) -> str:
     digest = hashlib.sha256(json.dumps(labels, default=str).encode() if labels else b"")
-    for name in SPLITS:
-        for record in splits[name]:
+    for name, records in splits.items():
+        for record in records:
             digest.update(json.dumps([name, record], sort_keys=True, default=str).encode())
     return digest.hexdigest()

@@ -165,6 +165,7 @@ class Events:
             baseline=work.task.baseline(work.data, "eval") if last else None,
             params=outcome.sizes(running.counts),
             data_fingerprint=work.data.fingerprint,
+            eval_fingerprint=work.data.eval_fingerprint,
             reload=self._leave_answers(running, last, event.state, trainer) if last else None,
             steps=event.step,
             adapter_mb=adapter_mb,

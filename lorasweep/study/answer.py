@@ -87,6 +87,11 @@ class Candidate:
         """With how many seeds it is reported."""
         return len(self.values)
 
+    def is_comparable(self, other: "Candidate") -> bool:
+        """Return whether both metrics are of the same eval rows; results that do not say are taken to be."""
+        ours, theirs = self.result.eval_fingerprint, other.result.eval_fingerprint
+        return ours == theirs or not ours or not theirs
+
     @property
     def label(self) -> str:
         point = ", ".join(
@@ -117,6 +122,8 @@ class Answer:
     """Fewest trainable parameters of those shown to be within the margin. May be the best itself; None: unknown."""
     fronts: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Cost -> the trials that no other one beats in metric and that cost at once, cheapest first."""
+    apart: Sequence[Candidate] = ()
+    """The best one on each other set of eval rows: a metric of other rows says nothing about who is better."""
     ended: Mapping[str, int] = field(default_factory=dict)
     """State -> trials of the search, repeats aside."""
 
@@ -168,7 +175,8 @@ def answer(study: Study) -> Answer:
         return empty
     spread, bad = significance.spread(repeats.values(found) for found in runs.values()), repeats.failed(trials)
     made = {n: _candidate(study, found, spread, bad.get(n, [])) for n, found in runs.items()}
-    field_, rivals = _rivals(study, runs, first.number)
+    here = {n: found for n, found in runs.items() if made[n].is_comparable(made[first.number])}
+    field_, rivals = _rivals(study, here, first.number)
     judged = _judged(made, field_, rivals, first.number)
     best = judged[first.number]
     margin_ = margin(study.search.margin, study.meta.bounds, best.value)
@@ -182,8 +190,18 @@ def answer(study: Study) -> Answer:
         corrected=_corrected(study, judged, field_, rivals),
         margin=margin_,
         cheapest=cheapest(best, list(judged.values()), margin_),
-        fronts={cost: front(list(judged.values()), cost, maximize) for cost in COSTS},
+        fronts={cost: front([judged[n] for n in here], cost, maximize) for cost in COSTS},
+        apart=_best_of_others(list(judged.values()), best, maximize),
     )
+
+
+def _best_of_others(candidates: Sequence[Candidate], best: Candidate, maximize: bool) -> list[Candidate]:
+    """Return the best candidate on each set of eval rows that is not the best one's."""
+    firsts: dict[str, Candidate] = {}
+    for candidate in in_order(candidates, maximize):
+        if not candidate.is_comparable(best):
+            firsts.setdefault(candidate.result.eval_fingerprint, candidate)
+    return list(firsts.values())
 
 
 def _ended(trials: Sequence[FrozenTrial]) -> dict[str, int]:

@@ -13,7 +13,8 @@ def sentences(found: Answer) -> list[str]:
     best = found.best
     if best is None:
         return [_nothing(found)]
-    out = [_best(found, best), _others(found, best), _population(found, best), _cheaper(found, best), _left_out(found)]
+    compared = [_best(found, best), _others(found, best), _population(found, best), _cheaper(found, best)]
+    out = [*compared, _apart(found), _left_out(found)]
     return [s for s in out if s]
 
 
@@ -30,7 +31,6 @@ def _nothing(found: Answer) -> str:
 
 
 def _best(found: Answer, best: Candidate) -> str:
-    begin = "So far, t" if found.going_on else "T"
     sure = f" (95 % interval {best.interval})" if best.interval else ""
     if best.repeated:
         seeds = f"the mean of {counted(best.seeds, 'new seed')}" if best.seeds > 1 else "with a new seed"
@@ -39,6 +39,8 @@ def _best(found: Answer, best: Candidate) -> str:
         said = f", the mean of {best.seeds} seeds{sure}"
     else:
         said = sure
+    which = "Of the trials with its eval rows, t" if found.apart else "T"
+    begin = f"So far, {which[:1].lower()}{which[1:]}" if found.going_on else which
     line = f"{begin}{best.label[1:]} is best with eval {found.metric} {best.value:.4f}{said}."
     if found.corrected is not None:
         line += (
@@ -49,7 +51,9 @@ def _best(found: Answer, best: Candidate) -> str:
 
 
 def _others(found: Answer, best: Candidate) -> str:
-    others = len(found.candidates) - 1
+    others = len([c for c in found.candidates if c.is_comparable(best)]) - 1
+    if not others and found.apart:
+        return "It is the only complete one with those."
     if not others:
         return "It is the only complete one."
     if not found.compared:
@@ -64,6 +68,13 @@ def _others(found: Answer, best: Candidate) -> str:
     if found.visible is not None:
         said.append(f"A difference under {found.visible:.4f} does not show with {counted(found.rows, 'eval example')}.")
     return " ".join(said)
+
+
+def _apart(found: Answer) -> str:
+    """Return the best candidate on each other set of eval rows."""
+    others = "; ".join(f"{c.label} {c.value:.4f}" for c in found.apart)
+    rule = "Trials with other eval rows are not compared with it; the best on each of them"
+    return f"{rule}: {others}." if others else ""
 
 
 def _population(found: Answer, best: Candidate) -> str:

@@ -14,6 +14,7 @@ from lorasweep.config.registry import data_folder
 from lorasweep.errors import ConfigError
 from lorasweep.runner import launch, launchers, plan
 from lorasweep.runner.request import Request
+from lorasweep.study import answer
 from lorasweep.study.study import Study
 
 ODD = [
@@ -107,5 +108,8 @@ def test_which_of_several_data_sets_is_one_study(in_folder, capsys):
     assert [t.state.name for t in study.trials()] == ["COMPLETE"] * 2
     assert [t.user_attrs["swept"] for t in study.trials()] == [{"data.path": "rows.csv"}, {"data.path": "more.csv"}]
     assert study.first_spec().data.path == str(place / "rows.csv")
+    said = answer.answer(study)
+    assert len(said.apart) == 1 and said.compared == 0
     assert main.main(["status", "s"]) == 0
     assert main.main(["report", "s"]) == 0
+    assert "Trials with other eval rows are not compared" in (study.folder / "report.md").read_text(encoding="utf8")

@@ -38,6 +38,26 @@ def test_best_what_may_be_as_good_and_what_is_cheaper(tmp_path):
     assert "within 0.0100 (search.margin): trial 1 (lora.r=4)" in text and "50 % of its trainable parameters" in text
 
 
+def test_trials_with_other_eval_rows_are_ranked_among_themselves(tmp_path):
+    study = study_of(tmp_path, [2, 4, 8, 16])
+    end(study, 0.80, trainable=100, eval_rows="one")
+    end(study, 0.90, trainable=50, eval_rows="two")
+    end(study, 0.895, trainable=60, eval_rows="two")
+    end(study, 0.85, trainable=10, eval_rows="one")
+    found = answer.answer(study)
+    assert found.best is not None and found.cheapest is not None
+    assert (found.best.number, found.cheapest.number) == (1, 1)
+    assert [c.number for c in found.apart] == [3]
+    assert found.compared == 1 and [c.number for c in [*found.alike, *found.worse]] == [2]
+    assert found.fronts["trainable"] == [1]
+    text = wording.text(found)
+    assert "Of the trials with its eval rows, trial 1 (lora.r=4) is best" in text
+    other = (
+        "Trials with other eval rows are not compared with it; the best on each of them: trial 3 (lora.r=16) 0.8500."
+    )
+    assert other in text
+
+
 def test_candidate_as_near_as_chance_is_not_called_near_enough(tmp_path):
     study = study_of(tmp_path, [2, 4])
     end(study, 0.80, trainable=100)

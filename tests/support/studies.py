@@ -42,7 +42,9 @@ def study_of(folder: Path, ranks: list[int], *, maximize: bool = True, **search)
     return Study.create(folder / name, meta, [Entry(SPACE.line({"lora.r": r}), {"lora.r": r}) for r in ranks])
 
 
-def end(study: Study, value: float, *, trainable: int = 100, train_s: float = 1.0, shift: int = 0) -> int:
+def end(
+    study: Study, value: float, *, trainable: int = 100, train_s: float = 1.0, shift: int = 0, eval_rows: str = ""
+) -> int:
     """End the next trial with a share of right answers (or a mean loss); `shift` says which examples are right."""
     number = study.claim()
     assert number is not None
@@ -67,6 +69,7 @@ def end(study: Study, value: float, *, trainable: int = 100, train_s: float = 1.
         rerun=f"rerun {number}",
         metric=Metric(name=kind, value=value, maximize=study.meta.maximize),
         params=Params(trainable=trainable),
+        eval_fingerprint=eval_rows,
         train_s=train_s,
         eval_s=0.1,
         adapter_mb=trainable / 10,
