@@ -10,6 +10,7 @@ is lorasweep.flavor.
 import csv
 import json
 import os
+import platform
 import shutil
 import sqlite3
 import sys
@@ -107,6 +108,8 @@ def main(place: Path, target: Path) -> None:
     with sqlite3.connect(place / "outputs" / "mlflow.db") as store:
         store.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # all of it is in one file
     (place / "made.json").write_text(json.dumps({"folder": str(place)}))
+    journal = study / "journal.log"
+    journal.write_text(journal.read_text().replace(platform.node(), "another-machine"))
     with tarfile.open(target, "w:gz") as archive:
         for path in sorted(place.iterdir()):
             archive.add(path, path.name, filter=_of_nobody)
