@@ -40,6 +40,8 @@ SETTING = [
     "tracking.reload_check=false",
 ]
 
+pytestmark = pytest.mark.integration
+
 MAKE = """
 import sys
 from lorasweep.runner import plan
@@ -47,7 +49,6 @@ from lorasweep.runner.request import Request
 from lorasweep.study.study import Study
 from lorasweep.tracking import runs
 
-pytestmark = pytest.mark.integration
 plan = plan.plan(Request.of(sys.argv[1:]))
 study = Study.create(plan.folder, plan.meta, plan.queue)
 study.set_parent(runs.open_study(plan.first, plan.meta.name, "faults"))
