@@ -16,7 +16,7 @@ QUANTILE = 0.99
 STEP = 8
 """Lengths are rounded up to a multiple of this, which is what tensor cores want."""
 
-LEAST, MOST = 16, 2048
+LEAST, MOST = 128, 2048
 """Bounds of the length that is found; longer ones are asked for by hand."""
 
 UNCUT = 1_000_000
