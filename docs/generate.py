@@ -34,7 +34,8 @@ STUDY = {
 
 TRIAL = {
     "config.yaml": "Every key with its value, written before the first step.",
-    "run.json": "Overrides, rerun line, seed, git commit, versions of packages, machine, and when it began.",
+    "run.json": "Overrides, rerun line, seed, git commit, versions of packages, machine, when it began, and of its "
+    "data the fingerprint, the rows of each split, those left out, and notes.",
     "log.txt": "What happened, with times; the traceback of a failed trial.",
     "metrics.jsonl": "A line for each logged step and each evaluation. MLflow is filled from it.",
     "mlflow.json, .mlflow.lock": "What MLflow is to hold of the trial, and who sends it. `sync` goes by it.",

@@ -60,6 +60,7 @@ def _resume(parser: Parser) -> None:
     _takes_study(parser)
     _takes_settings(parser, "search.* keys that change, hydra/launcher=...")
     parser.add_argument("--failed", action="store_true", help="run failed trials again")
+    parser.add_argument("--changed-data", action="store_true", help="go on though a file of the data has changed")
 
 
 def _status(parser: Parser) -> None:

@@ -27,7 +27,7 @@ def resume(options: Options) -> int:
     from lorasweep.runner import launch
     from lorasweep.runner import resume as going_on
 
-    going_on.resume(study, request.overrides, failed=options.failed)
+    going_on.resume(study, request.overrides, failed=options.failed, changed_data=options.changed_data)
     meta = replace(study.meta, launcher=request.launcher or study.meta.launcher)
     return hydra_sweeper.launched(lambda way: launch.carry_on(study, way, {}), meta, study.folder, False)
 

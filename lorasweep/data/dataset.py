@@ -81,8 +81,7 @@ def load(
     Raises ConfigError for a missing file, column or split, too many unreadable rows (with file and line) and an empty
     split.
     """
-    files = [] if spec.source in ("builtin", "hub") else stamp(readers.files_of(spec)[0])
-    key = json.dumps([vars(spec), dict(columns), view, problem_type, tokenizer, files], sort_keys=True)
+    key = json.dumps([vars(spec), dict(columns), view, problem_type, tokenizer, files_seen(spec)], sort_keys=True)
     if key not in _cache:
         _cache[key] = _load(spec, columns, view, problem_type, count)
     _cache.move_to_end(key)
@@ -91,9 +90,9 @@ def load(
     return _cache[key]
 
 
-def forget() -> None:
-    """Let the next `load` read the files again."""
-    _cache.clear()
+def files_seen(spec: DataSpec) -> list[list[Any]]:
+    """Return path, size and time of change of each file that is read: what tells that one has changed."""
+    return [] if spec.source in ("builtin", "hub") else [list(seen) for seen in stamp(readers.files_of(spec)[0])]
 
 
 def _load(spec: DataSpec, asked: Mapping[str, str], view: str, problem_type: str, count: text_blocks.Count) -> Data:

@@ -223,7 +223,10 @@ def _facts(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Return what the trials ran with; where they differ, each with the number of trials."""
     found: dict[str, Counter[str]] = {}
     for run in runs:
+        data = run.get("data", {})
         for name, text in {
+            "rows": _counts(data.get("rows", {})),
+            "rows left out": _counts(data.get("left_out", {})),
             **run.get("versions", {}),
             **{k: run.get(k) for k in ("python", "machine", "commit")},
         }.items():
@@ -233,6 +236,10 @@ def _facts(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         name: next(iter(seen)) if len(seen) == 1 else ", ".join(f"{text} ({n} trials)" for text, n in seen.items())
         for name, seen in found.items()
     }
+
+
+def _counts(rows: Mapping[str, int]) -> str:
+    return ", ".join(f"{split} {count:,}" for split, count in rows.items())
 
 
 def _axis(study: Study, key: str, trials: Sequence[TrialData]) -> Axis | None:

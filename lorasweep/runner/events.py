@@ -14,7 +14,7 @@ from lorasweep.runner import outcome
 from lorasweep.runner.endings import Endings
 from lorasweep.runner.failures import Failures
 from lorasweep.runner.trial_run import Running
-from lorasweep.study import example_scores
+from lorasweep.study import example_scores, provenance
 from lorasweep.study.result import Reload
 from lorasweep.study.study import Study
 from lorasweep.tasks import task_state
@@ -68,7 +68,9 @@ class Events:
             run.params(running.spec, running.claimed.swept)
             run.dataset(work.data, running.spec)
         running.log.info("%d steps, %s, data %s", event.total_steps, running.counts, work.data.fingerprint[:12])
-        for note in (*work.data.notes, *work.task.notes, *event.notes):
+        notes = (*work.data.notes, *work.task.notes, *event.notes)
+        provenance.add_data(running.folder, work.data, notes)
+        for note in notes:
             running.log.info("%s", note)
         if event.step:
             running.log.info("goes on from step %d", event.step)

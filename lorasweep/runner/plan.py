@@ -1,12 +1,15 @@
 """From a request to a plan: the space, its points, what is checked of them, and what study.json will hold."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lorasweep.config.overrides import key_of
 from lorasweep.config.spec import SearchSpec, TrialSpec
+from lorasweep.data import dataset
 from lorasweep.errors import ConfigError
 from lorasweep.memory import estimate
 from lorasweep.runner import launchers
@@ -50,6 +53,7 @@ def plan(request: Request, asked: Points | None = None) -> Plan:
     first = asked.specs[0]
     metric = loaded[workload.key(first)].task.metric(_shared_metric(asked.specs, loaded))
     meta = _meta(request, asked.space, first, metric)
+    meta = replace(meta, data=_data(asked.specs, loaded))
     return Plan(Path(meta.outputs).resolve() / meta.name, meta, asked.entries, loaded, first, never)
 
 
@@ -107,6 +111,16 @@ def _meta(request: Request, space: Space, first: TrialSpec, metric: Metric) -> S
         launcher=request.launcher,
         storage=first.search.storage,
     )
+
+
+def _data(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload]) -> list[dict[str, Any]]:
+    """Return what study.json holds of each data set, so that a change of a file is seen when the study goes on."""
+    found: dict[str, dict[str, Any]] = {}
+    for spec in specs:
+        fingerprint = loaded[workload.key(spec)].data.fingerprint
+        seen = {"fingerprint": fingerprint, "files": dataset.files_seen(spec.data)}
+        found.setdefault(json.dumps(asdict(spec.data)), {"overrides": list(spec.overrides), **seen})
+    return list({entry["fingerprint"]: entry for entry in reversed(found.values())}.values())
 
 
 def teachers(search: SearchSpec, metric: str, maximize: bool) -> list[Study]:

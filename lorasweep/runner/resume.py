@@ -7,11 +7,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lorasweep import console
+from lorasweep import console, tasks
 from lorasweep.config import compose
 from lorasweep.config.fields import Affects
 from lorasweep.config.overrides import is_of_the_study, key_of, keys_of, overlaid, override_text, without
 from lorasweep.config.spec import SearchSpec, keys_affecting
+from lorasweep.data import dataset
 from lorasweep.errors import ConfigError, StudyMismatch
 from lorasweep.hardware import device
 from lorasweep.runner import interrupt, launch, plan, worker
@@ -21,24 +22,49 @@ from lorasweep.study import repeats
 from lorasweep.study.meta import Entry
 from lorasweep.study.result import read_result, write_result
 from lorasweep.study.study import DEFAULT_TRIALS, ENDED, Study
+from lorasweep.training import workload
 
 # --- going on --------------------------------------------------------------------------------------------------------
 
 
-def resume(study: Study, overrides: Sequence[str], *, failed: bool = False) -> None:
+def resume(study: Study, overrides: Sequence[str], *, failed: bool = False, changed_data: bool = False) -> None:
     """Make a study ready to go on; `overrides` may change search.* keys that do not change what was asked.
 
-    Raises StudyMismatch where the overrides give another space or another configuration, with the difference.
+    Raises StudyMismatch where the overrides give another space or another configuration, with the difference; and
+    where a file of the data has changed, unless `changed_data` takes it as it is now.
     """
     changed = [o for o in overrides if o.startswith("search.")]
     others = [o for o in overrides if o not in changed]
     if others:
         _refuse_other_space(study, overlaid(study.meta.overrides, others))
+    _look_at_data(study, changed_data)
     if changed:
         _change_search(study, changed)
     if failed:
         again = [t for t in study.failed() if "overrides" in t.user_attrs]
         study.enqueue([_again(t) for t in again])
+
+
+def _look_at_data(study: Study, accepted: bool) -> None:
+    """Raises StudyMismatch where the rows are not those that the study began with; stores them where that is accepted.
+
+    Files of the same size and time are not read again.
+    """
+    now, problems = [], []
+    for entry in study.meta.data:
+        spec = study.spec(entry["overrides"])
+        files = dataset.files_seen(spec.data)
+        before, after = entry["fingerprint"], entry["fingerprint"]
+        if files != entry["files"]:
+            after = workload.load_rows(spec, tasks.make(spec.task_type)).fingerprint
+        if after != before:
+            problems.append(f"data.path: {spec.data.path} has changed: fingerprint {before[:12]}, now {after[:12]}")
+        now.append(entry | {"fingerprint": after, "files": files})
+    if problems and not accepted:
+        way_out = "trials on other rows do not compare; put the file back, or go on with --changed-data"
+        raise StudyMismatch("\n  ".join([f"{console.shown(study.folder)}: its data are others", *problems, way_out]))
+    if now != study.meta.data:
+        study.change_data(now)
 
 
 def _again(trial: Any) -> Entry:

@@ -42,6 +42,8 @@ class StudyMeta:
     storage: str | None = None
     """The database, without its password; None is the journal file beside study.json."""
     mlflow_parent: str | None = None
+    data: list[dict[str, Any]] = field(default_factory=list)
+    """For each data set: overrides of a trial that reads it, its fingerprint, and path, size and time of its files."""
     unit: str = ""
     """What the metric is measured in; "" in studies that did not write it down."""
     low: float | None = None

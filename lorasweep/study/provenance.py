@@ -6,6 +6,7 @@ import platform
 import shlex
 import subprocess
 import time
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import yaml
 
 from lorasweep.config.spec import TrialSpec
 from lorasweep.credentials import redact
+from lorasweep.data.dataset import Data
 from lorasweep.files import replace_file
 
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
@@ -38,6 +40,19 @@ def write(folder: Path, spec: TrialSpec) -> dict[str, Any]:
     replace_file(folder / "config.yaml", redact(yaml.dump(spec.to_dict(), Dumper=DUMPER, sort_keys=False)))
     replace_file(folder / "run.json", redact(json.dumps(facts, indent=1)))
     return facts
+
+
+def add_data(folder: Path, data: Data, notes: Sequence[str]) -> None:
+    """Add to a trial's run.json what its data are: fingerprint, rows of each split, rows left out, notes."""
+    path = folder / "run.json"
+    facts = json.loads(path.read_text(encoding="utf8"))
+    facts["data"] = {
+        "fingerprint": data.fingerprint,
+        "rows": {split: len(rows) for split, rows in data.splits.items()},
+        "left_out": dict(data.skipped),
+        "notes": list(notes),
+    }
+    path.write_text(redact(json.dumps(facts, indent=1)), encoding="utf8")
 
 
 def now() -> str:

@@ -121,6 +121,11 @@ class Study:
         self.search = search_spec(self.meta.search)
         self._write_meta()
 
+    def change_data(self, data: list[dict[str, Any]]) -> None:
+        """Store what the data are from now on."""
+        self.meta = replace(self.meta, data=data)
+        self._write_meta()
+
     def _write_meta(self) -> None:
         self._optuna.set_user_attr("meta", asdict(self.meta))
         self._write_file()
