@@ -51,7 +51,8 @@ def _of_tracking(text: str) -> str:
 
 # --- kept out of what is written -------------------------------------------------------------------------------------
 
-_CREDENTIALS = re.compile(r"(?<=://)[^\s/'\"]*@")
+_CREDENTIALS = re.compile(r"(\w\w:/{1,2})[^\s/'\"]*@")
+"""User and password of a URL; one slash is left of two where it was taken for a path."""
 _PASSWORD = re.compile(r"(?i)((?:password|passwd|pwd|token|secret)=)[^&\s'\"]+")
 _SECRET_NAME = re.compile(r"(?i)(TOKEN|PASSWORD|PASSWD|SECRET|SECRET_KEY|ACCESS_KEY|API_KEY)$")
 SECRET_LENGTH = 8
@@ -60,7 +61,7 @@ SECRET_LENGTH = 8
 
 def redact(text: str) -> str:
     """Return the text with *** for users and passwords of URLs and for the secrets in this process's environment."""
-    text = _PASSWORD.sub(r"\1***", _CREDENTIALS.sub("***@", text))
+    text = _PASSWORD.sub(r"\1***", _CREDENTIALS.sub(r"\1***@", text))
     for name, value in os.environ.items():
         if len(value) >= SECRET_LENGTH and value in text and _SECRET_NAME.search(name):
             text = text.replace(value, "***")

@@ -190,7 +190,7 @@ def test_diverging_trial_is_pruned_with_its_reason(tiny_bert, tmp_path, monkeypa
         (["model.pretrained=some/hub-id"], ["cannot load 'some/hub-id'"]),
         (["model.pretrained=./nowhere"], ["no folder './nowhere'"]),
         (["task_type.primary=acuracy"], ["has accuracy", "got 'acuracy'"]),
-        (["-m", "task_type=seq_cls,token_cls"], ["ranked by one metric, got accuracy, f1"]),
+        (["-m", "task_type=seq_cls,question_ans"], ["ranked by one metric, got accuracy, f1"]),
         (["--mutlirun", "lora.r=1"], ["did you mean '--multirun'?"]),
         (["train"], ["no such command"]),
     ],
