@@ -60,6 +60,12 @@ TESTED_IN = {
     "config/test_compose.py": {"config.overrides", "config.sweep_file"},
     "config/test_registry.py": {"data.readers"},
     "config/test_spec.py": {"config.fields"},
+    "first_contact/test_models.py": {
+        "models.finished_head",
+        "models.token_limits",
+        "models.weight_files",
+        "runner.rehearsal",
+    },
     "lora/test_inits.py": {"lora.eva", "lora.loftq", "models.layer_stack"},
     "lora/test_adapter.py": {"lora.module_swap", "models.target_modules"},
     "lora/test_round_trip.py": {"lora.peft_notices", "training.evaluation"},

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights
 from peft.tuners.lora.layer import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.other import get_pattern_key
@@ -220,6 +220,13 @@ def tensors(attached: Attached) -> dict[str, Tensor]:
         state = get_peft_model_state_dict(attached.peft_model)
     places = {p.data_ptr() for p in attached.parameters()}
     return {n: w for n, w in state.items() if w.data_ptr() in places}
+
+
+def lost(attached: Attached, folder: Path) -> list[str]:
+    """Return the names of what trains that an adapter saved in `folder`, as peft reads it, has not or has otherwise."""
+    saved = load_peft_weights(str(folder), device="cpu")
+    trained = tensors(attached)
+    return [n for n, w in trained.items() if n not in saved or not torch.equal(w.detach().cpu(), saved[n].to(w.dtype))]
 
 
 def scale(attached: Attached, module: str) -> float:

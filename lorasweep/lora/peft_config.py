@@ -15,16 +15,17 @@ from lorasweep import tasks
 from lorasweep.config.spec import TARGET_PRESETS, LoraSpec, TaskSpec
 from lorasweep.errors import did_you_mean
 from lorasweep.lora import inits
-from lorasweep.models import quantization
+from lorasweep.models import finished_head, quantization
 from lorasweep.models.base_model import LINEAR, Base
 from lorasweep.models.target_modules import (
     EXPERTS,
     described_layers,
     has_fused_experts,
+    head_problems,
     layers_of,
-    new_heads,
     preset_names,
     target_problems,
+    unadaptable_problems,
 )
 
 WITH_EXPERTS = ("mlp", "all", "all-linear")
@@ -154,7 +155,7 @@ def problems(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
         return out
     wanted = config(lora, task, base)
     out = target_problems(base, lora.target_modules, list(wanted.target_modules or [])) + _expert_problems(lora, base)
-    out = out or _tied_problems(lora, wanted, base)
+    out = out or _kind_problems(lora, wanted, base) or _tied_problems(lora, wanted, base)
     out += inits.problems(lora, base.quantization) + _init_problems(lora, wanted, base)
     names = [n for n, _ in base.model.named_modules()]
     for name in lora.modules_to_save or []:
@@ -164,6 +165,17 @@ def problems(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
     return out + _whole_problems(lora, base) + parameter_problems(lora, task, base)
 
 
+def _kind_problems(lora: LoraSpec, wanted: LoraConfig, base: Base) -> list[str]:
+    """Ask peft's own question of each module that it takes in: can it be adapted?"""
+    if not wanted.target_modules or (isinstance(lora.target_modules, str) and lora.target_modules in TARGET_PRESETS):
+        return []
+    matched = [n for n, _ in base.model.named_modules() if check_target_module_exists(wanted, n)]
+    in_full = {*(wanted.modules_to_save or []), *finished_head.heads(base.model)}
+    proper = [n for n in matched if not any(f".{m}." in f".{n}." for m in in_full)]
+    problems = head_problems(base, lora.target_modules, matched, in_full)
+    return problems or unadaptable_problems(base, lora.target_modules, proper)
+
+
 def parameter_problems(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
     """Return a problem for every target_parameters that peft would not find, or could not adapt."""
     if not lora.target_parameters:
@@ -171,7 +183,7 @@ def parameter_problems(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
     wanted = config(lora, task, base)
     sizes = {n: p.dim() for n, p in base.model.named_parameters()}
     short = sorted({".".join(n.split(".")[-2:]) for n, dims in sizes.items() if dims in ADAPTED_DIMS})
-    in_full = {*(wanted.modules_to_save or []), *new_heads(base.model)}
+    in_full = {*(wanted.modules_to_save or []), *finished_head.heads(base.model)}
     out = []
     for name in lora.target_parameters:
         found = [n for n in sizes if n == name or n.endswith(f".{name}")]

@@ -19,7 +19,7 @@ from lorasweep.errors import ConfigError
 from lorasweep.hardware.device import device_of, dtype_of
 from lorasweep.lora import adapter
 from lorasweep.memory.meter import META, Meter, fused_attention
-from lorasweep.models import base_model, layer_stack, quantization, target_modules
+from lorasweep.models import base_model, finished_head, layer_stack, quantization
 from lorasweep.packing import dropout, gradient_checkpointing, packed_pass
 from lorasweep.tasks.batches import MEGABATCH, step_counts
 from lorasweep.tasks.task import Batch, Example, Task, lengths_of
@@ -124,7 +124,7 @@ def _estimate(
     base = base_model.skeleton(spec.model, task, tokenizer)
     there = device_of(spec.train)
     base.model.to(dtype_of(spec.train, there))
-    base.missing = target_modules.new_heads(base.model) if missing is None else missing
+    base.missing = finished_head.heads(base.model) if missing is None else missing
     trials = _Trials(spec, base, task, slots)
     counted = True
     try:

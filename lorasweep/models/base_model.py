@@ -12,17 +12,24 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lorasweep.config.spec import ModelSpec, TrainSpec
 from lorasweep.errors import ConfigError
 from lorasweep.hardware.device import attention, device_of, dtype_of, set_up
-from lorasweep.models import quantization, row_order
+from lorasweep.models import finished_head, quantization, row_order, token_limits, weight_files
 from lorasweep.models.fetch import fetched
 from lorasweep.tasks.task import Task
 
 LINEAR = (nn.Linear, Conv1D)
+
+UNLOADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
+"""What transformers raises for checkpoints that it cannot read, each for some kind of damage."""
+
+MOST_MISSING = 0.5
+"""A checkpoint that lacks a larger part of the model's parameters is one of another model."""
 
 
 @dataclass
@@ -38,6 +45,8 @@ class Base:
     """Names of the quantised layers; of a skeleton, of those that will be."""
     exact: Callable[[], Mapping[str, Tensor]] = dict
     """Gives the parameters of a quantised base as its checkpoint has them."""
+    notes: tuple[str, ...] = ()
+    """What a person may want to know of how this model is used."""
 
 
 def source(spec: ModelSpec) -> str:
@@ -91,18 +100,57 @@ def _from_hub(spec: ModelSpec, where: str, loader: Any, **kwargs: Any) -> Any:
     """Return what `loader.from_pretrained` gives; a missing or unreachable model is a ConfigError."""
     try:
         return loader.from_pretrained(where, revision=spec.revision, trust_remote_code=spec.trust_remote_code, **kwargs)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError([f"model.pretrained: cannot load '{spec.pretrained}' ({reason})"]) from error
+    except UNLOADABLE as error:
+        raise ConfigError([_unloadable(spec, error)]) from error
+
+
+def _unloadable(spec: ModelSpec, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    return f"model.pretrained: cannot load '{spec.pretrained}' ({reason})"
+
+
+def file_problems(spec: ModelSpec) -> list[str]:
+    """Return what is wrong with the files of model, decoder and tokenizer, as far as they are on this machine."""
+    out = _file_problems(spec, needs_tokenizer=spec.tokenizer is None)
+    if spec.decoder is not None and spec.decoder != spec.pretrained:
+        found = _file_problems(_decoder_spec(spec), needs_tokenizer=False)
+        out += [p.replace("model.pretrained", "model.decoder", 1) for p in found]
+    if spec.tokenizer is not None and Path(spec.tokenizer).expanduser().is_dir():
+        found = weight_files.tokenizer_problems(Path(spec.tokenizer).expanduser())
+        out += [f"model.tokenizer: {p}" for p in found]
+    return out
+
+
+def _file_problems(spec: ModelSpec, needs_tokenizer: bool) -> list[str]:
+    where = Path(source(spec))
+    if not where.is_dir():  # of a hub: its client checks what it downloads
+        return []
+    return weight_files.problems(where, needs_tokenizer, pickled=not spec.use_safetensors)
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
-    """Return the tokenizer, with a padding token."""
+    """Return the tokenizer; `load` and `skeleton` see to its padding token, which the model has to have."""
     where = spec.tokenizer or source(spec)
-    tokenizer = _from_hub(spec, where, transformers.AutoTokenizer)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    return _from_hub(spec, str(Path(where).expanduser()), transformers.AutoTokenizer)
+
+
+def _config(spec: ModelSpec, task: Task) -> Any:
+    """Return the checkpoint's own config. Raises ConfigError where transformers has no such model for the task."""
+    config = _from_hub(spec, source(spec), transformers.AutoConfig)
+    if spec.decoder is not None:
+        return config
+    auto = getattr(transformers, task.auto_class)
+    own_code = spec.trust_remote_code and task.auto_class in (getattr(config, "auto_map", None) or {})
+    if own_code or type(config) in auto._model_mapping:
+        return config
+    hint = "; choose another model or task_type"
+    if task.auto_class == "AutoModelForSeq2SeqLM":
+        hint = "; join it with a decoder (model.decoder=FOLDER-or-hub-id), or choose an encoder-decoder such as T5"
+    elif getattr(config, "is_encoder_decoder", False) and task.auto_class == "AutoModelForCausalLM":
+        hint = "; for an encoder-decoder it is task_type=seq_2_seq_lm"
+    raise ConfigError(
+        [f"model.pretrained: '{spec.pretrained}' is a {config.model_type} model, which cannot do {task.name}{hint}"]
+    )
 
 
 def load(spec: ModelSpec, train: TrainSpec, task: Task, tokenizer: Any) -> Base:
@@ -129,7 +177,10 @@ def load(spec: ModelSpec, train: TrainSpec, task: Task, tokenizer: Any) -> Base:
         keys = [f"encoder.{k}" for k in lacking] + [f"decoder.{k}" for k in info]
         keys += [n for n, _ in model.named_parameters() if n.startswith("enc_to_dec_proj.")]
     else:
-        model, keys = _loaded(spec, getattr(transformers, task.auto_class), **kwargs, **task.model_kwargs())
+        new_head = _head_notes(_config(spec, task), task)[1]
+        auto = getattr(transformers, task.auto_class)
+        model, keys = _loaded(spec, auto, new_head=new_head, **kwargs, **task.model_kwargs())
+        _check_filled(spec, model, keys)
     if spec.pooling == "mean":
         pool_by_mean(model)
     task.trim(model, keys)
@@ -159,18 +210,81 @@ def check_placed(places: Mapping[str, Any]) -> None:
         )
 
 
-def _loaded(spec: ModelSpec, loader: Any, **kwargs: Any) -> tuple[Any, list[str]]:
-    """Return a model and the names of the parameters that its checkpoint lacks; new modules are not quantised."""
+def _loaded(spec: ModelSpec, loader: Any, new_head: bool = False, **kwargs: Any) -> tuple[Any, list[str]]:
+    """Return a model and the names of the parameters that its checkpoint lacks; new modules are not quantised.
+
+    With `new_head`, a finished classifier's own head counts as lacking; so does one of another size.
+    """
     where, skip = _checked_source(spec), set[str]()
+    kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     while True:
         how = quantization.loading(spec, kwargs["dtype"], skip)
-        model, info = _from_hub(spec, where, loader, **kwargs, **how, output_loading_info=True)
+        model, info = _from_hub(spec, where, loader, **kwargs, **how)
         lacking = list(info["missing_keys"])
+        heads = finished_head.heads(model)
+        _check_sizes(spec, heads, info["mismatched_keys"])
+        if new_head or info["mismatched_keys"]:
+            lacking += [n for n, _ in model.named_parameters() if n.split(".")[0] in heads and n not in lacking]
         new = new_modules(model, lacking)
         small = {n for n in quantization.quantised(model) if any(f"{n}.".startswith(f"{m}.") for m in new)}
         if not small:
             return model, lacking
         skip |= small | quantization.left_out(model)
+
+
+def _head_notes(config: Any, task: Task) -> tuple[list[str], bool]:
+    """Return what is to be said of the head of a finished classifier, and whether it is replaced by a new one."""
+    labels = finished_head.labels(config, task.auto_class)
+    if not labels:
+        return [], False
+    classes, regression = getattr(task, "classes", []), getattr(task, "kind", "") == "regression"
+    kept = finished_head.is_kept(labels, classes, regression)
+    return [finished_head.note(labels, classes, regression)], not kept
+
+
+def take_order_of_head(spec: ModelSpec, task: Task) -> None:
+    """Let a fitted task's classes stand in the order of a finished head that has the same ones."""
+    if not getattr(task, "classes", None) or task.auto_class not in finished_head.CLASSIFIERS:
+        return
+    labels = finished_head.labels(_config(spec, task), task.auto_class)
+    ordered = finished_head.in_order_of(labels, task.classes)  # type: ignore[attr-defined]
+    if ordered is not None:
+        task.classes = ordered  # type: ignore[attr-defined]
+
+
+def _check_sizes(spec: ModelSpec, heads: Sequence[str], mismatched: Sequence[tuple[str, Any, Any]]) -> None:
+    """Raise ConfigError where weights beside a head have other shapes than config.json says."""
+    wrong = [m for m in mismatched if m[0].split(".")[0] not in heads]
+    if wrong:
+        name, there, wanted = wrong[0]
+        raise ConfigError(
+            [
+                f"model.pretrained: config.json of '{spec.pretrained}' does not describe its weights: '{name}' is "
+                f"{_shape(there)}, by config.json {_shape(wanted)}; take both from one download"
+            ]
+        )
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
+
+
+def _check_filled(spec: ModelSpec, model: Any, lacking: Sequence[str]) -> None:
+    """Raise ConfigError where a checkpoint lacks most of the model: it is one of another model, under other names."""
+    inside = {n for n, _ in model.base_model.named_parameters(prefix=_prefix(model))}
+    absent = inside & set(lacking)
+    if len(absent) > MOST_MISSING * len(inside):
+        raise ConfigError(
+            [
+                f"model.pretrained: the weights of '{spec.pretrained}' are not those of a {type(model).__name__}: "
+                f"{len(absent)} of its {len(inside)} parameters are not there, '{min(absent)}' for one; config.json "
+                "and weights belong to different models"
+            ]
+        )
+
+
+def _prefix(model: Any) -> str:
+    return "" if model.base_model is model else model.base_model_prefix
 
 
 def _exact(spec: ModelSpec, train: TrainSpec, task: Task, tokenizer: Any) -> Mapping[str, Tensor]:
@@ -248,6 +362,7 @@ def _be_quiet() -> None:
 
 def skeleton(spec: ModelSpec, task: Task, tokenizer: Any) -> Base:
     """Return the model on the meta device: names and shapes, no weights. Nothing is known of missing parameters."""
+    notes = _head_notes(_config(spec, task), task)[0]
     config = _from_hub(spec, source(spec), transformers.AutoConfig, **task.model_kwargs())
     trust = spec.trust_remote_code
     if spec.decoder is not None:
@@ -257,12 +372,16 @@ def skeleton(spec: ModelSpec, task: Task, tokenizer: Any) -> Base:
             decoder = transformers.AutoModelForCausalLM.from_config(decoder_config, trust_remote_code=trust)
             model = _joined(spec, encoder, decoder, tokenizer)
     else:
-        with torch.device("meta"):
-            model = getattr(transformers, task.auto_class).from_config(config, trust_remote_code=trust)
+        try:
+            with torch.device("meta"):
+                model = getattr(transformers, task.auto_class).from_config(config, trust_remote_code=trust)
+        except UNLOADABLE as error:
+            raise ConfigError([_unloadable(spec, error)]) from error
     if spec.pooling == "mean":
         pool_by_mean(model)
     task.trim(model)
     base = _ready(model, tokenizer, (), spec)
+    base.notes += tuple(notes)
     if spec.quantization != "none":
         whole = quantization.left_out(model)
         names = [n for n, m in model.named_modules() if isinstance(m, LINEAR)]
@@ -291,9 +410,8 @@ def pool_by_mean(model: Any) -> None:
 def _ready(model: Any, tokenizer: Any, missing: tuple[str, ...], spec: ModelSpec) -> Base:
     model.requires_grad_(False)
     model.eval()
-    if getattr(model.config, "pad_token_id", None) is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-    return Base(model, tokenizer, missing, spec.quantization)
+    notes = token_limits.settle_pad(model, tokenizer)
+    return Base(model, tokenizer, missing, spec.quantization, notes=tuple(notes))
 
 
 def renew_missing(base: Base, seed: int) -> None:

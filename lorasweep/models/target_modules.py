@@ -1,8 +1,7 @@
 """Which modules of a base a word such as `attention` or `all-linear` means."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from torch import nn
 
@@ -30,6 +29,9 @@ PRESETS = {
     "all": f"{ATTENTION}|{MLP}",
 }
 """Names of the modules of each kind over the model families; the last parts of a module's path."""
+
+ADAPTABLE = (*base_model.LINEAR, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Layers that peft's LoRA adapts, beside quantised ones."""
 
 
 # --- targets ---------------------------------------------------------------------------------------------------------
@@ -103,16 +105,6 @@ EXPERTS = ("gate_proj", "up_proj", "down_proj")
 On such a model peft no longer adapts a shared expert's own linear layers of these names."""
 
 
-def new_heads(base: Any) -> tuple[str, ...]:
-    """Return the modules beside the model proper that no language model's checkpoint has: a task's new head."""
-    if base.get_output_embeddings() is not None:
-        return ()
-    children = {name: module for name, module in base.named_children() if any(True for _ in module.parameters())}
-    return (
-        tuple(name for name in children if name != base.base_model_prefix) if base.base_model_prefix in children else ()
-    )
-
-
 def target_problems(base: Base, targets: str | list[str], resolved: list[str]) -> list[str]:
     """Return a problem for every target that matches no module."""
     names = [n for n, m in base.model.named_modules() if isinstance(m, (*base_model.LINEAR, nn.Embedding))]
@@ -136,4 +128,45 @@ def target_problems(base: Base, targets: str | list[str], resolved: list[str]) -
         return [f"lora.target_modules: '{targets}' is no regular expression ({error})"]
     if any(pattern.fullmatch(n) for n in names):
         return []
+    if any(n == targets or n.endswith(f".{targets}") for n in names):
+        return [
+            f"lora.target_modules: '{targets}' is read as a regular expression over whole names, and none is just "
+            f"that; for the modules of this name write lora.target_modules=[{targets}]"
+        ]
     return [f"lora.target_modules: '{targets}' matches no whole module name of {kind}; {has}"]
+
+
+def unadaptable_problems(base: Base, targets: str | list[str], matched: list[str]) -> list[str]:
+    """Return a problem where some of the modules that targets take in are of a kind that LoRA does not adapt."""
+    modules = dict(base.model.named_modules())
+    odd = [n for n in matched if not _is_adaptable(base, n, modules[n])]
+    if not odd:
+        return []
+    kinds = sorted({type(modules[n]).__name__ for n in odd})
+    some = ", ".join(kinds[:4]) + (", ..." if len(kinds) > 4 else "")
+    good = sorted({n.rpartition(".")[2] for n in matched if n not in odd})
+    move = f"[{','.join(good)}]" if good else "all-linear"
+    written = targets if isinstance(targets, str) else f"[{','.join(targets)}]"
+    return [
+        f"lora.target_modules: '{written}' takes in {len(odd)} modules that LoRA does not adapt ({some}; "
+        f"'{odd[0] or 'the model itself'}' for one); write lora.target_modules={move}"
+    ]
+
+
+def _is_adaptable(base: Base, name: str, module: nn.Module) -> bool:
+    return name in base.small or isinstance(module, ADAPTABLE)
+
+
+def head_problems(base: Base, targets: str | list[str], matched: list[str], in_full: Collection[str]) -> list[str]:
+    """Return a problem for each target that names nothing but modules that train in full: peft leaves them out."""
+    inside = [n for n in matched if any(f".{m}." in f".{n}." for m in in_full)]
+    if isinstance(targets, str):
+        named = {targets: matched}
+    else:
+        named = {t: [n for n in matched if n == t or n.endswith(f".{t}")] for t in targets}
+    return [
+        f"lora.target_modules: '{target}' is part of the head, which trains in full anyway; name modules of the model "
+        "proper, or all-linear"
+        for target, names in named.items()
+        if names and set(names) <= set(inside)
+    ]

@@ -90,6 +90,8 @@ def plan(spec: TrialSpec, work: workload.Workload) -> Plan:
 
 
 def _base(spec: TrialSpec, work: workload.Workload) -> base_model.Base:
+    if work.base is not None:
+        return work.base
     where = Path(base_model.source(spec.model))
     size = sum(p.stat().st_size for p in where.glob("*.safetensors")) if where.is_dir() else 0
     if 0 < size <= LOADED_BYTES:
@@ -179,7 +181,7 @@ def show(spec: TrialSpec, work: workload.Workload) -> None:
         "task": f"{work.task.name}, ranked by {spec.task_type.primary or work.task.primary}",
         "data": f"{work.data.name}, fingerprint {work.data.fingerprint[:12]}, "
         + ", ".join(f"{k} {len(v):,}" for k, v in work.data.splits.items()),
-        "notes": "; ".join([*work.data.notes, *work.task.notes]) or "none",
+        "notes": "; ".join([*work.data.notes, *work.notes, *work.task.notes]) or "none",
         "labels": labels(work.data.splits["train"]),
         "tokens": lengths(work.examples["train"], work.data_spec.max_tokens or 0),
         "example": example(work),

@@ -68,7 +68,7 @@ class Events:
             run.params(running.spec, running.claimed.swept)
             run.dataset(work.data, running.spec)
         running.log.info("%d steps, %s, data %s", event.total_steps, running.counts, work.data.fingerprint[:12])
-        notes = (*work.data.notes, *work.task.notes, *event.notes)
+        notes = (*work.data.notes, *work.notes, *work.task.notes, *event.notes)
         provenance.add_data(running.folder, work.data, notes)
         for note in notes:
             running.log.info("%s", note)

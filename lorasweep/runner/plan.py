@@ -48,7 +48,8 @@ def plan(request: Request, asked: Points | None = None) -> Plan:
     """
     asked = asked or points(request)
     here = not launchers.is_elsewhere(request.launcher)
-    loaded = preflight(asked.specs, here)
+    keep = not request.launcher and asked.specs[0].search.workers == 1
+    loaded = preflight(asked.specs, here, keep)
     never = _never(asked.specs, loaded, asked.space.keys) if here else []
     first = asked.specs[0]
     metric = loaded[workload.key(first)].task.metric(_shared_metric(asked.specs, loaded))

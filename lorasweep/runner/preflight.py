@@ -9,19 +9,20 @@ from lorasweep.hardware import device
 from lorasweep.lora import peft_config
 from lorasweep.models import base_model, quantization
 from lorasweep.packing import gradient_checkpointing
+from lorasweep.runner import rehearsal
 from lorasweep.tasks.task import Task
 from lorasweep.training import workload
 from lorasweep.training.workload import Workload
 
 
-def preflight(specs: Sequence[TrialSpec], here: bool = True) -> dict[str, Workload]:
+def preflight(specs: Sequence[TrialSpec], here: bool = True, keep: bool = False) -> dict[str, Workload]:
     """Return the workload of each group. Raises ConfigError with the problems of all trials before anything trains.
 
-    `here` tells whether they will train on machines like this one: then it needs to have what they ask for.
+    `here` tells whether they will train on machines like this one: then it needs to have what they ask for, and each
+    kind of trial is tried on the real model. `keep` leaves that model to who trains in this process.
     """
     problems: list[str] = []
     loaded: dict[str, Workload] = {}
-    bases: dict[str, base_model.Base] = {}
     failed: set[str] = set()
     for spec in specs:
         group = workload.key(spec)
@@ -30,19 +31,44 @@ def preflight(specs: Sequence[TrialSpec], here: bool = True) -> dict[str, Worklo
         try:
             problems += _lacking(spec) if here else []
             if group not in loaded:
-                loaded[group] = workload.workload(spec)
-                bases[group] = base_model.skeleton(spec.model, loaded[group].task, loaded[group].tokenizer)
-            problems += peft_config.problems(spec.lora, spec.task_type, bases[group])
-            if here:
-                problems += peft_config.misread(spec.lora, spec.task_type, bases[group], device.device_of(spec.train))
-            problems += gradient_checkpointing.problems(spec, bases[group].model)
-            problems += metric_problems(spec, loaded[group].task, loaded[group].data)
+                loaded[group] = _workload(spec)
+            problems += _static_problems(spec, loaded[group], here)
         except ConfigError as error:
             failed.add(group)
             problems += error.problems
+    if here and not problems:
+        problems = rehearsal.rehearse(specs, loaded, keep)
     if problems:
         raise ConfigError(problems)
     return loaded
+
+
+def _workload(spec: TrialSpec) -> Workload:
+    """Return the group's workload. Raises ConfigError with what is wrong with the files of its model, and its data."""
+    broken = base_model.file_problems(spec.model)
+    try:
+        work = workload.workload(spec)
+    except ConfigError as error:
+        known = "model." if broken else "-"  # what breaks on broken files is said already
+        raise ConfigError([*broken, *(p for p in error.problems if not p.startswith(known))]) from error
+    if broken:
+        raise ConfigError(broken)
+    return work
+
+
+def _static_problems(spec: TrialSpec, work: Workload, here: bool) -> list[str]:
+    """Return what is wrong with a trial as far as names and shapes tell."""
+    base = work.skeleton
+    problems = peft_config.problems(spec.lora, spec.task_type, base)
+    if here:
+        problems += peft_config.misread(spec.lora, spec.task_type, base, device.device_of(spec.train))
+    problems += gradient_checkpointing.problems(spec, base.model)
+    if spec.lora.init_lora_weights == "eva" and len(work.examples["train"]) < spec.lora.eva_directions:
+        problems.append(
+            f"lora.init_lora_weights: eva needs r * eva_rho = {spec.lora.eva_directions} training examples, got "
+            f"{len(work.examples['train'])}"
+        )
+    return problems + metric_problems(spec, work.task, work.data)
 
 
 def _lacking(spec: TrialSpec) -> list[str]:

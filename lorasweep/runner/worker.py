@@ -19,7 +19,6 @@ from lorasweep.console import Display, short
 from lorasweep.errors import ConfigError, DiskFull, LostLease, StorageDown
 from lorasweep.hardware import device, matmul_peak
 from lorasweep.memory import estimate, out_of_memory
-from lorasweep.models import base_model
 from lorasweep.packing import pass_cost
 from lorasweep.runner import interrupt
 from lorasweep.runner.endings import Endings
@@ -258,7 +257,10 @@ class Worker:
 
     def _engine(self, spec: TrialSpec) -> Engine:
         work = self._workload(spec)
-        base = base_model.load(spec.model, spec.train, work.task, work.tokenizer)
+        for other in self._loaded.values():  # one base at a time
+            if other is not work:
+                other.base = None
+        base = work.take_base(spec)
         limits = self._limits.setdefault(workload.key(spec), out_of_memory.Limits())
         self._events.throughput.peak = matmul_peak.peak_of(base.model)
         slow = matmul_peak.slow(device.device_of(spec.train), device.dtype_of(spec.train, device.device_of(spec.train)))

@@ -23,6 +23,8 @@ from lorasweep.tasks.too_long import Cutter
 UNCUT = 1_000_000
 """A max_tokens that cuts nothing."""
 
+NO_END = "the tokenizer has no end token: the model does not learn where a text ends"
+
 
 @register
 class CausalLM(Task):
@@ -74,6 +76,8 @@ class CausalLM(Task):
             answers = [str([m for m in r["messages"] if m["role"] == "assistant"][-1]["content"]) for r in records]
         else:
             turns = list(enumerate(_one_turn(records, tokenizer, spec)))
+            if not special_tokens.ends(tokenizer) and NO_END not in self.notes:
+                self.notes.append(NO_END)
             answers = [str(r.get("completion", "")) for r in records]
             prompts = [parts[-1][0] for _, parts in turns]
         last = {row: place for place, (row, _) in enumerate(turns)}

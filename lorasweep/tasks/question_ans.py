@@ -62,6 +62,7 @@ class Window:
 class QuestionAns(Task):
     name = "QUESTION_ANS"
     auto_class = "AutoModelForQuestionAnswering"
+    head_names = ("qa_outputs",)
     peft_type = "QUESTION_ANS"
     pipeline = "question-answering"
     builtin = "returned"

@@ -79,6 +79,11 @@ class Examples(Sequence[Example]):
         """Tokens of each."""
         return np.diff(self._places[:, 2], prepend=0).tolist()
 
+    @property
+    def highest_id(self) -> int:
+        """The highest token id of all."""
+        return int(self._ids[self.names.index("input_ids")].max(initial=0))
+
     @overload
     def __getitem__(self, i: int) -> Example: ...
     @overload
@@ -104,6 +109,7 @@ def place(spec: TrialSpec, task: Task, tokenizer: Any, fingerprint: str) -> Path
         "data": fingerprint,
         "settings": [settings[section] for section in sorted(settings)],
         "task": task.name,
+        "classes": getattr(task, "classes", None),  # in the order that a finished head has them
         "tokenizer": _tokenizer_digest(tokenizer),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "code": _digest(_code(task)),

@@ -42,6 +42,7 @@ class TokenCls(Task):
     name = "TOKEN_CLS"
     auto_class = "AutoModelForTokenClassification"
     peft_type = "TOKEN_CLS"
+    head_names = ("classifier", "score")
     pipeline = "token-classification"
     builtin = "python_tokens"
     state = ("classes", "scheme")

@@ -2,18 +2,21 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from lorasweep import tasks
 from lorasweep.config.fields import Affects
 from lorasweep.config.spec import DataSpec, TrialSpec, keys_affecting
 from lorasweep.data import dataset
 from lorasweep.errors import ConfigError
+from lorasweep.hardware import device
 from lorasweep.memory import estimate
-from lorasweep.models import base_model
+from lorasweep.models import base_model, token_limits
 from lorasweep.tasks import chat_template, token_cache, token_lengths
 from lorasweep.tasks.task import Example, Task
 
@@ -41,10 +44,16 @@ class Workload:
     examples: dict[str, Sequence[Example]]
     place: Path
     """Where the tokens are kept, or may be."""
+    data_spec: DataSpec
+    """The settings of the data, with what they left open filled in, cut to what the model has positions for."""
+    skeleton: base_model.Base
+    """The model without its weights."""
+    notes: tuple[str, ...] = ()
+    """What a person may want to know of how the model is used for these data."""
+    base: base_model.Base | None = None
+    """The model as the pre-flight loaded it, for who trains in this process."""
     told: dict[str, Any] | None = None
     """What encoding told the task, where the tokens were made now."""
-    data_spec: DataSpec = field(default_factory=DataSpec)
-    """The settings of the data, with what they left open filled in."""
 
     def keep(self) -> "Workload":
         """Write the tokens down where they were made now, and go on with those on disk; return this workload."""
@@ -54,8 +63,23 @@ class Workload:
         self.told = None
         return self
 
+    def take_base(self, spec: TrialSpec) -> base_model.Base:
+        """Return the model that the pre-flight has loaded, the first time; else load it."""
+        base, self.base = self.base, None
+        where = device.device_of(spec.train)
+        if base is None or not _is_on(base, where):
+            return base_model.load(spec.model, spec.train, self.task, self.tokenizer)
+        device.set_up(spec.train, where)
+        return base
+
     def prepared(self) -> Prepared:
         return Prepared(self.examples["train"], self.examples["eval"], self.tokenizer.pad_token_id)
+
+
+def _is_on(base: base_model.Base, where: torch.device) -> bool:
+    """Tell whether a base lies where this process computes: of several GPUs, on its own."""
+    there = base.model.device
+    return there.type == where.type and (there.type != "cuda" or there.index in (None, torch.cuda.current_device()))
 
 
 def varies(swept: Sequence[str]) -> bool:
@@ -82,11 +106,14 @@ def workload(spec: TrialSpec) -> Workload:
         raise ConfigError(problems)
     tokenizer = base_model.load_tokenizer(spec.model)
     template = chat_template.give_template(tokenizer, spec.data.chat_template)
+    base_model.take_order_of_head(spec.model, task)
+    skeleton = base_model.skeleton(spec.model, task, tokenizer)
     data, notes = token_lengths.settle_max_tokens(
         task, rows.splits["train"], tokenizer, replace(spec.data, **rows.found)
     )
     rows = replace(rows, notes=(*rows.notes, *notes))
-    task.found = {**rows.found, "max_tokens": data.max_tokens}
+    data, notes = token_limits.fitted(data, skeleton.model)
+    task.found = {**rows.found, "max_tokens": data.max_tokens, "max_target_tokens": data.max_target_tokens}
     if template is not None:
         task.found["chat_template"] = template
     task.notes += [
@@ -94,6 +121,7 @@ def workload(spec: TrialSpec) -> Workload:
         for split in ("eval", "test")
         for metric, reason in task.undefined(rows, split).items()
     ]
+    spec = replace(spec, data=data)
     place, told = token_cache.place(spec, task, tokenizer, rows.fingerprint), None
     found = token_cache.read(place, task.held)
     if found is not None:
@@ -101,15 +129,18 @@ def workload(spec: TrialSpec) -> Workload:
         token_cache.tell(task, tokenizer, found[1])
     else:
         examples, told = token_cache.encoded(task, rows.splits, tokenizer, data)
-    empty = [
+    problems = [
         f"data.max_tokens: nothing is left to learn in the {split} split: every example's supervised part lies beyond "
         f"{data.max_tokens} tokens"
         for split, made in examples.items()
         if not made
     ]
-    if empty:
-        raise ConfigError(empty)
-    return Workload(task, rows, tokenizer, examples, place, told, data)
+    problems += token_limits.id_problems(skeleton.model, tokenizer, examples)
+    for made in examples.values():
+        problems += token_limits.generation_problems(spec.task_type, skeleton.model, made)
+    if problems:
+        raise ConfigError(problems)
+    return Workload(task, rows, tokenizer, examples, place, data, skeleton, (*skeleton.notes, *notes), told=told)
 
 
 def load_rows(spec: TrialSpec, task: Task) -> dataset.Data:

@@ -167,8 +167,10 @@ def test_failed_trial_is_told_and_the_others_go_on(tiny_bert, tmp_path, monkeypa
 
 
 def test_diverging_trial_is_pruned_with_its_reason(tiny_bert, tmp_path, monkeypatch):
+    from lorasweep.runner import rehearsal
     from lorasweep.tasks import seq_cls
 
+    monkeypatch.setattr(rehearsal, "rehearse", lambda *_: [])
     losses = seq_cls.SeqCls.row_losses
     monkeypatch.setattr(seq_cls.SeqCls, "row_losses", lambda *a: losses(*a) * float("nan"))
     model = [f"model.pretrained={tiny_bert}"]

@@ -37,7 +37,8 @@ def calls(monkeypatch):
 
 
 def spec_of(task: str, model: Path, outputs: Path, *more: str):
-    own = [f"task_type={task}", f"model.pretrained={model}", "model.decoder=null"]
+    own = [f"task_type={task}", f"model.pretrained={model}"]
+    own += [f"model.decoder={model}"] if task == "seq_2_seq_lm" else []
     own += [f"outputs={outputs}", "data.max_train_samples=30", "data.max_eval_samples=6", "data.max_tokens=24"]
     return compose.compose_trial([*own, *more])
 
