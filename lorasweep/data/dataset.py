@@ -144,11 +144,13 @@ def _cut_running_text(tables: Mapping[str, Table], spec: DataSpec, count: text_b
     for table in tables.values():
         if not all(row.unit == readers.WHOLE for row in table.rows):
             continue
-        table.rows = [
-            Row({"text": block}, row.file, number, " block ")
-            for row in table.rows
-            for number, block in enumerate(text_blocks.blocks(row["text"], limit, count), 1)
-        ]
+        whole, table.rows = table.rows, []
+        for row in whole:
+            found = text_blocks.blocks(row["text"], limit, count)
+            table.rows += [
+                Row({"text": block}, row.file, number, " block ", goes_on=number < len(found))
+                for number, block in enumerate(found, 1)
+            ]
 
 
 def _with_label_columns(

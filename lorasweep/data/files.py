@@ -77,8 +77,17 @@ def text_of(path: Path, encoding: str | None = None) -> tuple[str, list[str]]:
     except UnicodeDecodeError as error:
         if encoding:
             raise ConfigError([f"data.encoding: {path} is not {encoding} ({error})"]) from error
-        name = _guess(data, path, error)
-        text = data.decode(name)
+        repaired = data.decode("utf-8", "replace")
+        wrong, right = repaired.count("\ufffd"), sum(not c.isascii() for c in repaired)
+        if 10 * wrong <= right:
+            line = data[: error.start].count(b"\n") + 1
+            notes.append(
+                f"{wrong} bytes of {path.name} are not UTF-8, the first in line {line}; they are read as \ufffd"
+            )
+            text, name = repaired, "utf-8"
+        else:
+            name = _guess(data, path, error)
+            text = data.decode(name)
     if not encoding and name not in ("utf-8", "utf-8-sig"):
         notes.append(f"{path.name} is not UTF-8 and was read as {name}; data.encoding=... if that is wrong")
     nulls = text.count("\0")

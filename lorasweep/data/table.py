@@ -8,24 +8,28 @@ Record = dict[str, Any]
 
 
 class Row(Record):
-    """Cells or fields by name; `place` says where they stand, as `file:line`."""
+    """Cells or fields by name; `place` says where they stand, as `file:line`, and `goes_on` that the text does so in
+    the next row.
+    """
 
-    __slots__ = ("file", "number", "unit")
+    __slots__ = ("file", "goes_on", "number", "unit")
 
-    def __init__(self, cells: Mapping[str, Any], file: str = "", number: int = 0, unit: str = ":") -> None:
+    def __init__(
+        self, cells: Mapping[str, Any], file: str = "", number: int = 0, unit: str = ":", goes_on: bool = False
+    ) -> None:
         super().__init__(cells)
-        self.file, self.number, self.unit = file, number, unit
+        self.file, self.number, self.unit, self.goes_on = file, number, unit, goes_on
 
     @property
     def place(self) -> str:
         return f"{self.file}{self.unit}{self.number}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Row, (dict(self), self.file, self.number, self.unit)
+        return Row, (dict(self), self.file, self.number, self.unit, self.goes_on)
 
     def like(self, cells: Mapping[str, Any]) -> "Row":
         """Return other cells at the same place."""
-        return Row(cells, self.file, self.number, self.unit)
+        return Row(cells, self.file, self.number, self.unit, self.goes_on)
 
 
 def place_of(record: Record, number: int) -> str:

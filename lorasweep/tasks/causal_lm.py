@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lorasweep.config.spec import DataSpec, TaskSpec, TrialSpec
 from lorasweep.data.dataset import Data, Record
+from lorasweep.data.table import Row
 from lorasweep.errors import ConfigError
 from lorasweep.tasks import generation, register, special_tokens
 from lorasweep.tasks.chat_template import Turns, chats
@@ -229,7 +230,9 @@ def readable_tokens(prediction: Prediction) -> str:
 
 
 def _one_turn(records: Sequence[Record], tokenizer: Any, spec: DataSpec) -> list[Turns]:
-    """Return a single part for each record: prompt and completion, or nothing and the plain text."""
+    """Return a single part for each record: prompt and completion, or nothing and the plain text. A block of a text
+    that goes on in the next one teaches no end.
+    """
     start, end = special_tokens.around(tokenizer)[0], special_tokens.ends(tokenizer)
     if "prompt" in records[0]:
         heads = _plain(tokenizer, [str(r["prompt"]) + spec.prompt_suffix for r in records])
@@ -239,10 +242,11 @@ def _one_turn(records: Sequence[Record], tokenizer: Any, spec: DataSpec) -> list
         tails = _plain(tokenizer, [str(r["text"]) for r in records])
     if "prompt" not in records[0]:
         tails = [tail[len(start) :] if start and tail[: len(start)] == start else tail for tail in tails]
-    return [
-        [(special_tokens.begun(head, start), special_tokens.ended(tail, end))]
-        for head, tail in zip(heads, tails, strict=True)
+    tails = [
+        tail if isinstance(record, Row) and record.goes_on else special_tokens.ended(tail, end)
+        for tail, record in zip(tails, records, strict=True)
     ]
+    return [[(special_tokens.begun(head, start), tail)] for head, tail in zip(heads, tails, strict=True)]
 
 
 def _plain(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

@@ -67,7 +67,9 @@ def test_running_text_is_cut_by_the_models_own_tokens_and_none_is_lost(tmp_path)
     blocks = [r for rows in found.splits.values() for r in rows]
     examples = CausalLM(TaskSpec(name="CAUSAL_LM")).encode(blocks, tokenizer, spec)
     assert max(map(len, examples)) <= 128
-    assert sum(len(e) - 2 for e in examples) == 60 * 180
+    ends = [e.inputs["input_ids"][-1] == tokenizer.sep_token_id for e in examples]
+    assert ends.count(True) == 1, "the text ends once"
+    assert sum(len(e) - 1 for e in examples) - 1 == 60 * 180
 
 
 def test_blocks_hold_whole_paragraphs_and_long_ones_are_cut_at_sentences():

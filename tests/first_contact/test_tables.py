@@ -244,6 +244,7 @@ CASES: list[Case] = [
     ("utf16le.csv", csv().decode().encode("utf-16-le"), C, Works(says=("read as utf-16-le",))),
     ("chinese.csv", csv(line="\u8fd9\u662f\u4e00\u4e2a\u5f88\u597d\u7684\u4ea7\u54c1{i},{label}").decode().encode("gb18030"), C, Works(first={"text": "\u8fd9\u662f\u4e00\u4e2a\u5f88\u597d\u7684\u4ea7\u54c10"})),
     ("russian.csv", csv(line="\u044d\u0442\u043e \u0445\u043e\u0440\u043e\u0448\u0438\u0439 \u0442\u043e\u0432\u0430\u0440 {i},{label}").decode().encode("cp1251"), C, Works(says=("read as cp1251",))),
+    ("one_byte.csv", csv(line="caf\u00e9 {text},{label}").replace(b" 40,", b" \xe9,"), C, Works(says=("1 bytes of one_byte.csv are not UTF-8, the first in line 42",), first={"text": f"caf\u00e9 {text(0)}"})),
     ("said.csv", csv(line="caf\u00e9 {text},{label}").decode().encode("latin-1"), f"{C} data.encoding=latin-1", Works(first={"text": f"caf\u00e9 {text(0)}"})),
     ("wrong.csv", csv(line="caf\u00e9 {text},{label}").decode().encode("latin-1"), f"{C} data.encoding=utf-8", Refused("data.encoding")),
     ("unknown.csv", csv(), f"{C} data.encoding=utf9", Refused("data.encoding", ("'utf9'",))),
@@ -418,6 +419,20 @@ def refused(outcome: Refused, words: list[str], outputs: Path, capsys: pytest.Ca
     assert len(lines) == 2 and lines[0].endswith("1 problem in the configuration"), lines
     assert not [part for part in outcome.says if part not in lines[1]], lines
     assert not outputs.exists()
+
+
+def test_folders_that_save_to_disk_wrote_are_read(tmp_path):
+    table = datasets.Dataset.from_list(plain(lambda i: i % 2)).cast_column(
+        "label", datasets.ClassLabel(names=["no", "yes"])
+    )
+    table.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": table, "validation": table}).save_to_disk(tmp_path / "dict")
+    for name, sizes in (("one", (48, 6, 6)), ("dict", (54, 60, 6))):
+        spec = compose.compose_trial([C, f"data.path={tmp_path / name}"])
+        task = tasks.make(spec.task_type)
+        data = workload.load_rows(spec, task)
+        assert task.fit(data) == [] and task.classes == ["no", "yes"]
+        assert tuple(len(data.splits[s]) for s in ("train", "eval", "test")) == sizes
 
 
 def test_there_are_well_over_eighty_cases_and_each_is_named_once():
