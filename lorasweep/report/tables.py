@@ -33,15 +33,11 @@ class Table:
 
 
 def progress(data: StudyData) -> str:
-    """Return how many trials there are in each state, and the best one's test score."""
+    """Return how many trials there are in each state."""
     counts = [(len(data.of(state)), word) for state, word in STATES.items()]
     told = ", ".join(f"{n} {word}" for n, word in counts if n)
-    tested = (data.best.result.test or {}).get(data.meta.metric) if data.best else None
-    score = (
-        f" Test {data.meta.metric} of the best: {tested:.4f}, read once, after choosing." if tested is not None else ""
-    )
     trivial = f" {data.no_better}" if data.no_better else ""
-    return f"{counted(len(data.trials), 'trial')}: {told or 'none'}.{score}{trivial}"
+    return f"{counted(len(data.trials), 'trial')}: {told or 'none'}.{trivial}"
 
 
 def reading(data: StudyData) -> str:

@@ -48,7 +48,7 @@ def _ui(outputs: str, track: TrackSpec) -> str:
 
 
 def _show_best(study: Study, best: Candidate, test: Mapping[str, float], found: Answer, track: TrackSpec) -> None:
-    metric, folder, result = found.metric, study.trial_folder(best.number), best.result
+    folder, result = study.trial_folder(best.number), best.result
     baseline = result.baseline or {}
     print(f"\n{wording.sentences(found)[0]}{_beside(baseline)}")
     trivial = found.no_better(best.value, baseline)
@@ -58,7 +58,7 @@ def _show_best(study: Study, best: Candidate, test: Mapping[str, float], found: 
         return
     if test:
         known = {k: v for k, v in test.items() if k in baseline}
-        print(f"its test {metric}: {test[metric]:.4f}{_beside(known)} (read once, after choosing)")
+        print(f"the test split was read once, after choosing{_beside(known)}")
     print(f"run it again: {result.rerun}")
     kept = track.save_adapters != "none"
     print(f"its adapter:  {console.shown(folder / 'adapter') if kept else 'not kept (tracking.save_adapters=none)'}")

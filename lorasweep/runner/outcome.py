@@ -16,6 +16,7 @@ from lorasweep.credentials import redact
 from lorasweep.errors import ConfigError
 from lorasweep.lora import adapter
 from lorasweep.models import base_model
+from lorasweep.study import example_scores
 from lorasweep.study.result import Metric, Params, Reload, result_of, write_result
 from lorasweep.study.study import Study
 from lorasweep.tasks.task import Prediction, Task
@@ -113,6 +114,8 @@ def score_winner(study: Study, loaded: Mapping[str, workload.Workload]) -> dict[
         return {}
     adapted = adapter.reload(folder / "adapter", base, spec.lora, spec.task_type).base_model.model
     found = evaluation.predict(adapted, work.task, work.examples["test"], spec.train, work.tokenizer.pad_token_id)
+    records = work.data.splits["test"]
+    example_scores.write(folder, work.task, study.meta.metric, found, records, example_scores.TEST_NAME)
     scores = work.task.metrics(found) | work.task.baseline(work.data, "test")
     write_result(folder, replace(result, test=scores))
     return scores

@@ -31,8 +31,18 @@ from lorasweep.tasks.metric import Parts
 NOISE = {"train_s": 0.1, "peak_gib": 0.02}
 """Measured costs: shares by which two runs of the same work differ."""
 BEST = "best.yaml"
-FEWEST_ROWS = 30
-"""Eval examples (groups of them, where they belong together) below which nothing is compared."""
+FEWEST_ROWS, FEWEST_GROUPS = 30, 10
+"""Eval examples, or groups of them where they belong together, below which nothing is compared."""
+
+
+@dataclass(frozen=True)
+class Tested:
+    """The metric of a trial's adapter on the test split, which chose nothing."""
+
+    number: int
+    value: float
+    interval: Interval | None
+    """95 %, over the test examples; None: the trial left no answers to them."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,11 @@ class Answer:
     by_seeds: bool = False
     """Whether configurations are compared, by seeds and examples; else trained models, by examples."""
     rows: int = 0
-    """Eval examples of the best one; groups of them where they belong together."""
+    """Eval examples of the best one."""
+    groups: int | None = None
+    """Groups of those where they belong together; None where each stands alone."""
+    tested: Tested | None = None
+    """The best one's adapter on the test split; None before it was read."""
     visible: float | None = None
     """The smallest difference that four of five such studies would tell apart."""
     corrected: float | None = None
@@ -179,13 +193,16 @@ def answer(study: Study) -> Answer:
     field_, rivals = _rivals(study, here, first.number)
     judged = _judged(made, field_, rivals, first.number)
     best = judged[first.number]
+    scores = study.scores(best.scored[0])
     margin_ = margin(study.search.margin, study.meta.bounds, best.value)
     return replace(
         empty,
         candidates=list(judged.values()),
         best=best,
         by_seeds=rivals is not None and rivals.by_seeds,
-        rows=_rows(study, best),
+        rows=len(scores) if scores is not None else 0,
+        groups=significance.units(scores) if scores is not None and scores.groups is not None else None,
+        tested=_tested(study, best),
         visible=_visible(rivals),
         corrected=_corrected(study, judged, field_, rivals),
         margin=margin_,
@@ -245,7 +262,7 @@ def _rivals(study: Study, runs: Mapping[int, Sequence[FrozenTrial]], best: int) 
     parts = {n: [study.scores(t.number) for t in found] for n, found in among.items()}
     rows = _examples(parts[best])
     same = {n: [s for s in found if s is not None] for n, found in parts.items() if rows and _examples(found) == rows}
-    if len(same) < 2 or significance.units(same[best][0]) < FEWEST_ROWS:
+    if len(same) < 2 or too_few(same[best][0]):
         return [], None
     names = list(same)
     replicates_KR = np.stack([sign * significance.mean_replicates(same[n]) for n in names])
@@ -255,6 +272,11 @@ def _rivals(study: Study, runs: Mapping[int, Sequence[FrozenTrial]], best: int) 
     if fit is None:
         return [], None
     return names, Rivals(sign * fit.mean_K, replicates_KR, fit.covariance_KK, fit.free)
+
+
+def too_few(found: Parts) -> bool:
+    """Return whether a split has too few independent examples for a comparison."""
+    return significance.units(found) < (FEWEST_ROWS if found.groups is None else FEWEST_GROUPS)
 
 
 def _examples(parts: Sequence[Parts | None]) -> bytes:
@@ -283,9 +305,12 @@ def _judged(
     return out
 
 
-def _rows(study: Study, best: Candidate) -> int:
-    found = study.scores(best.scored[0])
-    return significance.units(found) if found is not None else 0
+def _tested(study: Study, best: Candidate) -> Tested | None:
+    value = (best.result.test or {}).get(study.meta.metric)
+    if value is None:
+        return None
+    found = study.scores(best.number, "test")
+    return Tested(best.number, value, significance.interval(found) if found is not None else None)
 
 
 def _visible(rivals: Rivals | None) -> float | None:

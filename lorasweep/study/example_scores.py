@@ -4,6 +4,7 @@ Columns: row, loss, supervised, answer, and `score` and `of`, the two cells of w
 value (tasks/metric.py). The file's metadata name metric, combination and task.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorasweep import tasks
+from lorasweep.data.carve import KEPT_TOGETHER
 from lorasweep.errors import ConfigError
 from lorasweep.tasks.metric import COMBINATIONS, Parts, Prediction, older_scale
 
@@ -18,14 +20,23 @@ if TYPE_CHECKING:
     from lorasweep.tasks.task import Task
 
 NAME = "predictions.parquet"
+TEST_NAME = "test_predictions.parquet"
+"""The same of the test split, for the trial that the study chose."""
 LONGEST = 500
 """Characters of an answer that are kept."""
 
 
 def write(
-    folder: Path, task: "Task", metric: str, predictions: Sequence[Prediction], records: Sequence[Mapping[str, Any]]
+    folder: Path,
+    task: "Task",
+    metric: str,
+    predictions: Sequence[Prediction],
+    records: Sequence[Mapping[str, Any]],
+    name: str = NAME,
 ) -> None:
-    """Write predictions.parquet whole or not at all: row, loss, supervised, answer, and the metric's two columns."""
+    """Write predictions.parquet whole or not at all: row, loss, supervised, answer, the metric's two columns, and the
+    group of each row where rows belong together.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -39,24 +50,33 @@ def write(
     }
     parts = task.metric(metric).parts(predictions)
     known = {int(r): i for i, r in enumerate(parts.rows)}
-    for name, values in (("score", parts.first), ("of", parts.second)):
+    for column, values in (("score", parts.first), ("of", parts.second)):
         cells = [values[known[r]] if r in known else None for r in rows]
         listed = any(isinstance(v, Sequence) for v in values)
-        columns[name] = pa.array(cells, pa.list_(pa.float64()) if listed else pa.float64())
+        columns[column] = pa.array(cells, pa.list_(pa.float64()) if listed else pa.float64())
+    groups = [_group(records[r], r) for r in rows]
+    if len(set(groups)) < len(groups):
+        columns["group"] = pa.array(groups)
     facts = {"metric": metric, "kind": parts.kind, "task": task.name, "bounds": json.dumps(parts.bounds)}
-    temporary = folder / f"{NAME}.part"
+    temporary = folder / f"{name}.part"
     pq.write_table(pa.table(columns).replace_schema_metadata(facts), temporary)
-    os.replace(temporary, folder / NAME)
+    os.replace(temporary, folder / name)
 
 
-def read(folder: Path) -> Parts | None:
+def _group(record: Mapping[str, Any], row: int) -> str:
+    """Return a digest of what keeps a record together with others; of its row where nothing does."""
+    kept = next((record[name] for name in KEPT_TOGETHER if name in record), row)
+    return hashlib.sha256(repr(kept).encode()).hexdigest()[:16]
+
+
+def read(folder: Path, name: str = NAME) -> Parts | None:
     """Return what predictions.parquet says of the primary metric; None where there is none, or nobody here knows its
     combination.
     """
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    path = folder / NAME
+    path = folder / name
     if not path.is_file():
         return None
     table = pq.read_table(path)
@@ -67,7 +87,8 @@ def read(folder: Path) -> Parts | None:
     rows = table["row"].to_numpy()
     first, second = (_cells(table[name]) for name in ("score", "of"))
     bounds = tuple(json.loads(facts["bounds"])) if "bounds" in facts else older_scale(facts["metric"])[0]
-    return Parts(facts["metric"], facts["kind"], rows, first, second, bounds)
+    groups = table["group"].to_numpy(zero_copy_only=False) if "group" in table.column_names else None
+    return Parts(facts["metric"], facts["kind"], rows, first, second, bounds, groups)
 
 
 def _is_known(kind: str, task: str) -> bool:

@@ -43,7 +43,7 @@ class Interval:
 @lru_cache(maxsize=1024)
 def replicates(found: Parts) -> np.ndarray:
     """Return the metric on each resample, [R]; NaN where a resample has no value there."""
-    return found.combined(_weights(len(found)))
+    return found.combined(weights(found))
 
 
 def standard_error(*found: Parts) -> float:
@@ -85,7 +85,7 @@ def wilson(share: float, count: int) -> Interval:
 
 def _share(found: Sequence[Parts]) -> float | None:
     """Return the share of right examples where that is the metric, None where it is another one."""
-    if any(f.kind != ratio.__name__ or f.bounds != (0.0, 1.0) for f in found):
+    if any(f.kind != ratio.__name__ or f.bounds != (0.0, 1.0) or f.groups is not None for f in found):
         return None
     first, second = (np.concatenate([np.asarray(getattr(f, n), float) for f in found]) for n in ("first", "second"))
     if not (second == 1).all() or not np.isin(first, (0.0, 1.0)).all():
@@ -99,8 +99,16 @@ def examples(found: Parts) -> bytes:
 
 
 def units(found: Parts) -> int:
-    """Return how many independent examples were scored."""
-    return len(found)
+    """Return how many independent examples were scored: groups, where examples belong together."""
+    return len(found) if found.groups is None else len(np.unique(found.groups))
+
+
+def weights(found: Parts) -> np.ndarray:
+    """Return how often each resample has each example, [R, N]: whole groups where examples belong together."""
+    if found.groups is None:
+        return _weights(len(found))
+    names, group_N = np.unique(found.groups, return_inverse=True)
+    return _weights(len(names))[:, group_N]
 
 
 def mean_replicates(found: Sequence[Parts]) -> np.ndarray:
@@ -115,7 +123,7 @@ def without_choice(found: Sequence[Parts], maximize: bool) -> float:
     Source: I. Tsamardinos, E. Greasidou, G. Borboudakis, Bootstrapping the Out-of-sample Predictions for Efficient and
     Accurate Cross-Validation, 2018.
     """
-    weights_RN = _weights(len(found[0]))
+    weights_RN = weights(found[0])
     chosen_on_KR = np.stack([replicates(s) for s in found])
     left_out_KR = np.stack([s.combined((weights_RN == 0).astype(float)) for s in found])
     worst = -np.inf if maximize else np.inf

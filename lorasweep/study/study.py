@@ -454,11 +454,12 @@ class Study:
         found = self._optuna.get_trials(deepcopy=False)
         return [t for t in found if "origin" not in t.user_attrs]
 
-    def scores(self, number: int) -> "Parts | None":
-        """Return what each eval example adds to a trial's metric; None where the trial left nothing of the kind."""
+    def scores(self, number: int, split: str = "eval") -> "Parts | None":
+        """Return what each example of the eval or test split adds to a trial's metric; None where there is nothing."""
         from lorasweep.study import example_scores  # loads the tasks, which a look at the queue does without
 
-        return example_scores.read(self.trial_folder(number))
+        name = example_scores.TEST_NAME if split == "test" else example_scores.NAME
+        return example_scores.read(self.trial_folder(number), name)
 
     @storage.patient
     def trial(self, number: int) -> FrozenTrial:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lorasweep.study.answer import FEWEST_ROWS, Answer, Candidate
+from lorasweep.study.answer import FEWEST_GROUPS, FEWEST_ROWS, Answer, Candidate
 
 MOST_NAMED = 6
 """Candidates that a sentence names; the table has all."""
@@ -41,13 +41,23 @@ def _best(found: Answer, best: Candidate) -> str:
         said = sure
     which = "Of the trials with its eval rows, t" if found.apart else "T"
     begin = f"So far, {which[:1].lower()}{which[1:]}" if found.going_on else which
-    line = f"{begin}{best.label[1:]} is best with eval {found.metric} {best.value:.4f}{said}."
+    line = f"{begin}{best.label[1:]} is best{_tested(found, best)} with eval {found.metric} {best.value:.4f}{said}."
     if found.corrected is not None:
         line += (
             f" It was chosen as the {'highest' if found.maximize else 'lowest'} of {found.compared + 1} on these "
             f"rows; without that choice expect {found.corrected:.4f}."
         )
     return line
+
+
+def _tested(found: Answer, best: Candidate) -> str:
+    """Return the test metric, which chose nothing, and whose it is."""
+    tested = found.tested
+    if tested is None:
+        return ""
+    sure = f" (95 % {tested.interval})" if tested.interval else ""
+    whose = " by its first run's adapter" if best.seeds > 1 or best.repeated else ""
+    return f": test {found.metric} {tested.value:.4f}{sure}{whose},"
 
 
 def _others(found: Answer, best: Candidate) -> str:
@@ -57,8 +67,9 @@ def _others(found: Answer, best: Candidate) -> str:
     if not others:
         return "It is the only complete one."
     if not found.compared:
-        few = 0 < found.rows < FEWEST_ROWS
-        why = f"{counted(found.rows, 'eval example')} are too few" if few else "nothing tells how sure the choice is"
+        count, fewest = (found.rows, FEWEST_ROWS) if found.groups is None else (found.groups, FEWEST_GROUPS)
+        few = 0 < count < fewest
+        why = f"{_examples(found)} are too few" if few else "nothing tells how sure the choice is"
         return f"It was compared with no other: {why}."
     said = []
     if found.alike:
@@ -66,8 +77,14 @@ def _others(found: Answer, best: Candidate) -> str:
     if found.worse:
         said.append(f"Worse: {_numbers(found.worse)}.")
     if found.visible is not None:
-        said.append(f"A difference under {found.visible:.4f} does not show with {counted(found.rows, 'eval example')}.")
+        said.append(f"A difference under {found.visible:.4f} does not show with {_examples(found)}.")
     return " ".join(said)
+
+
+def _examples(found: Answer) -> str:
+    """Return how many eval examples there are, and in how many groups that belong together."""
+    groups = "" if found.groups is None else f" in {counted(found.groups, 'group')}"
+    return f"{counted(found.rows, 'eval example')}{groups}"
 
 
 def _apart(found: Answer) -> str:

@@ -54,6 +54,8 @@ class Parts:
     second: Sequence[Cell]
     bounds: tuple[float, float] = (0.0, 1.0)
     """Lowest and highest value that the metric can have."""
+    groups: np.ndarray | None = None
+    """Which examples belong together (a passage's questions, a document's pieces), [N]; None: each stands alone."""
 
     def __len__(self) -> int:
         return len(self.rows)

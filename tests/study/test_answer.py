@@ -91,6 +91,19 @@ def test_minimised_metric_is_read_the_other_way(tmp_path):
     assert "Worse: trials 0, 2." in wording.text(found)
 
 
+def test_test_metric_of_the_shipped_adapter_comes_first_with_its_interval(tiny_bert, tmp_path, capsys):
+    model = [f"model.pretrained={tiny_bert}"]
+    assert main.main(["-m", "lora.r=2,4", *model, *SMALL, "tracking=none", f"outputs={tmp_path}", "study=s"]) == 0
+    study = Study.open(tmp_path / "s")
+    found = answer.answer(study)
+    assert found.tested is not None and found.tested.number == found.best.number
+    assert found.tested.value == pytest.approx(study.scores(found.best.number, "test").value)
+    assert found.tested.interval.holds(found.tested.value)
+    said = f"is best: test accuracy {found.tested.value:.4f} (95 % {found.tested.interval}), with eval accuracy"
+    assert said in capsys.readouterr().out
+    assert said in (tmp_path / "s" / "report.md").read_text()
+
+
 def test_running_study_says_so_far_and_an_empty_one_that_there_is_nothing(tmp_path):
     study = study_of(tmp_path, [2, 4])
     assert wording.text(answer.answer(study)).startswith("No trial is complete yet.")

@@ -190,6 +190,45 @@ def assert_resampled(task, metric, predictions):
     assert significance.replicates(found)[5] == pytest.approx(task.metrics(again)[metric], abs=1e-5), metric
 
 
+def grouped(rng, groups: int, each: int, correlated: float) -> Parts:
+    """Return right or wrong answers of examples of which those of a group are alike."""
+    of_group_G, own_N = rng.standard_normal(groups), rng.standard_normal(groups * each)
+    latent_N = np.sqrt(correlated) * of_group_G.repeat(each) + np.sqrt(1 - correlated) * own_N
+    right_N = (latent_N < scipy.stats.norm.ppf(0.8)).astype(float)
+    rows = np.arange(len(right_N))
+    return Parts("accuracy", "ratio", rows, right_N, np.ones(len(rows)), groups=(rows // each).astype(str))
+
+
+def test_examples_of_one_answer_a_group_count_as_one():
+    found = grouped(np.random.default_rng(0), 100, 8, 1.0)
+    share = found.value
+    assert significance.units(found) == 100
+    assert significance.standard_error(found) == pytest.approx((share * (1 - share) / 100) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize(("groups", "each"), [(50, 8), (40, 5)])
+def test_interval_holds_the_truth_where_examples_belong_together(groups, each):
+    rng, draws = np.random.default_rng(groups), 300
+    drawn = [grouped(rng, groups, each, 0.5) for _ in range(draws)]
+    held = sum(significance.interval(found).holds(0.8) for found in drawn)
+    alone = sum(significance.interval(Parts(f.metric, f.kind, f.rows, f.first, f.second)).holds(0.8) for f in drawn)
+    assert 0.90 <= held / draws <= 0.98
+    assert alone / draws < 0.87  # as if each example stood alone
+
+
+def test_predictions_keep_which_rows_belong_together(tmp_path, monkeypatch):
+    task, predictions = seq_cls("single_label")
+    monkeypatch.setattr(task, "readable", lambda record, p: "an answer")
+    records = [{"text": f"text {i}", "group": i // 3} for i in range(len(predictions))]
+    example_scores.write(tmp_path, task, "accuracy", predictions, records)
+    found = example_scores.read(tmp_path)
+    assert significance.units(found) == 20 and len(found) == 60
+    example_scores.write(
+        tmp_path, task, "accuracy", predictions, [{"text": str(i)} for i in range(60)], "other.parquet"
+    )
+    assert example_scores.read(tmp_path, "other.parquet").groups is None
+
+
 def test_trial_without_predictions_has_no_scores(tmp_path):
     assert example_scores.read(tmp_path) is None
 

@@ -13,13 +13,14 @@ from lorasweep.study import answer, repeat_rounds, repeats
 from lorasweep.tasks.metric import Parts
 
 EXAMPLES = 400
+BOUNDS = {"accuracy": (0.0, 1.0), "loss": (0.0, math.inf)}
 
 
 class Drawn:
     """A study whose runs are drawn by draw(configuration, seed) -> metric, Parts."""
 
     def __init__(self, draw, *, metric="accuracy", maximize=True, **search):
-        self.meta = SimpleNamespace(metric=metric, maximize=maximize, name="drawn")
+        self.meta = SimpleNamespace(metric=metric, maximize=maximize, name="drawn", bounds=BOUNDS[metric])
         self.search = SearchSpec(**search)
         self.draw, self.list, self.race, self.drawn = draw, [], repeats.Race(), {}
 
@@ -37,8 +38,8 @@ class Drawn:
         trial = {"number": number, "state": TrialState.COMPLETE, "values": [float(value)], "params": {}}
         self.list.append(SimpleNamespace(**trial, user_attrs=known))
 
-    def scores(self, number):
-        return self.drawn[number]
+    def scores(self, number, split="eval"):
+        return self.drawn[number] if split == "eval" else None
 
     def trials(self):
         return self.list
