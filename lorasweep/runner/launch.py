@@ -6,6 +6,7 @@ hydra_plugins hands LorasweepSweeper to Hydra, for the sake of its launchers: ea
 import functools
 import shlex
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ from lorasweep.runner.plan import Plan
 from lorasweep.study.study import ENDED, Study
 
 EXIT_OK, EXIT_FAILED_TRIALS = 0, 3
+MOST_REASONS = 3
+"""Reasons that are told where no trial was completed."""
 LAUNCHES_WITHOUT_PROGRESS = 3
 POLL_S = 1.0
 
@@ -159,9 +162,22 @@ def finish(study: Study, loaded: Mapping[str, Any]) -> int:
     answer.write_best(study, found, wording.text(found))
     html_page.write_if_possible(study, found)
     spec = study.first_spec()
-    runs.close_study(spec, study.meta.mlflow_parent, scores, ok=not failed, folder=study.folder)
+    runs.close_study(
+        spec, study.meta.mlflow_parent, scores, ok=not failed and study.best() is not None, folder=study.folder
+    )
     terminal.show(study, test, study.meta.outputs, found, spec.tracking)
     _settle_adapters(study, spec)
     if study.waiting():
         print(f"{study.waiting()} trials were not begun: {study.spent()}")
+    if study.best() is None:
+        print(f"no trial was completed: {_reasons(study)}")
+        return EXIT_FAILED_TRIALS
     return EXIT_FAILED_TRIALS if failed else EXIT_OK
+
+
+def _reasons(study: Study) -> str:
+    """Return why the trials of a study without a complete one ended, each reason once."""
+    states = Counter(
+        f"{trial.state.name} ({trial.user_attrs.get('reason') or 'no reason was left'})" for trial in study.trials()
+    )
+    return "; ".join(f"{count} {text}" for text, count in states.most_common(MOST_REASONS)) or "none was begun"

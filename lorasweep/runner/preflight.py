@@ -7,7 +7,7 @@ from lorasweep.data.dataset import Data
 from lorasweep.errors import ConfigError
 from lorasweep.hardware import device
 from lorasweep.lora import peft_config
-from lorasweep.models import base_model, quantization
+from lorasweep.models import base_model, fetch, quantization
 from lorasweep.packing import gradient_checkpointing
 from lorasweep.runner import rehearsal
 from lorasweep.tasks.task import Task
@@ -45,6 +45,9 @@ def preflight(specs: Sequence[TrialSpec], here: bool = True, keep: bool = False)
 
 def _workload(spec: TrialSpec) -> Workload:
     """Return the group's workload. Raises ConfigError with what is wrong with the files of its model, and its data."""
+    for name in (spec.model.pretrained, spec.model.decoder or ""):
+        if name.startswith("fetched:"):
+            fetch.offer(name.removeprefix("fetched:"), spec.model.fetch)
     broken = base_model.file_problems(spec.model)
     try:
         work = workload.workload(spec)

@@ -29,6 +29,8 @@ from lorasweep.tracking.outbox import Ledger, Outbox, Point
 
 T = TypeVar("T")
 
+log = logging.getLogger("lorasweep.tracking")
+
 LOCAL_FILE_SYSTEMS = ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs")
 
 KEY_TAG = "lorasweep.key"
@@ -315,7 +317,53 @@ def load() -> None:
 def _client(uri: str) -> Any:
     from mlflow.tracking import MlflowClient
 
+    file = _sqlite_file(uri)
+    if file is not None and file.parent.is_dir():
+        with FileLock(file.with_name(f".{file.name}.lock")):
+            _make_whole(file)
     return MlflowClient(uri)
+
+
+def _make_whole(file: Path) -> None:
+    """Make a SQLite store where there is none, or a half-made one; its lock is held.
+
+    MLflow takes seconds for the tables: two processes in it, or a kill, break the file for good. So they are made in
+    another file, which then takes the name. A store that holds runs is never touched.
+    """
+    for part in file.parent.glob(f".{file.name}.*.part*"):  # of a maker that was killed
+        part.unlink(missing_ok=True)
+    if file.exists():
+        if _is_whole(file):
+            return
+        broken = file.with_name(f"{file.name}.broken-{time.strftime('%Y%m%d-%H%M%S')}")
+        file.rename(broken)
+        log.warning("%s was half made and is made anew; what was there is %s now", file, broken.name)
+    from mlflow.tracking import MlflowClient
+
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    client: Any = MlflowClient(f"sqlite:///{part}")
+    client.search_experiments(max_results=1)
+    client._tracking_client.store.engine.dispose()
+    part.rename(file)
+
+
+def _is_whole(file: Path) -> bool:
+    """Tell whether a store has all its tables, or runs at least: one of an older MLflow is MLflow's own to upgrade."""
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    try:
+        with closing(sqlite3.connect(file)) as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if "runs" in tables and connection.execute("SELECT 1 FROM runs LIMIT 1").fetchone():
+                return True
+            if "alembic_version" not in tables:
+                return False
+            revision = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    except sqlite3.OperationalError as error:  # locked, or not to be opened: MLflow will tell
+        return "no such table" not in str(error)
+    except sqlite3.DatabaseError:  # no database at all
+        return False
+    return revision is not None and revision[0] == _get_latest_schema_revision()
 
 
 def _guard(call: Callable[[], T]) -> T:

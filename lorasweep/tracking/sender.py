@@ -135,6 +135,8 @@ class Sender:
                 self._failed(box, redact(str(error)))
             except MlflowRefused as error:
                 self._refused(box, str(error))
+            except Exception as error:  # MLflow's or ours: it ends this run's sending, not the thread
+                self._refused(box, f"{type(error).__name__}: {redact(str(error))[:300]}")
 
     def _next(self, grace_s: float) -> Outbox:
         """Wait until an outbox is due and the breaker lets it pass; its flight is timed from `grace_s` later."""

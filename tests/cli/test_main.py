@@ -166,7 +166,7 @@ def test_failed_trial_is_told_and_the_others_go_on(tiny_bert, tmp_path, monkeypa
     assert "out of luck" in capsys.readouterr().out
 
 
-def test_diverging_trial_is_pruned_with_its_reason(tiny_bert, tmp_path, monkeypatch):
+def test_diverging_trial_is_pruned_with_its_reason(tiny_bert, tmp_path, monkeypatch, capsys):
     from lorasweep.runner import rehearsal
     from lorasweep.tasks import seq_cls
 
@@ -174,10 +174,11 @@ def test_diverging_trial_is_pruned_with_its_reason(tiny_bert, tmp_path, monkeypa
     losses = seq_cls.SeqCls.row_losses
     monkeypatch.setattr(seq_cls.SeqCls, "row_losses", lambda *a: losses(*a) * float("nan"))
     model = [f"model.pretrained={tiny_bert}"]
-    assert main.main([*model, *SMALL, f"outputs={tmp_path}", "study=s", "tracking=none"]) == 0
+    assert main.main([*model, *SMALL, f"outputs={tmp_path}", "study=s", "tracking=none"]) == 3
     result = json.loads((tmp_path / "s" / "0" / "result.json").read_text())
     assert result["state"] == "PRUNED"
     assert "nan" in result["reason"]
+    assert "no trial was completed: 1 PRUNED (" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
