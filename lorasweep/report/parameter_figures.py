@@ -10,6 +10,10 @@ from lorasweep.report.study_data import Axis, Group, StudyData, TrialData, group
 from lorasweep.study.wording import counted
 
 MOST_BINS = 8
+CHOSEN = (
+    "The search chose which trials are there, so the means have no intervals: a sampler that learns draws where it is "
+    "good, a pruner leaves the good ones."
+)
 MOST_EFFECTS = 12
 BANDS = 5
 """Colours of the parallel coordinates, from the worst fifth of the trials to the best."""
@@ -29,7 +33,7 @@ def effects(data: StudyData) -> list[Figure]:
 
 
 def _effect(data: StudyData, done: Sequence[TrialData], axis: Axis, i: int) -> Figure:
-    found = groups(done, axis, MOST_BINS)
+    found = groups(done, axis, MOST_BINS, sure=data.is_designed)
     title = f"Effect of {axis.key}"
     if not found:
         return Figure(id=f"effect-{i}", title=title, says="No trial that sets it has finished yet.")
@@ -42,7 +46,7 @@ def _effect(data: StudyData, done: Sequence[TrialData], axis: Axis, i: int) -> F
             f"Mean {data.meta.metric} is best at {axis.key} = {best.label}: {best.mean:.4f}{unsure} over "
             f"{counted(best.count, 'trial')}."
         )
-    says += f" {_bars(found, axis)}"
+    says += f" {_bars(found, axis) if data.is_designed else CHOSEN}"
     if sum(len(a.values) > 1 for a in data.axes) > 1:
         says += " Other parameters vary too."
     own = [t for t in done if axis.key in t.point]

@@ -65,15 +65,11 @@ def history(data: StudyData) -> Figure:
 
 
 def importance(data: StudyData) -> Figure:
-    """Return each parameter's share of the spread of the metric."""
+    """Return each parameter's share of the variance of the metric."""
     title, found = "Which parameter matters", data.importance
     if not found:
-        return Figure(id="importance", title=title, says=data.no_importance)
-    first, share = next(iter(found.items()))
-    says = (
-        f"{first} explains {share:.0%} of the differences in {data.meta.metric} between finished trials, the most of "
-        f"all {len(found)} parameters (fANOVA on a random forest). {data.no_importance}"
-    ).strip()
+        return Figure(id="importance", title=title, says=data.importance_says)
+    says = data.importance_says
     keys = list(found)[::-1]
     bars = {
         "type": "bar",
@@ -85,7 +81,7 @@ def importance(data: StudyData) -> Figure:
         "marker": {"color": "@blue"},
         "hoverinfo": "skip",
     }
-    x = {"title": "share of the spread (%)", "tickformat": ".0%", "rangemode": "tozero"}
+    x = {"title": "share of the variance (%)", "tickformat": ".0%", "rangemode": "tozero"}
     drawn_on = layout(x, {"type": "category"}, False) | {"height": 120 + 36 * len(keys)}
     rows = [[k, f"{v:.1%}"] for k, v in found.items()]
     return Figure(

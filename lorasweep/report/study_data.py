@@ -8,22 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import optuna
-from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
 from lorasweep.files import read_json
+from lorasweep.report import importance
+from lorasweep.search import samplers
 from lorasweep.study import answer, repeats, wording
 from lorasweep.study.answer import Answer, Candidate
 from lorasweep.study.meta import StudyMeta
 from lorasweep.study.result import TrialResult, result_of
 from lorasweep.study.study import Study
 
-LEAST_FOR_IMPORTANCE = 8
-"""Finished trials below which parameter importance is chance."""
-MOST_FOR_IMPORTANCE, TREES = 200, 32
-"""Trials that the random forest sees, and its trees; more cost seconds and change little."""
 WIDE = 8
 """Ratio of largest to smallest from which named numbers stand on a logarithmic axis; a range says so itself."""
 
@@ -102,8 +98,11 @@ class StudyData:
     trials: Sequence[TrialData]
     axes: Sequence[Axis]
     importance: Mapping[str, float]
-    no_importance: str
-    """Why there is none, or which parameters it leaves out."""
+    """Each parameter's share of the metric's variance."""
+    importance_says: str
+    """That in a sentence, or why there is none, and which parameters it leaves out."""
+    is_designed: bool = True
+    """Whether the trials were drawn without looking at results, and none was pruned: means have intervals then."""
     best_file: str = ""
     """The sweep file that runs the best one, "" before there is one."""
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -183,16 +182,19 @@ def gather(study: Study, known_answer: Answer | None = None) -> StudyData:
     trials = [
         _trial(t, result_of(t, study.trial_folder(t.number)), runs[t.number], candidates.get(t.number)) for t in queue
     ]
-    done = [t for t in repeats.complete(queue) if math.isfinite(t.values[0])]
+    searched = [t for t in queue if t.state.is_finished() and not repeats.is_repeat(t)]
+    compared, step = importance.at_common_step(searched)
     axes = [a for a in (_axis(study, key, trials) for key in study.meta.swept) if a is not None]
-    importance, why = importances(done, [a.key for a in axes if len(a.values) > 1])
+    shares, why = importance.importances(compared, [a.key for a in axes if len(a.values) > 1])
+    says = importance.summary(shares, study.meta.metric, len(compared), step) if shares else ""
     data = StudyData(
         meta=study.meta,
         answer=said,
         trials=trials,
         axes=axes,
-        importance=importance,
-        no_importance=why,
+        importance=shares,
+        importance_says=" ".join(filter(None, [says, why])),
+        is_designed=not samplers.learns(study.search) and study.search.pruner == "none",
         facts=_facts([r for r in runs.values() if r]),
         made=time.strftime("%Y-%m-%d %H:%M %z"),
     )
@@ -260,45 +262,17 @@ def _axis(study: Study, key: str, trials: Sequence[TrialData]) -> Axis | None:
     return Axis(key=key, numeric=True, log=bool(log and found[0] > 0), values=found)
 
 
-def importances(done: Sequence[FrozenTrial], keys: Sequence[str]) -> tuple[dict[str, float], str]:
-    """Return each parameter's share of the metric's spread by fANOVA, the largest first, and what is missing or why."""
-    if len(keys) < 2:
-        return {}, "Only one parameter varies, so all the difference between trials is its own, or noise."
-    if len(done) < LEAST_FOR_IMPORTANCE:
-        return {}, f"Importance needs at least {LEAST_FOR_IMPORTANCE} finished trials; there are {len(done)}."
-    always = [k for k in keys if all(k in t.params for t in done) and len({str(t.params[k]) for t in done}) > 1]
-    values = [t.values[0] for t in done]
-    if not always or max(values) == min(values):
-        return {}, "All finished trials have the same metric, or no parameter is set in all of them."
-    memory = optuna.create_study()
-    memory.add_trials([_scored(t, always) for t in done[-MOST_FOR_IMPORTANCE:]])
-    evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=TREES, seed=0)
-    found = optuna.importance.get_param_importances(memory, evaluator=evaluator, params=always)
-    missing = [k for k in keys if k not in always]
-    why = f"Not rated, because not every trial sets it: {', '.join(missing)}." if missing else ""
-    return dict(sorted(found.items(), key=lambda item: -item[1])), why
+def groups(trials: Sequence[TrialData], axis: Axis, most: int = 8, *, sure: bool = True) -> list[Group]:
+    """Return the mean metric of finished trials by value of a parameter, or by bin where it has more than `most`.
 
-
-def _scored(trial: FrozenTrial, keys: Sequence[str]) -> FrozenTrial:
-    """Return a finished trial with these parameters and its primary metric alone.
-
-    What is searched on a logarithmic scale stands there by its logarithm: the forest would look at the upper end alone.
+    Without `sure` no mean has an interval: a sampler that learns, or a pruner, has chosen which trials are there.
     """
-    params, distributions = {k: trial.params[k] for k in keys}, {k: trial.distributions[k] for k in keys}
-    for key, known in distributions.items():
-        if isinstance(known, FloatDistribution | IntDistribution) and known.log:
-            params[key] = math.log(params[key])
-            distributions[key] = FloatDistribution(math.log(known.low), math.log(known.high))
-    return optuna.create_trial(value=trial.values[0], params=params, distributions=distributions)
-
-
-def groups(trials: Sequence[TrialData], axis: Axis, most: int = 8) -> list[Group]:
-    """Return the mean metric of finished trials by value of a parameter, or by bin where it has more than `most`."""
     bins: dict[int, list[TrialData]] = {}
     for t in trials:
         if axis.key in t.point and t.value is not None:
             bins.setdefault(place(axis, t.point[axis.key], most), []).append(t)
-    return [_group(axis, i, bins[i], len(axis.values) > most and axis.numeric) for i in sorted(bins)]
+    made = [_group(axis, i, bins[i], len(axis.values) > most and axis.numeric) for i in sorted(bins)]
+    return made if sure else [replace(group, half=None) for group in made]
 
 
 def place(axis: Axis, value: Any, most: int) -> int:

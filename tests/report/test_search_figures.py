@@ -1,11 +1,9 @@
 """The report's figures: what they show, that plotly takes them, and what stands there where there is nothing."""
 
 import json
-import random
 import re
 from dataclasses import fields
 
-import optuna
 import plotly.graph_objects as go
 import pytest
 
@@ -55,7 +53,7 @@ def study(
         Axis(key=key, numeric=True, log=True, values=sorted({t.point[key] for t in trials if key in t.point}))
         for key in ("lora.r", "train.learning_rate")
     ]
-    known = {"axes": axes, "importance": {"train.learning_rate": 0.8, "lora.r": 0.2}, "no_importance": ""}
+    known = {"axes": axes, "importance": {"train.learning_rate": 0.8, "lora.r": 0.2}, "importance_says": "as it is"}
     return StudyData(**{"meta": meta, "answer": said, "trials": trials, **known, **named})
 
 
@@ -231,38 +229,6 @@ def test_text_from_data_is_escaped_for_plotly():
     known = study(trials, metric="m<", meta=meta, axes=axes, importance={evil: 0.9, "k": 0.1})
     for figure in search_figures.figures(known):
         assert "<script" not in json.dumps([figure.traces, figure.layout]), figure.id
-
-
-def scored(key_values: dict, distributions: dict, value: float) -> optuna.trial.FrozenTrial:
-    return optuna.create_trial(value=value, params=key_values, distributions=distributions)
-
-
-def test_importance_looks_at_a_logarithmic_range_on_its_scale():
-    known = {
-        "a.rate": optuna.distributions.FloatDistribution(1e-5, 1e-1, log=True),
-        "b.rank": optuna.distributions.CategoricalDistribution([4, 8]),
-    }
-    draw, trials = random.Random(0), []
-    for _ in range(40):
-        exponent, rank = draw.uniform(-5, -1), draw.choice([4, 8])
-        value = -abs(exponent + 4) + 0.1 * (rank == 8)
-        trials.append(scored({"b.rank": rank, "a.rate": 10**exponent}, known, value))
-    found, why = study_data.importances(trials, ["b.rank", "a.rate"])
-    assert list(found) == ["a.rate", "b.rank"]
-    assert found["a.rate"] > 0.9
-    assert why == ""
-
-
-@pytest.mark.parametrize(
-    ("keys", "count", "words"),
-    [(["a"], 20, "Only one parameter"), (["a", "b"], 7, "at least 8"), (["a", "b"], 9, "same metric")],
-)
-def test_importance_says_why_there_is_none(keys, count, words):
-    known = {k: optuna.distributions.FloatDistribution(0, 1) for k in keys}
-    trials = [scored({k: i / 20 for k in keys}, known, 0.5) for i in range(count)]
-    found, why = study_data.importances(trials, keys)
-    assert found == {}
-    assert words in why
 
 
 def test_pruning_spares_the_steps_that_finished_trials_have():
