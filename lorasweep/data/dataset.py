@@ -30,9 +30,6 @@ SHOWN = 10
 """Problems of single rows that are told one by one."""
 
 CACHED = 4
-TEXT_BLOCK_TOKENS = 256
-"""Length of the blocks of running text where data.max_tokens is null."""
-
 AROUND = 2
 """Tokens of a block that begin and end it."""
 
@@ -140,13 +137,13 @@ def _builtin(view: str) -> list[Record]:
 
 def _cut_running_text(tables: Mapping[str, Table], spec: DataSpec, count: text_blocks.Count) -> None:
     """Put blocks in the place of the whole text of a file."""
-    limit = max(1, (spec.max_tokens or TEXT_BLOCK_TOKENS) - AROUND)
     for table in tables.values():
         if not all(row.unit == readers.WHOLE for row in table.rows):
             continue
         whole, table.rows = table.rows, []
         for row in whole:
-            found = text_blocks.blocks(row["text"], limit, count)
+            limit = spec.max_tokens or text_blocks.fair_length(row["text"], count)
+            found = text_blocks.blocks(row["text"], max(1, limit - AROUND), count)
             table.rows += [
                 Row({"text": block}, row.file, number, " block ", goes_on=number < len(found))
                 for number, block in enumerate(found, 1)

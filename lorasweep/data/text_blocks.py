@@ -10,6 +10,20 @@ CHARACTERS_A_TOKEN = 3
 """Where no model is asked: a block is so many characters a token long."""
 
 
+MOST_TOKENS, LEAST_TOKENS = 256, 32
+"""Length of a block where nobody says: less in a short text, so that each split gets several."""
+
+FEW_BLOCKS = 40
+MOST_CHARACTERS_A_TOKEN = 8
+
+
+def fair_length(text: str, count: Count) -> int:
+    """Return the tokens of a block where nobody says."""
+    if len(text) > FEW_BLOCKS * MOST_TOKENS * MOST_CHARACTERS_A_TOKEN:
+        return MOST_TOKENS
+    return min(MOST_TOKENS, max(LEAST_TOKENS, count([text])[0] // FEW_BLOCKS))
+
+
 def estimated(texts: Sequence[str]) -> list[int]:
     return [-(-len(t) // CHARACTERS_A_TOKEN) for t in texts]
 

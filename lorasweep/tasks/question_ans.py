@@ -24,6 +24,7 @@ from lorasweep.errors import ConfigError
 from lorasweep.tasks import register
 from lorasweep.tasks.metric import LOSS, Metric, Pairs, Prediction, ratio
 from lorasweep.tasks.task import Answer, Batch, Example, Fields, Task, in_order
+from lorasweep.tasks.token_lengths import UNCUT
 
 MAX_ANSWER_TOKENS = 30
 """Longest span that is predicted, as in BERT's own SQuAD code."""
@@ -120,7 +121,8 @@ class QuestionAns(Task):
         """
         if not tokenizer.is_fast:
             raise ConfigError([f"model.tokenizer: QUESTION_ANS needs a fast tokenizer, got {type(tokenizer).__name__}"])
-        free = spec.max_tokens - tokenizer.num_special_tokens_to_add(pair=True)
+        limit = spec.max_tokens or UNCUT
+        free = limit - tokenizer.num_special_tokens_to_add(pair=True)
         if free < 4:
             raise ConfigError([f"data.max_tokens: must leave 4 tokens for question and context, leaves {free}"])
         rows = [i for i, r in enumerate(records) if not r["answers"] or _placed(r)]
@@ -134,7 +136,7 @@ class QuestionAns(Task):
                 [questions[k][0] for k in members],
                 [records[rows[k]]["context"] for k in members],
                 truncation="only_second",
-                max_length=spec.max_tokens,
+                max_length=limit,
                 stride=stride,
                 return_overflowing_tokens=True,
                 return_offsets_mapping=True,

@@ -82,6 +82,11 @@ def test_blocks_hold_whole_paragraphs_and_long_ones_are_cut_at_sentences():
     ]
 
 
+def test_blocks_are_shorter_in_a_short_text():
+    count = lambda texts: [len(t.split()) for t in texts]  # noqa: E731
+    assert [text_blocks.fair_length("word " * n, count) for n in (100, 4000, 10**6)] == [32, 100, 256]
+
+
 def test_max_tokens_comes_from_the_data_within_what_the_model_reads():
     tokenizer, task = wordpiece(), CausalLM(TaskSpec(name="CAUSAL_LM"))
     rows = [{"text": "word " * n} for n in [*range(100, 299), 2000]]

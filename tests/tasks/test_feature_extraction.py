@@ -206,7 +206,7 @@ def test_sts_benchmark_is_read_in_full():
     found = dataset.load(spec, task.columns(spec), task.name)
     assert [len(found.splits[s]) for s in dataset.SPLITS] == [5749, 1500, 1379]
     assert task.fit(found) == []
-    first = {"text": "A plane is taking off.", "text_pair": "An air plane is taking off.", "score": "5.000"}
+    first = {"text": "A plane is taking off.", "text_pair": "An air plane is taking off.", "score": 5.0}
     assert found.splits["train"][0] == first
 
 
