@@ -61,6 +61,8 @@ def read(model: Any, inputs: Inputs) -> Stack | None:
         model(**inputs)
     if not layers or [m for m in calls if m in set(layers)] != layers:
         return None
+    if not all(isinstance(hidden(o), Tensor) for o in outputs):
+        return None
     more = isinstance(outputs[0], tuple)
     shape = hidden(outputs[0]).shape
     good = shape[:2] == inputs["input_ids"].shape and all(isinstance(o, tuple) == more for o in outputs)
@@ -84,8 +86,8 @@ def holders(model: Any, layers: Sequence[nn.Module]) -> list[nn.Module]:
     return [m for m in model.modules() if not isinstance(m, nn.ModuleList) and inside < set(m.modules())]
 
 
-def hidden(output: Any) -> Tensor:
-    """Return the hidden states that a layer gives."""
+def hidden(output: Any) -> Any:
+    """Return the hidden states that a layer gives; a list of some families' own is given back as it is."""
     return output[0] if isinstance(output, tuple) else output
 
 

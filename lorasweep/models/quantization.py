@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from lorasweep.config.spec import ModelSpec, TrialSpec
 from lorasweep.errors import ConfigError
@@ -189,8 +190,14 @@ def read_back(model: nn.Module) -> None:
     for name, layer in quantised(model).items():
         read, bias = reader(layer), layer._parameters["bias"]
         dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-        plain: Any = nn.Linear(layer.in_features, layer.out_features, bias is not None, device="meta")  # type: ignore[arg-type]
-        plain.weight = nn.Parameter(read(dtype), requires_grad=False)
+        weight_OI = read(dtype)
+        plain: Any
+        if getattr(layer, "source_cls", None) is Conv1D:  # GPT-2's, which keeps its weight as [I, O]
+            plain = Conv1D(layer.out_features, layer.in_features)
+            plain.weight = nn.Parameter(weight_OI.T.contiguous(), requires_grad=False)
+        else:
+            plain = nn.Linear(layer.in_features, layer.out_features, bias is not None, device="meta")  # type: ignore[arg-type]
+            plain.weight = nn.Parameter(weight_OI, requires_grad=False)
         plain.bias = bias
         model.set_submodule(name, plain)
     config: Any = model.config

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from lorasweep import tasks
 from lorasweep.config.fields import Affects
@@ -23,7 +24,7 @@ from lorasweep.credentials import redact
 from lorasweep.errors import ConfigError
 from lorasweep.lora import adapter
 from lorasweep.models import base_model
-from lorasweep.serving import winner
+from lorasweep.serving import export_proof, winner
 from lorasweep.serving.winner import Loaded
 from lorasweep.study import answer, example_scores, provenance, significance
 from lorasweep.study.result import TrialResult
@@ -31,27 +32,42 @@ from lorasweep.study.study import Study
 from lorasweep.tasks.task import Task
 
 
-def export(study: Study, number: int, folder: Path, *, merged: bool) -> None:
-    """Write a trial's adapter, or base and adapter as one, with tokenizer and card, into a new or empty folder.
+def export(study: Study, number: int, folder: Path, *, merged: bool) -> export_proof.Proof:
+    """Write a trial's adapter, or base and adapter as one, with tokenizer and card, into a new or empty folder; return
+    how near what was written is to the trial.
 
-    Raises ConfigError where the folder holds something, and where the adapter cannot be merged.
+    Raises ConfigError where the folder holds something, where the adapter cannot be merged, and, leaving nothing, where
+    the written model does not answer as the trial does.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError([f"{folder}: is there already; remove it, or name another folder with --to"])
     trial = study.trial_folder(number)
     loaded = winner.load(trial, ordinary=merged)
+    rows = export_proof.rows_of(loaded)
+    answered = export_proof.answered(loaded.inner, loaded.task, loaded.tokenizer, rows)
+    expected = [[loaded.task.in_units(t) for t in row] for row in answered]
     whole = merge(loaded.model) if merged else None
-    folder.mkdir(parents=True, exist_ok=True)
-    if whole is not None:
-        with torch.no_grad():
-            loaded.task.finished(dict(whole.named_parameters()))
-        whole.save_pretrained(folder)
-    else:
-        shutil.copytree(trial / "adapter", folder, dirs_exist_ok=True)
-        _finish(folder / "adapter_model.safetensors", loaded.task)
-        _name_base(folder / "adapter_config.json", loaded.spec.model)
-    loaded.tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(card(study, number, loaded, merged=merged), encoding="utf8")
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        if whole is not None:
+            with torch.no_grad():
+                loaded.task.finished(dict(whole.named_parameters()))
+            whole.save_pretrained(part)
+        else:
+            shutil.copytree(trial / "adapter", part, dirs_exist_ok=True)
+            _finish(part / "adapter_model.safetensors", loaded.task)
+            _name_base(part / "adapter_config.json", loaded.spec.model)
+        loaded.tokenizer.save_pretrained(part)
+        (part / "README.md").write_text(card(study, number, loaded, merged=merged), encoding="utf8")
+        proof = export_proof.prove(part, loaded, expected, rows, merged)
+        if folder.exists():
+            folder.rmdir()
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return proof
 
 
 def _finish(path: Path, task: Task) -> None:
@@ -73,11 +89,39 @@ def merge(peft_model: Any) -> Any:
                     "cannot become one; export without --merged"
                 ]
             )
+    untie(peft_model)
     try:
-        return peft_model.merge_and_unload(safe_merge=True)
+        merged = peft_model.merge_and_unload(safe_merge=True)
     except (NotImplementedError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError([f"--merged: peft cannot merge this adapter ({reason}); export without --merged"]) from error
+    _say_untied(merged)
+    return merged
+
+
+def untie(peft_model: Any) -> None:
+    """Give each adapted layer a weight of its own where it shares one with a module (a head that is the word vectors):
+    the update is for it alone.
+    """
+    holders: dict[int, int] = {}
+    for module in peft_model.modules():
+        for weight in module._parameters.values():
+            if weight is not None:
+                holders[id(weight)] = holders.get(id(weight), 0) + 1
+    for layer in adapter.lora_layers(peft_model):
+        base_layer = layer.get_base_layer()
+        for name, weight in list(base_layer._parameters.items()):
+            if weight is not None and holders[id(weight)] > 1:
+                base_layer._parameters[name] = nn.Parameter(weight.detach().clone(), requires_grad=False)
+
+
+def _say_untied(model: Any) -> None:
+    """Let the config say that head and word vectors are two, where they are by now."""
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight.data_ptr() == table.weight.data_ptr():
+        return
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
 
 
 def hub_id(spec: ModelSpec) -> str | None:
@@ -176,7 +220,10 @@ def _use(loaded: Loaded, merged: bool) -> str:
         where = [f"# the base: the folder with config.json {known[kind]}"] if kind in known else []
         lines += ["from peft import PeftModel", "", *where, f"base = {auto}.from_pretrained({base}{head})"]
         lines += ["model = PeftModel.from_pretrained(base, '.').eval()"]
-    return "\n".join([*lines, "tokenizer = AutoTokenizer.from_pretrained('.')", ""])
+    lines += ["tokenizer = AutoTokenizer.from_pretrained('.')"]
+    if not merged and task.name == "SEQ_CLS":  # whose decoders look for the last token that is no padding
+        lines += ["model.config.pad_token_id = tokenizer.pad_token_id"]
+    return "\n".join([*lines, ""])
 
 
 def _pooling(spec: TrialSpec) -> str:

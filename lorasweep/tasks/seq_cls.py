@@ -167,6 +167,9 @@ class SeqCls(Task):
             if f".{name}".endswith(f".{self.head}.bias"):
                 weight.add_(self.offset)
 
+    def in_units(self, answer: Tensor) -> Tensor:
+        return answer * self.scale + self.offset if self.kind == "regression" else answer
+
     def _names(self, label: Any) -> list[str]:
         """Return the classes that a label holds."""
         if self.kind == "single_label":

@@ -179,6 +179,10 @@ class Task(ABC):
         user's units from it; names may have a prefix.
         """
 
+    def in_units(self, answer: Tensor) -> Tensor:
+        """Return what a model gives in the user's units, as a model with finished weights gives it by itself."""
+        return answer
+
     def model_kwargs(self) -> dict[str, Any]:
         """Return what the model's config needs to know of the data."""
         return {}

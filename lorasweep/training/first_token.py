@@ -70,7 +70,8 @@ def find(model: Any, inputs: Inputs) -> Place | None:
                 continue
         if [a.shape for a in found] != [a.shape for a in expected]:
             continue
-        alone = seen[-1].dim() == 3 and seen[-1].shape[:2] == (len(inputs["input_ids"]), 1)
+        states = seen[-1] if seen else None  # a list of layers need not be called as layers
+        alone = isinstance(states, Tensor) and states.dim() == 3 and states.shape[:2] == (len(inputs["input_ids"]), 1)
         if alone and all(near(a, b) for a, b in zip(expected, found, strict=True)):
             return Place(module, frozenset(calls[i:]))
     return None

@@ -9,6 +9,7 @@ import torch
 import transformers
 import yaml
 from peft import PeftModel
+from support import models
 
 from lorasweep.cli import main
 from lorasweep.serving import export, winner
@@ -144,3 +145,58 @@ def test_merged_model_of_a_quantised_base_is_ordinary_and_answers_as_the_adapter
     found = transformers.AutoModelForSequenceClassification.from_pretrained(out).eval()
     assert {p.dtype for p in found.parameters()} == {torch.float32}
     torch.testing.assert_close(logits(found, out), adapted(folder), rtol=1e-4, atol=1e-5)
+
+
+# --- proofs ----------------------------------------------------------------------------------------------------------
+
+TIED = {
+    "lora on both": ["lora.target_modules=[lm_head,embed_tokens]"],
+    "a head in full": ["lora.target_modules=[q_proj]", "lora.modules_to_save=[lm_head]"],
+    "word vectors in full": ["lora.target_modules=[q_proj]", "lora.modules_to_save=[embed_tokens]"],
+    "neither": ["lora.target_modules=[q_proj]"],
+}
+
+
+@pytest.mark.parametrize("case", TIED)
+def test_export_of_a_model_whose_head_is_its_word_vectors_answers_as_the_trial(tied_llama, tmp_path, case):
+    folder = study(tmp_path, tied_llama, "task_type=causal_lm", *TIED[case])
+    expected = adapted(folder)
+    assert main.main(["export", str(folder), "--merged", "--to", str(tmp_path / "merged")]) == 0
+    found = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(logits(found, tmp_path / "merged"), expected, rtol=1e-3, atol=1e-4)
+    assert found.config.tie_word_embeddings is (case == "neither")
+    assert main.main(["export", str(folder), "--to", str(tmp_path / "adapter")]) == 0
+    base = transformers.AutoModelForCausalLM.from_pretrained(tied_llama)
+    found = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits(found, tmp_path / "adapter"), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_model_that_answers_otherwise_than_the_trial_is_not_exported(tied_llama, tmp_path, capsys, monkeypatch):
+    folder = study(tmp_path, tied_llama, "task_type=causal_lm", "lora.target_modules=[q_proj,lm_head]")
+    monkeypatch.setattr(export, "untie", lambda _: None)
+    assert main.main(["export", str(folder), "--merged", "--to", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert "answers otherwise than the trial" in error and "nothing was exported" in error
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*.part"))
+
+
+@pytest.mark.parametrize("task", ["question_ans", "feature_extraction"])
+def test_every_task_is_proved_on_eval_rows(tiny_bert, tmp_path, capsys, task):
+    folder = study(tmp_path, tiny_bert, f"task_type={task}")
+    for more in ([], ["--merged"]):
+        assert main.main(["export", str(folder), *more]) == 0
+        assert "8 eval rows as the trial does" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["nf4"])
+def test_merged_gpt2_of_a_quantised_base_is_one_that_transformers_reads(tmp_path, kind):
+    tokenizer = models.wordpiece()
+    tokenizer.eos_token = "[SEP]"
+    config = transformers.GPT2Config(vocab_size=len(tokenizer), n_embd=64, n_layer=1, n_head=4, n_positions=64)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    more = ["lora.target_modules=[c_attn]", f"model.quantization={kind}", "data.max_tokens=48"]
+    folder = study(tmp_path, tmp_path / "gpt2", "task_type=causal_lm", *more)
+    assert main.main(["export", str(folder), "--merged", "--to", str(tmp_path / "out")]) == 0
+    found = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    torch.testing.assert_close(logits(found, tmp_path / "out"), adapted(folder), rtol=1e-3, atol=1e-3)

@@ -1,0 +1,136 @@
+"""An exported folder is loaded as a stranger would load it, and has to answer as the trial does."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftModel
+from torch import Tensor
+
+from lorasweep.errors import ConfigError
+from lorasweep.lora import adapter, peft_notices
+from lorasweep.models import base_model, quantization
+from lorasweep.models.layer_stack import NEAR, answers
+from lorasweep.serving.winner import Loaded
+from lorasweep.tasks.task import Example, Task
+from lorasweep.training import workload
+
+ROWS = 8
+"""Rows of the eval split, spread over it, whose answers are compared."""
+
+ROUNDING = 1e-3
+"""Largest relative difference of a row's answers in single precision; merging rounds each weight once more."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How near an exported model's answers are to the trial's."""
+
+    rows: int
+    difference: float
+    """Largest relative difference of a row's logits or vectors."""
+
+
+def rows_of(loaded: Loaded) -> list[Example]:
+    """Return some eval rows of the trial. Raises ConfigError where its data are gone."""
+    try:
+        examples = workload.workload(loaded.spec).examples["eval"]
+    except ConfigError as error:
+        gone = (
+            "export: the eval rows, on which what is written has to answer as the trial does, are not to be read here"
+        )
+        raise ConfigError([gone, *error.problems]) from error
+    step = max(1, len(examples) // ROWS)
+    return [examples[i] for i in range(0, len(examples), step)][:ROWS]
+
+
+@torch.inference_mode()
+def answered(model: Any, task: Task, tokenizer: Any, rows: Sequence[Example]) -> list[list[Tensor]]:
+    """Return what a model gives for each row by itself, on the CPU."""
+    device = next(model.parameters()).device
+    out = []
+    for example in rows:
+        batch = task.collate([[example]], tokenizer.pad_token_id, device)
+        texts = (batch.inputs, *batch.others)
+        out.append([t.float().cpu() for inputs in texts for t in answers(model(**inputs))[:2]])
+    return out
+
+
+def prove(
+    folder: Path, loaded: Loaded, expected: Sequence[Sequence[Tensor]], rows: Sequence[Example], merged: bool
+) -> Proof:
+    """Return how near the folder's model is to what the trial `expected` it to answer. Raises ConfigError with the
+    figure where that is more than rounding.
+    """
+    model = _merged(folder, loaded) if merged else _adapted(folder, loaded)
+    found = answered(model, loaded.task, loaded.tokenizer, rows)
+    apart = [
+        float((a - b).norm() / a.norm().clamp_min(1e-12))
+        for one, other in zip(expected, found, strict=True)
+        for a, b in zip(one, other, strict=True)
+    ]
+    worst = max(apart, default=0.0)
+    limit = NEAR.get(next(p.dtype for p in model.parameters() if p.is_floating_point()), ROUNDING)
+    if not worst <= limit:  # nor nan
+        how = "transformers" if merged else "transformers and peft"
+        raise ConfigError(
+            [
+                f"export: the written model, loaded by plain {how}, answers otherwise than the trial: up to "
+                f"{worst:.2g} of a row's logits (rounding is up to {limit:g}); nothing was exported"
+                + ("; export without --merged" if merged else "")
+            ]
+        )
+    return Proof(len(rows), worst)
+
+
+def _merged(folder: Path, loaded: Loaded) -> Any:
+    """Return the folder's model, by transformers alone; pooled as the card says where it does not pool by itself."""
+    spec = loaded.spec.model
+    auto = transformers.EncoderDecoderModel if spec.decoder else getattr(transformers, loaded.task.auto_class)
+    model = auto.from_pretrained(folder, dtype=_dtype(loaded), trust_remote_code=spec.trust_remote_code).eval()
+    return _as_the_card_says(model, loaded)
+
+
+def _adapted(folder: Path, loaded: Loaded) -> Any:
+    """Return the folder's adapter on its base, by transformers and peft. A base that lorasweep makes, joined of two or
+    rounded by LoftQ, comes from it.
+    """
+    spec = loaded.spec
+    if spec.model.decoder or spec.lora.init_lora_weights == "loftq":
+        base = base_model.load(spec.model, spec.train, loaded.task, loaded.tokenizer)
+        return adapter.reload(folder, base, spec.lora, spec.task_type).base_model.model
+    auto = getattr(transformers, loaded.task.auto_class)
+    how: dict[str, Any] = quantization.loading(spec.model, _dtype(loaded), set())
+    if spec.model.quantization != "none":
+        how["device_map"] = {"": next(loaded.inner.parameters()).device}
+    base = auto.from_pretrained(
+        base_model.source(spec.model),
+        revision=spec.model.revision,
+        trust_remote_code=spec.model.trust_remote_code,
+        dtype=_dtype(loaded),
+        **how,
+        **loaded.task.model_kwargs(),
+    )
+    with peft_notices.left_out():
+        adapted = PeftModel.from_pretrained(_as_the_card_says(base, loaded), str(folder)).eval()
+    return adapted.base_model.model
+
+
+def _dtype(loaded: Loaded) -> torch.dtype:
+    return loaded.inner.dtype
+
+
+def _as_the_card_says(model: Any, loaded: Loaded) -> Any:
+    with contextlib.suppress(AttributeError):  # a config of a family without padding
+        model.config.pad_token_id = loaded.tokenizer.pad_token_id
+    if loaded.spec.model.pooling == "mean":
+        base_model.pool_by_mean(model)
+    loaded.task.trim(model)  # what nobody reads, such as the pooler beside vectors of tokens
+    quantization.install(model)
+    if loaded.spec.model.quantization == "none":
+        model.to(next(loaded.inner.parameters()).device)
+    return model
