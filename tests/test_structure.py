@@ -79,7 +79,7 @@ TESTED_IN = {
     "runner/test_events.py": {"runner.endings"},
     "search/test_samplers.py": {"search.pruners", "search.study_view"},
     "search/test_space.py": {"search.condition", "search.dimension"},
-    "serving/test_export.py": {"serving.winner", "models.fetch"},
+    "serving/test_export.py": {"serving.winner", "serving.export_proof", "models.fetch"},
     "serving/test_mlflow_model.py": {"flavor", "tasks.task_state"},
     "study/test_answer.py": {"report.terminal", "study.wording"},
     "study/test_repeats.py": {

@@ -271,8 +271,13 @@ def reload(folder: Path, base: Base, lora: LoraSpec, task: TaskSpec) -> Any:
         detach(attached)
         for name, weight in weights.items():
             base.model.get_parameter(name).data = weight
+    return on(base.model, folder)
+
+
+def on(model: Any, folder: Path) -> Any:
+    """Return a plain peft model: the saved adapter on a model that may come from anywhere."""
     with peft_notices.left_out():
-        return PeftModel.from_pretrained(base.model, str(folder)).eval()
+        return PeftModel.from_pretrained(model, str(folder)).eval()
 
 
 def _inside(name: str) -> str:

@@ -104,7 +104,8 @@ def settle_pad(model: Any, tokenizer: Any) -> list[str]:
         if had is not None:
             why = f"the padding token '{old}' (id {had}) has no row in the embedding of {rows}"
         notes.append(f"{why}: '{tokenizer.pad_token}' pads in its place")
-    model.config.pad_token_id = tokenizer.pad_token_id
+    for config in (model.config, model.config.get_text_config()):  # a decoder's classifier looks for it in its own
+        config.pad_token_id = tokenizer.pad_token_id
     return notes
 
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 import transformers
-from peft import PeftModel
 from torch import Tensor
 
 from lorasweep.errors import ConfigError
-from lorasweep.lora import adapter, peft_notices
+from lorasweep.lora import adapter
 from lorasweep.models import base_model, quantization
 from lorasweep.models.layer_stack import NEAR, answers
 from lorasweep.serving.winner import Loaded
@@ -115,9 +114,7 @@ def _adapted(folder: Path, loaded: Loaded) -> Any:
         **how,
         **loaded.task.model_kwargs(),
     )
-    with peft_notices.left_out():
-        adapted = PeftModel.from_pretrained(_as_the_card_says(base, loaded), str(folder)).eval()
-    return adapted.base_model.model
+    return adapter.on(_as_the_card_says(base, loaded), folder).base_model.model
 
 
 def _dtype(loaded: Loaded) -> torch.dtype:
