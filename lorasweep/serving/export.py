@@ -221,7 +221,7 @@ def _use(loaded: Loaded, merged: bool) -> str:
         lines += ["from peft import PeftModel", "", *where, f"base = {auto}.from_pretrained({base}{head})"]
         lines += ["model = PeftModel.from_pretrained(base, '.').eval()"]
     lines += ["tokenizer = AutoTokenizer.from_pretrained('.')"]
-    if not merged and task.name == "SEQ_CLS":  # whose decoders look for the last token that is no padding
+    if not merged and task.one_answer:  # whose decoders look for the last token that is no padding
         lines += ["model.config.pad_token_id = tokenizer.pad_token_id"]
     return "\n".join([*lines, ""])
 
