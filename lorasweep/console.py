@@ -89,9 +89,21 @@ class Display:
             self._live.stop()
 
 
+MOST_SHOWN = 80
+"""Characters of a value in a table or a line; files hold it whole."""
+
+
 def short(value: Any) -> str:
-    """Return a value for the eye: a number to four digits."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """Return a value for the eye: a number to four digits, a long list without its middle."""
+    return f"{value:.4g}" if isinstance(value, float) else cut(str(value), MOST_SHOWN)
+
+
+def cut(text: str, most: int) -> str:
+    """Return a text of at most about `most` characters, its middle left out; of a list it says how long it is."""
+    if len(text) <= most:
+        return text
+    whole = f"{text.count(',') + 1} in all" if text.startswith("[") else f"{len(text):,} characters"
+    return f"{text[: most // 2]}...{text[-most // 4 :]} ({whole})"
 
 
 def shown(path: Path) -> str:

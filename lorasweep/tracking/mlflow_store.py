@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlparse
 
+from lorasweep.console import cut
 from lorasweep.credentials import redact
 from lorasweep.errors import LorasweepError, MlflowDown, MlflowRefused
 from lorasweep.files import FileLock
@@ -47,6 +48,10 @@ COLUMNS = ("metrics.`params_trainable`", "metrics.`train_s`")
 """What a view shows of trials besides the objective and what varied."""
 BATCH = 1000
 """Metrics in one call: MLflow's limit."""
+MOST_PARAM = 500
+"""Characters of a param: a list of 400 modules makes a table unreadable, and of some thousand is refused for ever."""
+MOST_TAG = 5000
+"""Characters of a tag, within MLflow's limit of 8,000."""
 LOCK_TRIES = 8
 """Tries of a call that finds SQLite locked; MLflow itself waits up to 20 s in each."""
 
@@ -206,7 +211,10 @@ class Mirror:
         # first, because MLflow's comparison begins with the metric that a run had first
         points.sort(key=lambda point: point[0] != outbox.OBJECTIVE)
         points = [(k, v, note.ended_ms or note.started_ms, 0) for k, v in summary.items()] + points
-        first = {"params": [Param(*p) for p in params], "tags": [RunTag(*t) for t in tags]}
+        first = {
+            "params": [Param(k, cut(v, MOST_PARAM)) for k, v in params],
+            "tags": [RunTag(k, cut(v, MOST_TAG)) for k, v in tags],
+        }
         for part in _parts(points) or ([[]] if params or tags else []):
             self._ask("log_batch", note.run_id, metrics=[Metric(*p) for p in part], **first)
             first = {}

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from support.odd_models import POSITIONS, Folders
 
+from lorasweep import console
 from lorasweep.cli import main
 from lorasweep.config import compose
 from lorasweep.runner import preflight
@@ -186,8 +187,17 @@ def test_model_is_refused_in_one_sentence_and_nothing_is_made(
     model, words, key, sentence, folder_of, tables, tmp_path, capsys
 ):
     overrides = [w.format(**tables) for w in words.split()]
-    assert main.main([f"model.pretrained={folder_of(model)}", *overrides, f"outputs={tmp_path}"]) == 1
+    folder = folder_of(model)
+    capsys.readouterr()  # what making it said
+    assert main.main([f"model.pretrained={folder}", *overrides, f"outputs={tmp_path}"]) == 1
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "ConfigError: 1 problem in the configuration", said
     assert len(said) == 2 and said[1].startswith(f"  {key}: ") and sentence in said[1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_list_of_many_modules_is_cut_for_the_eye_and_says_how_long_it_is():
+    names = [f"model.layers.{i}.self_attn.q_proj" for i in range(400)]
+    shown = console.short(f"[{','.join(names)}]")
+    assert len(shown) < 120 and shown.endswith("(400 in all)") and names[0] in shown
+    assert console.short("[query,value]") == "[query,value]"
