@@ -332,8 +332,8 @@ class DataSpec:
     answers_column: str = setting("answers", affects=TOKENS)
     """SQuAD's {"text": [...], "answer_start": [...]} or a list of {"text", "start"}; empty: the text has no answer."""
     group_column: str | None = setting(None, affects=TOKENS)
-    """QUESTION_ANS: rows with one value here, such as an article, stay in one split when eval or test is carved; null
-    keeps the rows of one context together."""
+    """Rows with one value here (an article, a customer) belong together: they stay in one split when eval or test is
+    carved, and count as one in intervals and comparisons. null: of QUESTION_ANS those of one context."""
     doc_stride: int = ranged(64, 0, affects=TOKENS)
     """Tokens of context that a window of max_tokens shares with the one before; at most three quarters are shared."""
 
@@ -510,6 +510,9 @@ class SearchSpec:
     model is loaded. With train.micro_batch_size=auto it is what one row a pass needs."""
     target: float | None = setting(None, affects=NOTHING)
     """No trial begins once the primary metric is this good."""
+    stop: str = one_of("budget", "budget", "when_settled", affects=NOTHING)
+    """when_settled: no trial begins once those that wait are expected to better the best metric by less than the
+    margin, judged by how the finished ones lie; it takes 8 of them."""
     margin: float | None = ranged(None, 0, above=True, affects=NOTHING)
     """How much worse than the best one a cheaper configuration may be; null: 0.01, of a loss 1 %."""
     repeats: int = ranged(0, 0, 1000, affects=NOTHING)

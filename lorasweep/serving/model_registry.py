@@ -13,6 +13,7 @@ from lorasweep.errors import ConfigError, MlflowDown, MlflowRefused
 from lorasweep.files import read_json, replace_file
 from lorasweep.serving import mlflow_model, winner
 from lorasweep.study import answer, comparison, example_scores, significance
+from lorasweep.study.belief import near_enough
 from lorasweep.study.comparison import Rivals
 from lorasweep.study.study import Study
 from lorasweep.tasks.metric import Parts
@@ -136,7 +137,7 @@ class Score:
         found = next(c for c in answer.answer(study).candidates if c.number == number)
         fingerprint = winner.result(study, number).data_fingerprint
         folders = [str(study.trial_folder(n)) for n in found.scored]
-        margin = answer.margin(study.search.margin, study.meta.bounds, found.value)
+        margin = near_enough(study.search.margin, study.meta.bounds, found.value)
         meta = study.meta
         return Score(meta.metric, found.value, meta.maximize, found.standard_error, fingerprint, folders, margin)
 

@@ -21,6 +21,7 @@ from lorasweep.config.measures import COSTS
 from lorasweep.credentials import redact
 from lorasweep.files import replace_file
 from lorasweep.study import comparison, repeats, significance
+from lorasweep.study.belief import near_enough
 from lorasweep.study.comparison import Rivals
 from lorasweep.study.provenance import REGISTERS
 from lorasweep.study.result import TrialResult, result_of
@@ -194,7 +195,7 @@ def answer(study: Study) -> Answer:
     judged = _judged(made, field_, rivals, first.number)
     best = judged[first.number]
     scores = study.scores(best.scored[0])
-    margin_ = margin(study.search.margin, study.meta.bounds, best.value)
+    margin = near_enough(study.search.margin, study.meta.bounds, best.value)
     return replace(
         empty,
         candidates=list(judged.values()),
@@ -205,8 +206,8 @@ def answer(study: Study) -> Answer:
         tested=_tested(study, best),
         visible=_visible(rivals),
         corrected=_corrected(study, judged, field_, rivals),
-        margin=margin_,
-        cheapest=cheapest(best, list(judged.values()), margin_),
+        margin=margin,
+        cheapest=cheapest(best, list(judged.values()), margin),
         fronts={cost: front([judged[n] for n in here], cost, maximize) for cost in COSTS},
         apart=_best_of_others(list(judged.values()), best, maximize),
     )
@@ -330,13 +331,6 @@ def _corrected(
 
 
 # --- what is nearly as good for less ---------------------------------------------------------------------------------
-
-
-def margin(given: float | None, bounds: tuple[float, float], value: float) -> float:
-    """Return how much worse than the best counts as near enough: search.margin, or a point, or 1 % of a loss."""
-    if given is not None:
-        return given
-    return 0.01 if math.isfinite(bounds[1]) else 0.01 * abs(value)
 
 
 def cheapest(best: Candidate, candidates: Sequence[Candidate], margin: float) -> Candidate | None:

@@ -6,8 +6,10 @@ independent ones); B. Efron, C. Morris, Stein's Paradox in Statistics, 1977 (mea
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from lorasweep.study.comparison import fit_seeds
 
@@ -64,3 +66,27 @@ def belief(runs: Mapping[int, Mapping[int, float]], maximize: bool) -> Belief:
     variance = {k: 1 / (1 / prior + n / run_variance) for k, n in counts.items()}
     expected = {k: variance[k] * (centre / prior + counts[k] * means[k] / run_variance) for k in means}
     return Belief(expected, variance, run_variance)
+
+
+def expected_gain(values: Sequence[float], more: int) -> float:
+    """Return by how much the best of `more` further draws is expected to beat the best of `values`; larger is better.
+
+    Draws like those that are known: Student's t with their mean and spread, which a sampler that learns betters and a
+    search that is nearly done does not.
+    """
+    from scipy.stats import t
+
+    best, spread = max(values), statistics.stdev(values)
+    if spread == 0:
+        return 0.0
+    predictive = t(len(values) - 1, statistics.fmean(values), spread * math.sqrt(1 + 1 / len(values)))
+    steps_S = np.linspace(best, best + 10 * spread, 2001)
+    beyond_S = -np.expm1(more * predictive.logcdf(steps_S))  # chance that the best of them is beyond each step
+    return float(np.trapezoid(beyond_S, steps_S))
+
+
+def near_enough(given: float | None, bounds: tuple[float, float], value: float) -> float:
+    """Return how much worse than the best counts as near enough: search.margin, or a point, or 1 % of a loss."""
+    if given is not None:
+        return given
+    return 0.01 if math.isfinite(bounds[1]) else 0.01 * abs(value)

@@ -12,6 +12,7 @@ from typing import Any
 
 from lorasweep.config.overrides import without
 from lorasweep.study import answer, repeats
+from lorasweep.study.belief import near_enough
 from lorasweep.study.meta import Entry
 from lorasweep.study.repeats import Race
 from lorasweep.study.study import Study
@@ -48,7 +49,7 @@ def _worth_a_run(study: Study, found: Race) -> list[int]:
         return []
     if len(held.mean) == 1:  # nothing to choose: more runs make its own mean surer
         return list(held.mean)
-    margin = answer.margin(study.search.margin, study.meta.bounds, abs(held.mean[held.best]))
+    margin = near_enough(study.search.margin, study.meta.bounds, abs(held.mean[held.best]))
     gains = {n: held.gain(n) for n in held.mean}
     ranked = sorted(gains, key=lambda n: (-gains[n], n))
     if gains[ranked[0]] >= WORTH_A_RUN * margin:

@@ -22,6 +22,7 @@ from lorasweep.errors import ConfigError, LostLease
 from lorasweep.search import pruners, samplers
 from lorasweep.search.space import Space
 from lorasweep.study import lease, repeats, storage
+from lorasweep.study.belief import expected_gain, near_enough
 from lorasweep.study.meta import Claimed, Entry, StudyMeta, next_name, read_meta, search_spec, write_meta
 from lorasweep.study.result import RESULT, STORED
 
@@ -29,6 +30,8 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 DEFAULT_TRIALS = 20
+FEWEST_TO_SETTLE = 8
+"""Finished trials before a study may end because more would not change the answer."""
 LOOK_AT = 32
 """Waiting trials among which one is sought that shares what a worker has loaded."""
 
@@ -248,7 +251,24 @@ class Study:
             sign = 1 if self.meta.maximize else -1
             if best is not None and sign * best.values[0] >= sign * budget.target:
                 return f"search.target={budget.target:g} is reached by trial {best.number}"
-        return ""
+        return self._settled() if budget.stop == "when_settled" else ""
+
+    def _settled(self) -> str:
+        """Return why the trials that wait could not change the answer by more than the margin, or nothing."""
+        trials = self.trials()
+        found = [t.values[0] for t in repeats.complete(trials)]
+        left = sum(t.state == TrialState.WAITING and not repeats.is_repeat(t) for t in trials)
+        if len(found) < FEWEST_TO_SETTLE or not left:
+            return ""
+        sign = 1.0 if self.meta.maximize else -1.0
+        gain = expected_gain([sign * value for value in found], left)
+        margin = near_enough(self.search.margin, self.meta.bounds, sign * max(sign * value for value in found))
+        if gain >= margin:
+            return ""
+        return (
+            f"search.stop=when_settled: {left} more trials like the {len(found)} finished ones are expected to gain "
+            f"{gain:.2g}, less than the margin of {margin:.2g}"
+        )
 
     def device_s(self) -> float:
         """Return the seconds that ended trials held a device."""

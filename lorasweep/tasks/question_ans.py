@@ -93,8 +93,7 @@ class QuestionAns(Task):
     def columns(self, spec: DataSpec) -> dict[str, str]:
         if spec.source == "squad":
             return {name: name for name in ("question", "context", "answers", "group")}
-        columns = {"question": spec.question_column, "context": spec.context_column, "answers": spec.answers_column}
-        return columns | ({"group": spec.group_column} if spec.group_column else {})
+        return {"question": spec.question_column, "context": spec.context_column, "answers": spec.answers_column}
 
     def fit(self, data: Data) -> list[str]:
         self.may_abstain = any(not r["answers"] for r in data.splits["train"])

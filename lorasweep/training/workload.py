@@ -152,4 +152,5 @@ def load_rows(spec: TrialSpec, task: Task) -> dataset.Data:
         return [len(ids) for ids in tokenizer()(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
 
     name = json.dumps([spec.model.tokenizer, spec.model.pretrained, spec.model.revision])
-    return dataset.load(spec.data, task.columns(spec.data), task.builtin, spec.task_type.problem_type, count, name)
+    columns = task.columns(spec.data) | ({"group": spec.data.group_column} if spec.data.group_column else {})
+    return dataset.load(spec.data, columns, task.builtin, spec.task_type.problem_type, count, name)

@@ -193,3 +193,27 @@ def test_study_leaves_predictions_and_a_best_yaml_that_runs(tiny_bert, tmp_path,
     assert main.main(["--sweep", str(tmp_path / "s" / "best.yaml"), f"outputs={tmp_path}", "study=again"]) == 0
     again = Study.open(tmp_path / "again").best()
     assert best is not None and again is not None and again.values == best.values
+
+
+def test_study_ends_when_the_trials_that_wait_would_not_change_the_answer(tmp_path):
+    study = study_of(tmp_path, [2] * 14, stop="when_settled")
+    for i in range(8):
+        end(study, 0.800 + 0.0005 * (i % 3))
+    assert study.claim() is None
+    assert study.spent().startswith("search.stop=when_settled: 6 more trials like the 8 finished ones are expected")
+    wide = study_of(tmp_path, [2] * 14, stop="when_settled")
+    for i in range(10):
+        end(wide, 0.5 + 0.03 * i)
+    assert wide.spent() == "" and wide.claim() is not None
+
+
+def test_rows_of_one_group_count_as_one_in_the_answer(tiny_bert, tmp_path, capsys):
+    rows = [f"word{i} text number {i},{'ab'[i % 2]},{i // 4}" for i in range(400)]
+    (tmp_path / "t.csv").write_text("\n".join(["text,label,customer", *rows]))
+    table = [f"data.path={tmp_path}/t.csv", "data.group_column=customer", "data.eval_fraction=0.3"]
+    keys = [f"model.pretrained={tiny_bert}", *SMALL[:3], "tracking=none", f"outputs={tmp_path}", "study=s"]
+    assert main.main(["-m", "lora.r=2,4", *table, *keys]) == 0
+    study = Study.open(tmp_path / "s")
+    found = answer.answer(study)
+    assert found.groups is not None and found.rows == 4 * found.groups  # a customer's four rows in one split
+    assert f"{found.rows} eval examples in {found.groups} groups" in capsys.readouterr().out

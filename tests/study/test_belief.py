@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lorasweep.study.belief import belief
+from lorasweep.study.belief import belief, expected_gain, near_enough
 
 
 def test_one_run_each_keeps_the_order_and_is_pulled_to_the_middle():
@@ -41,3 +41,19 @@ def test_equal_runs_leave_nothing_to_gain():
     found = belief({0: {0: 0.8, 1: 0.8}, 1: {0: 0.8, 1: 0.8}}, maximize=True)
     assert found.gain(0) == pytest.approx(0, abs=1e-6)
     assert belief({4: {0: 0.8}}, maximize=True).gain(4) == 0
+
+
+def test_expected_gain_of_more_draws_equals_a_simulation():
+    rng = np.random.default_rng(0)
+    values = list(rng.normal(0.7, 0.02, 40))
+    best, spread = max(values), np.std(values, ddof=1)
+    drawn = np.mean(values) + spread * (1 + 1 / 40) ** 0.5 * rng.standard_t(39, (200_000, 10))
+    assert expected_gain(values, 10) == pytest.approx(np.maximum(drawn.max(1) - best, 0).mean(), rel=0.03)
+    assert expected_gain(values, 10) > expected_gain(values, 1) > 0
+    assert expected_gain([0.5] * 8, 10) == 0
+
+
+def test_near_enough_is_a_point_or_a_hundredth_of_a_loss():
+    assert near_enough(None, (0.0, 1.0), 0.8) == 0.01
+    assert near_enough(None, (0.0, float("inf")), 2.5) == pytest.approx(0.025)
+    assert near_enough(0.3, (0.0, 1.0), 0.8) == 0.3

@@ -283,7 +283,7 @@ def test_columns_take_both_forms_of_answers_and_keep_a_context_together(tmp_path
     every = [r for split in found.splits.values() for r in split]
     assert {json.dumps(r["answers"]) for r in every} == {"[]", '[{"text": "b", "start": 2}]'}
     spec = DataSpec(source="jsonl", path=str(path), question_column="q", group_column="q")
-    assert "hash of the group" in dataset.load(spec, fitted().columns(spec), "QUESTION_ANS").notes[0]
+    assert "hash of the group" in dataset.load(spec, fitted().columns(spec) | {"group": "q"}, "QUESTION_ANS").notes[0]
 
 
 @pytest.mark.parametrize("answers", ["b", {"text": ["b"]}, {"text": ["b"], "answer_start": []}, [{"text": "b"}], [3]])
