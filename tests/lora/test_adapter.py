@@ -14,7 +14,7 @@ INITS = ["true", "false", "gaussian", "olora", "pissa", "pissa_niter_4", "orthog
 STARTS_ELSEWHERE = ("false", "loftq")
 
 
-@pytest.mark.parametrize(("init", "bias"), zip(INITS, cycle(["none", "lora_only", "all"]), strict=False))
+@pytest.mark.parametrize(("init", "bias"), list(zip(INITS, cycle(["none", "lora_only", "all"]), strict=False)))
 def test_saved_adapter_loads_with_plain_peft_and_the_base_is_left_as_it_was(tiny_bert, tmp_path, init, bias):
     spec, work, load = prepared(tiny_bert, f"lora.init_lora_weights={init}", f"lora.bias={bias}", "lora.r=4")
     base = load()
