@@ -134,6 +134,13 @@ def test_password_of_a_database_that_mlflow_uses_goes_to_the_environment(monkeyp
     assert (kept, os.environ["PGPASSWORD"]) == ("tracking.uri=postgresql+psycopg://me@host/db", "pa@ss")
 
 
+def test_secret_is_taken_out_wherever_it_stands(monkeypatch):
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    text = "".join(f"{value}, '{value}' and x?key={value}\n" for value in SECRETS.values())
+    assert redact(text) == "***, '***' and x?key=***\n" * len(SECRETS)
+
+
 def test_words_that_are_no_secret_stay(monkeypatch):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "tokenizers-parallel")
     monkeypatch.setenv("HF_TOKEN", "short")

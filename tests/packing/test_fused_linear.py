@@ -143,3 +143,27 @@ def test_gradients_are_added_to_what_is_there_without_a_copy(ranks):
     assert [f.grad.data_ptr() for f in kept] == places
     for one, other, gradient in zip(fresh, kept, before, strict=True):
         torch.testing.assert_close(other.grad, gradient + one.grad, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("ranks", [(2,), (3, 3), (2, 5, 3)])
+@pytest.mark.parametrize("dropped", [False, True])
+def test_stacked_trials_have_the_outputs_and_gradients_of_each_by_itself(ranks, dropped):
+    """Whatever pads the smaller ranks, and whatever the neighbours are scaled by."""
+    torch.manual_seed(0)
+    rows, scales = 4, [0.5 + k for k in range(len(ranks))]
+    x_NI, W_OI = torch.randn(len(ranks) * rows, 10, dtype=torch.float64), torch.randn(6, 10, dtype=torch.float64)
+    keep_NI = (torch.rand(x_NI.shape) > 0.3).to(x_NI.dtype) if dropped else torch.ones_like(x_NI)
+    As = [torch.randn(r, 10, dtype=torch.float64, requires_grad=True) for r in ranks]
+    Bs = [torch.randn(6, r, dtype=torch.float64, requires_grad=True) for r in ranks]
+    x_NI.requires_grad_()
+
+    plan = fused_linear.Plan([fused_linear.Run(slice(0, len(x_NI)), tuple(scales))])
+    masks = [keep_NI if dropped else None]
+    stacked = fused_linear.PackedForward.apply(x_NI, lambda _: W_OI, None, plan, masks, *As, *Bs)
+    kept = (x_NI * keep_NI).split(rows)
+    updates = [s * x @ A_RI.t() @ B_OR.t() for s, x, A_RI, B_OR in zip(scales, kept, As, Bs, strict=True)]
+    single = x_NI @ W_OI.t() + torch.cat(updates)
+    torch.testing.assert_close(stacked, single, rtol=1e-12, atol=1e-12)
+    found, expected = (torch.autograd.grad(y_NO.square().sum(), [x_NI, *As, *Bs]) for y_NO in (stacked, single))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)

@@ -45,7 +45,7 @@ def columns(predictions: list[Prediction]) -> tuple[list, list]:
 def single_label() -> Case:
     task = task_of("SEQ_CLS", problem_type="single_label")
     task.classes = list("abcde")
-    labels = [random.Random(9 + i).randrange(4) for i in range(ROWS)]  # e is in train alone
+    labels = [random.Random(9 + i).randrange(4) for i in range(ROWS)]  # e is in train alone, and predicted
 
     def one(draw: random.Random) -> list[Prediction]:
         return [
@@ -54,7 +54,7 @@ def single_label() -> Case:
                 "loss": draw.random(),
                 "supervised": 1,
                 "label": v,
-                "prediction": v if draw.random() < 0.6 else draw.randrange(4),
+                "prediction": v if draw.random() < 0.6 else draw.randrange(5),
             }
             for i, v in enumerate(labels)
         ]
