@@ -122,7 +122,9 @@ WORKS: list[tuple[str, str, Look, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("model", "words", "look", "right", "note"), WORKS, ids=lambda v: getattr(v, "__name__", str(v))[:60])
+@pytest.mark.parametrize(
+    ("model", "words", "look", "right", "note"), WORKS, ids=lambda v: getattr(v, "__name__", str(v))[:60]
+)
 def test_model_works_as_it_comes(model, words, look, right, note, folder_of, tables):
     overrides = [w.format(**tables, encoder=folder_of("encoder")) for w in words.split()]
     spec = compose.compose_trial([f"model.pretrained={folder_of(model)}", *overrides])
