@@ -3,13 +3,10 @@
 from collections.abc import Sequence
 
 from lorasweep.config import compose
-from lorasweep.config.overrides import key_of, overlaid
-from lorasweep.config.spec import TrialSpec
+from lorasweep.config.overrides import overlaid
 from lorasweep.errors import ConfigError
 from lorasweep.runner import launchers
 from lorasweep.runner.preflight import preflight
-from lorasweep.search.dimension import Value, plain
-from lorasweep.search.space import Space
 from lorasweep.study.meta import Entry
 from lorasweep.study.study import Study
 from lorasweep.training import workload
@@ -27,9 +24,7 @@ def by_hand(study: Study, overrides: Sequence[str], like: int | None, from_weigh
     metric = spec.task_type.primary or loaded[workload.key(spec)].task.primary
     if metric != study.meta.metric:
         raise ConfigError([f"task_type: the study is ranked by {study.meta.metric}, this trial has {metric}"])
-    keys = list(dict.fromkeys([*study.meta.swept, *map(key_of, overrides)]))
-    values = {k: _value(study.space, line, spec, k) for k in keys}
-    return Entry(line, values, start_from=like if from_weights else None, added=True)
+    return Entry(line, study.space.point(spec), start_from=like if from_weights else None, added=True)
 
 
 def _settings_of(study: Study, number: int, from_weights: bool) -> list[str]:
@@ -40,11 +35,3 @@ def _settings_of(study: Study, number: int, from_weights: bool) -> list[str]:
     if from_weights and not (study.trial_folder(number) / "adapter").is_dir():
         raise ConfigError([f"--from-weights: trial {number} has left no adapter in {study.trial_folder(number)}"])
     return list(origin.user_attrs["overrides"])
-
-
-def _value(space: Space, line: Sequence[str], spec: TrialSpec, key: str) -> Value:
-    """Return what a trial has for a key: the override's value, the choice of that text, or the configured value."""
-    own = [override for override in line if key_of(override) == key]
-    if own:
-        return space.value_of(own[-1])
-    return None if "." not in key else plain(spec.get(key))

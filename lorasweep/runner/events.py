@@ -65,7 +65,7 @@ class Events:
         work = self._workload(running.spec)
         run = running.track(event.step, event.last.step if event.last else 0)
         if not event.step:
-            run.params(running.spec, running.claimed.swept)
+            run.params(running.spec, running.swept)
             run.dataset(work.data, running.spec)
         running.log.info("%d steps, %s, data %s", event.total_steps, running.counts, work.data.fingerprint[:12])
         notes = (*work.data.notes, *work.notes, *work.task.notes, *event.notes)

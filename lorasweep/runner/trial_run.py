@@ -4,16 +4,19 @@ import logging
 import math
 import time
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lorasweep.config.measures import MEASURES
 from lorasweep.config.spec import TrialSpec
+from lorasweep.console import short
 from lorasweep.lora import adapter
+from lorasweep.search.dimension import Value
 from lorasweep.study import provenance
-from lorasweep.study.meta import Claimed
 from lorasweep.study.result import RESULT, TrialResult
 from lorasweep.study.study import Study
+from lorasweep.study.trial import Trial
 from lorasweep.tracking.runs import TrialRun, start_trial
 from lorasweep.training.events import EvalEvent
 
@@ -29,11 +32,8 @@ class Running:
     """A claimed trial."""
 
     study: Study
-    claimed: Claimed
-    spec: TrialSpec
+    trial: Trial
     folder: Path
-    name: str
-    """Of its display line and its MLflow run."""
     began: float = field(default_factory=time.perf_counter)
     counts: adapter.Counts | None = None
     """None until the engine has begun it."""
@@ -64,7 +64,21 @@ class Running:
 
     @property
     def number(self) -> int:
-        return self.claimed.number
+        return self.trial.number
+
+    @property
+    def spec(self) -> TrialSpec:
+        return self.trial.spec
+
+    @cached_property
+    def swept(self) -> dict[str, Value]:
+        """What it has for the keys that vary."""
+        return self.trial.swept(self.study.space)
+
+    @property
+    def name(self) -> str:
+        """Of its display line and its MLflow run."""
+        return " ".join(f"{k}={short(v)}" for k, v in self.swept.items()) or "default"
 
     def close(self) -> None:
         """Close log.txt."""
@@ -124,7 +138,7 @@ class Running:
             reason=reason,
             overrides=list(self.spec.overrides),
             rerun=provenance.rerun_line(self.spec),
-            params_swept=self.claimed.swept,
+            params_swept=self.swept,
             wall_s=time.perf_counter() - self.began,
             **measured,
         )

@@ -11,11 +11,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from lorasweep.config import compose
 from lorasweep.config.spec import TrialSpec
-from lorasweep.console import Display, short
+from lorasweep.console import Display
 from lorasweep.errors import ConfigError, DiskFull, LostLease, StorageDown
 from lorasweep.hardware import device, matmul_peak
 from lorasweep.memory import estimate, out_of_memory
@@ -28,9 +26,9 @@ from lorasweep.runner.trial_run import Running
 from lorasweep.search import pruners, samplers
 from lorasweep.study import lease, provenance
 from lorasweep.study.lease import Beat
-from lorasweep.study.meta import Claimed
 from lorasweep.study.result import read_result, result_of, write_result
 from lorasweep.study.study import Study
+from lorasweep.study.trial import Trial
 from lorasweep.tasks import batches
 from lorasweep.tracking import runs
 from lorasweep.training import checkpoint, workload
@@ -128,9 +126,9 @@ class Worker:
             if number is None:
                 return None
             with self._failures.of_claim(number):
-                claimed = self.study.drawn(number, self._configured)
+                trial = self.study.drawn(number)
                 self._idle_s += time.perf_counter() - began
-                running = self._open(claimed, self.study.trial_folder(number))
+                running = self._open(trial, self.study.trial_folder(number))
                 if running is not None:
                     return running
 
@@ -144,18 +142,16 @@ class Worker:
                 self._groups[line] = "none"
         return self._groups[line] == self._group
 
-    def _open(self, claimed: Claimed, folder: Path) -> Running | None:
+    def _open(self, trial: Trial, folder: Path) -> Running | None:
         """Return the trial ready to run; None where it turned out to be over already, or cannot be."""
         folder.mkdir(parents=True, exist_ok=True)
-        name = " ".join(f"{k}={short(v)}" for k, v in claimed.swept.items()) or "default"
         before = read_result(folder)
-        spec = self.study.spec(claimed.overrides)
-        running = Running(self.study, claimed, spec, folder, name)
-        self.display.begin(claimed.number, name)
+        running = Running(self.study, trial, folder)
+        self.display.begin(trial.number, running.name)
         if before is not None:
             self._endings.tell(running, before)
             return None
-        provenance.write(folder, spec)
+        provenance.write(folder, trial.spec)
         return None if self._never(running) else running
 
     def _never(self, running: Running) -> bool:
@@ -168,11 +164,6 @@ class Worker:
         if why:
             self._endings.finish(running, running.result("PRUNED", why, never_begun=True))
         return bool(why)
-
-    def _configured(self, key: str) -> Any:
-        """Return the value that a key has in the study's fixed configuration."""
-        section, _, name = key.partition(".")
-        return compose.settings(self.study.space.fixed)[section][name]
 
     def _let_go(self) -> None:
         """Give back a trial that was claimed for another group and never began."""
@@ -246,7 +237,7 @@ class Worker:
     def _job(self, running: Running) -> Job:
         work = self._workload(running.spec)
         _, total = batches.step_counts(running.spec.train, len(work.examples["train"]))
-        origin = running.claimed.start_from
+        origin = running.trial.start_from
         return Job(
             running.number,
             running.spec,

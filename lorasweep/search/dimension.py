@@ -81,6 +81,13 @@ class Dimension:
             return False
         return (not self.whole or value == int(value)) and (self.step is None or close(value, self.snap(value)))
 
+    def seen(self, setting: Any) -> Value:
+        """Return what the sampler, tables and conditions see of a setting: the name of its choice, or its value."""
+        for name, text in zip(self.names, self.texts, strict=True):
+            if same(parsed_value(f"{self.key}={text}"), setting):
+                return name
+        return self.snap(setting) if not self.names and self.holds(setting) else plain(setting)
+
     def text(self, value: Value) -> str:
         """Return what a value sets, as the text after `key=`."""
         for name, text in zip(self.names, self.texts, strict=True):

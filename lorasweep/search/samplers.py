@@ -22,7 +22,7 @@ from lorasweep.config import registry
 from lorasweep.config.spec import SearchSpec
 from lorasweep.search import study_view
 from lorasweep.search.dimension import Dimension, Value, close, same
-from lorasweep.search.space import Lookup, Space
+from lorasweep.search.space import Space
 from lorasweep.search.study_view import FirstObjective
 
 GENERATIONS = 4
@@ -60,11 +60,8 @@ def holds(distribution: BaseDistribution, value: Any) -> bool:
     return step is None or close(value, distribution.low + round((value - distribution.low) / step) * step)
 
 
-def suggest(trial: optuna.Trial, space: Space, lookup: Lookup | None = None) -> dict[str, Value]:
-    """Return a trial's point, drawn by its study's sampler; keys whose condition does not hold are left out.
-
-    `lookup` gives what a key is configured to that does not vary; None takes what the space knows.
-    """
+def suggest(trial: optuna.Trial, space: Space) -> dict[str, Value]:
+    """Return a trial's point, drawn by its study's sampler; keys whose condition does not hold are left out."""
     # As Study.ask does, samplers are to see what others finished; but not what runs again with another seed.
     trial.study._thread_local.cached_all_trials = study_view.searched(trial.study.get_trials(deepcopy=False))
     sampler = trial.study.sampler
@@ -73,7 +70,7 @@ def suggest(trial: optuna.Trial, space: Space, lookup: Lookup | None = None) -> 
     point: dict[str, Value] = {}
     with study_view.quiet_optuna():
         for d in space.dimensions:
-            if space.applies(d, point, lookup):
+            if space.applies(d, point):
                 point[d.key] = d.snap(_suggest(trial, d))
     return point
 

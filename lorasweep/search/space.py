@@ -104,6 +104,26 @@ class Space:
         named = [by_key[k] for k in condition.keys(dimension.when or "true") if k in by_key and k not in point]
         return all(d.when and self._told(d, point) and not self.applies(d, point) for d in named)
 
+    def point(self, trial: spec.TrialSpec) -> dict[str, Value]:
+        """Return where a trial lies: its value of each key that varies, and of those that it alone sets.
+
+        The settings say it. A choice goes by its name; that of a whole group stands in the trial's overrides alone.
+        """
+        own = {key_of(o): o for o in trial.overrides if o not in self.fixed}
+        point: dict[str, Value] = {}
+        for d in self.dimensions:
+            if d.key in own or self.applies(d, point, trial.get):
+                point[d.key] = self._seen(d, trial, own.get(d.key))
+        further = {key: o for key, o in own.items() if key not in point}
+        return point | {
+            key: plain(trial.get(key)) if key in spec.known_keys() else self.value_of(o) for key, o in further.items()
+        }
+
+    def _seen(self, d: Dimension, trial: spec.TrialSpec, override: str | None) -> Value:
+        """Return what a trial has for a dimension; None for a group that it does not choose."""
+        value = None if d.key in spec.SECTIONS else d.seen(trial.get(d.key))
+        return self.value_of(override) if override is not None and not d.holds(value) else value
+
     def line(self, point: Mapping[str, Any]) -> list[str]:
         """Return the override strings of a point, what does not vary first."""
         by_key = {d.key: d for d in self.dimensions}

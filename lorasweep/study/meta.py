@@ -63,18 +63,6 @@ class StudyMeta:
 
 
 @dataclass(frozen=True)
-class Claimed:
-    """A trial that is ours to run."""
-
-    number: int
-    overrides: list[str]
-    swept: dict[str, Any]
-    """The values of the swept keys, by key."""
-    start_from: int | None = None
-    """The trial whose weights it takes over."""
-
-
-@dataclass(frozen=True)
 class Entry:
     """A trial for the queue. Without overrides its point is drawn when it is claimed; `given` is fixed before."""
 

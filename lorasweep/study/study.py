@@ -7,6 +7,7 @@ under the store's lock, and its owner is written beside it, so that a dead owner
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,9 @@ from lorasweep.search import pruners, samplers
 from lorasweep.search.space import Space
 from lorasweep.study import lease, repeats, storage
 from lorasweep.study.belief import expected_gain, near_enough
-from lorasweep.study.meta import Claimed, Entry, StudyMeta, next_name, read_meta, search_spec, write_meta
+from lorasweep.study.meta import Entry, StudyMeta, next_name, read_meta, search_spec, write_meta
 from lorasweep.study.result import RESULT, STORED
+from lorasweep.study.trial import Trial
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -34,6 +36,8 @@ FEWEST_TO_SETTLE = 8
 """Finished trials before a study may end because more would not change the answer."""
 LOOK_AT = 32
 """Waiting trials among which one is sought that shares what a worker has loaded."""
+KEPT_SPECS = 8 * LOOK_AT
+"""A trial that was looked at while it waited is composed already when its turn comes."""
 
 if TYPE_CHECKING:
     from lorasweep.tasks.metric import Parts
@@ -48,6 +52,7 @@ class Study:
         self.owner = lease.me()
         self.space = Space.from_json(meta.space)
         self.search = search_spec(meta.search)
+        self._compose = lru_cache(KEPT_SPECS)(compose.compose_trial)
         self._beats = 0
         self._watch = lease.Watch(self.search.lease_s)
         self._store = storage.open_store(folder, meta.storage)
@@ -138,8 +143,8 @@ class Study:
 
     def spec(self, overrides: Sequence[str]) -> TrialSpec:
         """Return the spec of override strings, kept where this study is, wherever it was started."""
-        elsewhere = [o for o in overrides if not o.startswith("outputs=")]
-        return replace(compose.compose_trial(elsewhere), outputs=str(self.folder.parent))
+        elsewhere = tuple(o for o in overrides if not o.startswith("outputs="))
+        return replace(self._compose(elsewhere), outputs=str(self.folder.parent))
 
     def first_spec(self, overrides: Sequence[str] = ()) -> TrialSpec:
         """Return the spec of a trial at one point of the space, for what all trials have in common."""
@@ -217,21 +222,17 @@ class Study:
         return None
 
     @storage.patient
-    def drawn(self, number: int, lookup: Callable[[str], Any]) -> Claimed:
-        """Return a claimed trial with its point, drawn now if it has none yet.
-
-        `lookup` gives the configured value of a key that does not vary, for the space's conditions.
-        """
+    def drawn(self, number: int) -> Trial:
+        """Return a claimed trial, its point drawn now if it has none yet. Raises ConfigError where it cannot be."""
         trial = self._store.optuna.get_trial(self._ids[number])
         if "overrides" not in trial.user_attrs:
-            trial = self._draw(trial, lookup)
-        known = trial.user_attrs
-        return Claimed(number, list(known["overrides"]), dict(known["swept"]), known.get("start_from"))
+            trial = self._draw(trial)
+        return Trial(number, self.spec(trial.user_attrs["overrides"]), trial.user_attrs.get("start_from"))
 
-    def _draw(self, trial: FrozenTrial, lookup: Callable[[str], Any]) -> FrozenTrial:
+    def _draw(self, trial: FrozenTrial) -> FrozenTrial:
         """Let the sampler choose a point, and store the trial's overrides."""
         self._optuna.sampler = samplers.make_sampler(self.search, trial.number)
-        point = samplers.suggest(optuna.Trial(self._optuna, trial._trial_id), self.space, lookup)
+        point = samplers.suggest(optuna.Trial(self._optuna, trial._trial_id), self.space)
         extra = trial.user_attrs.get("extra", [])
         line = overlaid(self.space.line(point), extra)
         self._store.optuna.set_trial_user_attr(trial._trial_id, "swept", dict(point))

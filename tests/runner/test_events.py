@@ -15,9 +15,9 @@ from lorasweep.runner.events import Events
 from lorasweep.runner.failures import Failures
 from lorasweep.runner.trial_run import Running
 from lorasweep.runner.worker import Worker
-from lorasweep.study.meta import Claimed
 from lorasweep.study.result import Metric, Params
 from lorasweep.study.study import Study
+from lorasweep.study.trial import Trial
 from lorasweep.training.events import EvalEvent
 
 
@@ -35,11 +35,10 @@ def open_next(study: Study) -> Running:
     """Claim a trial and open its folder, as a worker does."""
     number = study.claim()
     assert number is not None
-    claimed = Claimed(number, [], {"lora.r": 4})
     folder = study.trial_folder(number)
     folder.mkdir()
     (folder / "config.yaml").touch()
-    return Running(study, claimed, compose.compose_trial(["tracking=none"]), folder, "r=4")
+    return Running(study, Trial(number, compose.compose_trial(["tracking=none"])), folder)
 
 
 def handlers(study: Study) -> tuple[Endings, Events, list[int]]:
@@ -130,10 +129,10 @@ def test_trial_that_cannot_be_drawn_fails_and_the_next_is_taken(tmp_path, monkey
     study = study_of(tmp_path, [2, 4])
     drawn = Study.drawn
 
-    def broken(self, number, lookup):
+    def broken(self, number):
         if number == 0:
             raise ValueError("no point is left")
-        return drawn(self, number, lookup)
+        return drawn(self, number)
 
     monkeypatch.setattr(Study, "drawn", broken)
     taken = Worker(study)._take()

@@ -17,8 +17,9 @@ from lorasweep.credentials import take_out, without_password
 from lorasweep.errors import ConfigError, LostLease, StorageDown
 from lorasweep.search import space
 from lorasweep.study import lease, storage
-from lorasweep.study.meta import Claimed, Entry, StudyMeta, read_meta
+from lorasweep.study.meta import Entry, StudyMeta, read_meta
 from lorasweep.study.study import Study
+from lorasweep.study.trial import Trial
 
 SPACE, _ = space.read(["lora.r=2,4,8", "train.learning_rate=tag(log,interval(1e-4,1e-2))", "train.epochs=1"])
 
@@ -54,13 +55,9 @@ def other(study: Study) -> Study:
     return Study.open(study.folder)
 
 
-def nothing(key: str) -> None:
-    raise AssertionError(key)
-
-
-def claim(study: Study) -> Claimed | None:
+def claim(study: Study) -> Trial | None:
     number = study.claim()
-    return None if number is None else study.drawn(number, nothing)
+    return None if number is None else study.drawn(number)
 
 
 def bury(study: Study, number: int) -> None:
@@ -124,7 +121,7 @@ def test_trial_of_a_dead_owner_goes_back_and_keeps_its_point(make):
     bury(study, 0)
     assert heir.reclaim() == []
     again = claim(heir)
-    assert again is not None and (again.number, again.overrides) == (0, first.overrides)
+    assert again is not None and (again.number, again.spec) == (0, first.spec)
 
 
 def test_owner_thought_dead_may_neither_save_nor_tell(make):
@@ -215,7 +212,7 @@ def test_target_of_a_loss_is_reached_from_above(tmp_path):
     study = Study.create(tmp_path / "loss", lower, [Entry()] * 3)
     for value, spent in ((0.6, False), (0.5, True)):
         number = study.claim()
-        study.drawn(number, nothing)
+        study.drawn(number)
         study.tell(number, "COMPLETE", [value], {})
         assert bool(study.spent()) is spent
 
@@ -225,7 +222,7 @@ def test_added_trial_goes_first(make):
     study.enqueue([Entry(["train.epochs=1", "lora.r=64"], {"lora.r": 64}, added=True)])
     claimed = claim(study)
     assert claimed is not None and claimed.number == 3
-    assert claimed.swept == {"lora.r": 64}
+    assert claimed.swept(study.space)["lora.r"] == claimed.spec.lora.r == 64
     assert study.trial(3).params == {}  # 64 lies outside: the sampler is not told
 
 
@@ -233,9 +230,9 @@ def test_recipe_keeps_its_values_and_the_sampler_gives_the_rest(make):
     study = make(0)
     study.enqueue([Entry(given={"lora.r": 8}, extra=["lora.lora_dropout=0.3"])])
     claimed = claim(study)
-    assert claimed is not None and claimed.swept["lora.r"] == 8
-    assert claimed.overrides[-1] == "lora.lora_dropout=0.3"
-    assert 1e-4 <= claimed.swept["train.learning_rate"] <= 1e-2
+    assert claimed is not None and claimed.spec.lora.r == 8
+    assert claimed.spec.lora.lora_dropout == 0.3
+    assert 1e-4 <= claimed.spec.train.learning_rate <= 1e-2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,22 @@
+"""A claimed trial: its number, and the spec that all else is read off."""
+
+from dataclasses import dataclass
+
+from lorasweep.config.spec import TrialSpec
+from lorasweep.search.dimension import Value
+from lorasweep.search.space import Space
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial that is ours to run."""
+
+    number: int
+    spec: TrialSpec
+    """What it trains, with the override strings that it was made from."""
+    start_from: int | None = None
+    """The trial whose weights it takes over."""
+
+    def swept(self, space: Space) -> dict[str, Value]:
+        """Return what it has for the keys that vary, and for those that it alone sets, by key."""
+        return space.point(self.spec)
