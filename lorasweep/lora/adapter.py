@@ -18,7 +18,7 @@ from lorasweep.config import registry
 from lorasweep.config.spec import LoraSpec, TaskSpec
 from lorasweep.errors import ConfigError
 from lorasweep.lora import inits, module_swap, peft_notices
-from lorasweep.lora.peft_config import config, parameter_problems, whole
+from lorasweep.lora.peft_config import config, misread, parameter_problems, whole
 from lorasweep.models.base_model import LINEAR, Base, renew_missing
 
 Batches = Callable[[], Sequence[Mapping[str, Tensor]]]
@@ -74,7 +74,9 @@ def attach(base: Base, lora: LoraSpec, task: TaskSpec, seed: int, batches: Batch
     `batches` gives the model inputs that an initialisation looks at, if it does. Raises ConfigError for
     what a quantised base cannot do, and for parameters that lie in what the checkpoint lacks.
     """
-    refused = inits.problems(lora, base.quantization) + parameter_problems(lora, task, base)
+    wanted = config(lora, task, base)
+    refused = inits.problems(lora, base.quantization) + parameter_problems(lora, wanted, base)
+    refused += misread(wanted, base, base.model.device)
     if refused:
         raise ConfigError(refused)
     renew_missing(base, seed)
@@ -83,7 +85,7 @@ def attach(base: Base, lora: LoraSpec, task: TaskSpec, seed: int, batches: Batch
     exact = {n: before[n].data for n in _will_change(lora, before)}
     values = {n: w.clone() for n, w in exact.items()}
     try:
-        peft_model = _wrapped(base, lora, task, batches)
+        peft_model = _wrapped(base, lora, wanted, batches)
         changed = [n for n, w in values.items() if before[n].requires_grad or not _same(w, before[n])]
         state = get_peft_model_state_dict(peft_model) if lora.changes_base else {}
         own = module_swap.own_weights(children, {before[n]: (exact[n], values[n]) for n in changed})
@@ -109,10 +111,10 @@ def _same(values: Tensor, parameter: Tensor) -> bool:
     return values.is_meta or torch.equal(values, parameter)
 
 
-def _wrapped(base: Base, lora: LoraSpec, task: TaskSpec, batches: Batches) -> Any:
+def _wrapped(base: Base, lora: LoraSpec, wanted: LoraConfig, batches: Batches) -> Any:
     """Return the peft model with its initialisation done."""
     with peft_notices.left_out():
-        peft_model = get_peft_model(base.model, config(lora, task, base))
+        peft_model = get_peft_model(base.model, wanted)
     if lora.init.finish is not None:
         lora.init.finish(peft_model, lora, base, batches)
     for wrapper in peft_model.modules():

@@ -148,8 +148,8 @@ def whole(number: float) -> Any:
     return int(number) if number == int(number) else number
 
 
-def problems(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
-    """Return what the LoRA keys ask of this model that it does not have."""
+def problems(lora: LoraSpec, task: TaskSpec, base: Base, device: torch.device | None = None) -> list[str]:
+    """Return what the LoRA keys ask of this model that it does not have, and, with a device, what fails there."""
     out = _layer_problems(lora, task, base)
     if out:
         return out
@@ -162,7 +162,8 @@ def problems(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
         if not any(n == name or n.endswith(f".{name}") for n in names):
             short = sorted({n.rpartition(".")[2] for n in names if n and not n.rpartition(".")[2].isdigit()})
             out.append(f"lora.modules_to_save: '{name}' is no module of the model; it has {', '.join(short)}")
-    return out + _whole_problems(lora, base) + parameter_problems(lora, task, base)
+    out += _whole_problems(lora, base) + parameter_problems(lora, wanted, base)
+    return out if device is None else out + misread(wanted, base, device)
 
 
 def _kind_problems(lora: LoraSpec, wanted: LoraConfig, base: Base) -> list[str]:
@@ -176,11 +177,10 @@ def _kind_problems(lora: LoraSpec, wanted: LoraConfig, base: Base) -> list[str]:
     return problems or unadaptable_problems(base, lora.target_modules, proper)
 
 
-def parameter_problems(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
+def parameter_problems(lora: LoraSpec, wanted: LoraConfig, base: Base) -> list[str]:
     """Return a problem for every target_parameters that peft would not find, or could not adapt."""
     if not lora.target_parameters:
         return []
-    wanted = config(lora, task, base)
     sizes = {n: p.dim() for n, p in base.model.named_parameters()}
     short = sorted({".".join(n.split(".")[-2:]) for n, dims in sizes.items() if dims in ADAPTED_DIMS})
     in_full = {*(wanted.modules_to_save or []), *finished_head.heads(base.model)}
@@ -279,11 +279,10 @@ def _whole_problems(lora: LoraSpec, base: Base) -> list[str]:
     ]
 
 
-def misread(lora: LoraSpec, task: TaskSpec, base: Base, device: torch.device) -> list[str]:
+def misread(wanted: LoraConfig, base: Base, device: torch.device) -> list[str]:
     """Return a problem where peft's DoRA, which asks bitsandbytes for the weights, would get wrong ones."""
-    if not lora.use_dora or base.quantization != "nf4" or device.type != "cpu":
+    if not wanted.use_dora or base.quantization != "nf4" or device.type != "cpu":
         return []
-    wanted = config(lora, task, base)
     widths = {n: base.model.get_submodule(n).in_features for n in base.small if check_target_module_exists(wanted, n)}
     wrong = next((n for n, width in widths.items() if quantization.misreads(width)), None)
     if wrong is None:

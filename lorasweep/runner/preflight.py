@@ -62,9 +62,8 @@ def _workload(spec: TrialSpec) -> Workload:
 def _static_problems(spec: TrialSpec, work: Workload, here: bool) -> list[str]:
     """Return what is wrong with a trial as far as names and shapes tell."""
     base = work.skeleton
-    problems = peft_config.problems(spec.lora, spec.task_type, base)
-    if here:
-        problems += peft_config.misread(spec.lora, spec.task_type, base, device.device_of(spec.train))
+    there = device.device_of(spec.train) if here else None
+    problems = peft_config.problems(spec.lora, spec.task_type, base, there)
     problems += gradient_checkpointing.problems(spec, base.model)
     if spec.lora.init_lora_weights == "eva" and len(work.examples["train"]) < spec.lora.eva_directions:
         problems.append(

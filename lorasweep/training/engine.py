@@ -22,7 +22,7 @@ import torch
 from lorasweep.config.spec import TrialSpec
 from lorasweep.errors import ConfigError, Unpackable, Unstable
 from lorasweep.hardware.energy import Energy
-from lorasweep.lora import adapter, peft_config, transfer
+from lorasweep.lora import adapter, transfer
 from lorasweep.memory import estimate, out_of_memory
 from lorasweep.models import row_order
 from lorasweep.models.base_model import Base
@@ -198,9 +198,7 @@ class Engine:
         """Give the trial a slot: afresh, from another's adapter, or from where it was."""
         saved = checkpoint.read(job.checkpoint, self._identity(job)) if job.checkpoint else None
         spec = job.spec
-        wrong = peft_config.misread(spec.lora, spec.task_type, self.base, self.device)
-        if job.start_from is not None:
-            wrong += transfer.problems(spec, job.start_from)
+        wrong = transfer.problems(spec, job.start_from) if job.start_from is not None else []
         if wrong:  # the machine that launched us may be another, and could not tell
             raise ConfigError(wrong)
         self._seat(None)

@@ -209,9 +209,10 @@ def test_dora_on_rows_that_a_cpu_reads_wrongly_is_refused_before_anything_trains
         preflight.preflight([spec_of("seq_cls", tiny_bert, *keys, other)])
     spec, work = spec_of("seq_cls", tiny_bert, *keys), workload_of("seq_cls", tiny_bert)
     base = base_model.skeleton(spec.model, work.task, work.tokenizer)
-    assert peft_config.misread(spec.lora, spec.task_type, base, torch.device("cuda")) == []
+    wanted = peft_config.config(spec.lora, spec.task_type, base)
+    assert peft_config.misread(wanted, base, torch.device("cuda")) == []
     monkeypatch.setattr(quantization, "misreads", lambda width: False)
-    assert peft_config.misread(spec.lora, spec.task_type, base, torch.device("cpu")) == []
+    assert peft_config.misread(wanted, base, torch.device("cpu")) == []
 
 
 def test_wrong_reading_is_found_by_trying_it(monkeypatch):
