@@ -92,7 +92,7 @@ TESTED_IN = {
     },
     "study/test_result.py": {"config.measures"},
     "study/test_significance.py": {"study.example_scores"},
-    "study/test_study.py": {"study.lease", "study.meta", "study.storage"},
+    "study/test_study.py": {"study.direction", "study.lease", "study.meta", "study.storage"},
     "tasks/test_causal_lm.py": {"tasks.generation", "tasks.lm_head", "data.chats", "data.text_blocks"},
     "tasks/test_seq_2_seq_lm.py": {"data.builtin", "tasks.task"},
     "tasks/test_token_cache.py": {"data.dataset", "training.workload"},

@@ -7,6 +7,7 @@ from lorasweep.config.measures import COSTS
 from lorasweep.report.figure import Figure, Json, layout, log_ticks, metric_axis, points, safe
 from lorasweep.report.parameter_figures import effects, heat_map, parallel
 from lorasweep.report.study_data import StudyData, TrialData, duration
+from lorasweep.study.direction import better
 from lorasweep.study.wording import counted
 
 MOST_CURVE_POINTS = 20_000
@@ -33,9 +34,8 @@ def history(data: StudyData) -> Figure:
     if not done:
         return Figure(id="history", title=title, says="No trial has finished yet.")
     line: list[tuple[int, float]] = []
-    sign = 1 if data.meta.maximize else -1
     for t in done:
-        if t.value is not None and (not line or sign * t.value > sign * line[-1][1]):
+        if t.value is not None and (not line or better(t.value, line[-1][1], data.meta.maximize)):
             line.append((t.number, t.value))
     steps = [*line, (max(t.number for t in data.trials), line[-1][1])]
     says = (

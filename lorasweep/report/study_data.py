@@ -16,6 +16,7 @@ from lorasweep.report import importance
 from lorasweep.search import samplers
 from lorasweep.study import answer, repeats, wording
 from lorasweep.study.answer import Answer, Candidate
+from lorasweep.study.direction import upward
 from lorasweep.study.meta import StudyMeta
 from lorasweep.study.result import TrialResult, result_of
 from lorasweep.study.study import Study
@@ -159,8 +160,7 @@ class StudyData:
     def ranked(self, *states: str) -> list[TrialData]:
         """Return the search's trials of these states that have a value, the best first; no repeats."""
         found = [t for t in self.trials if t.state in states and t.value is not None and t.repeat_of is None]
-        sign = -1 if self.meta.maximize else 1
-        return sorted(found, key=lambda t: (sign * (t.value or 0.0), t.number))
+        return sorted(found, key=lambda t: (-upward(t.value or 0.0, self.meta.maximize), t.number))
 
     def of(self, state: str) -> list[TrialData]:
         return [t for t in self.trials if t.state == state]

@@ -9,6 +9,7 @@ from optuna.trial import TrialState
 
 from lorasweep.config.spec import TrackSpec
 from lorasweep.study import answer
+from lorasweep.study.direction import upward
 from lorasweep.study.study import ENDED, Study
 from lorasweep.tasks import token_cache
 from lorasweep.training.checkpoint import CHECKPOINT
@@ -37,8 +38,7 @@ def kept(study: Study, track: TrackSpec) -> set[int]:
         return wanted
     done = [t for t in trials if t.state == TrialState.COMPLETE and t.values]
     if track.save_adapters == "top_k":
-        sign = -1 if study.meta.maximize else 1
-        done.sort(key=lambda t: (sign * t.values[0], t.number))
+        done.sort(key=lambda t: (-upward(t.values[0], study.meta.maximize), t.number))
         return wanted | {best.number} | {t.number for t in done[: track.keep_top]}
     if track.save_adapters == "pareto":
         return wanted | {best.number} | {c.number for c in answer.answer(study).front}

@@ -157,8 +157,8 @@ class _OwnTrials(FirstObjective):
         done = [t for t in self.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if t.values]
         if not done:
             raise ValueError("no trial is complete")
-        sign = -1 if self.direction == optuna.study.StudyDirection.MAXIMIZE else 1
-        return min(done, key=lambda t: sign * t.values[0])
+        best = max if self.direction == optuna.study.StudyDirection.MAXIMIZE else min
+        return best(done, key=lambda t: t.values[0])
 
 
 class _Rungs(_OwnTrials):

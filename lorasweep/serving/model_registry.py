@@ -15,6 +15,7 @@ from lorasweep.serving import mlflow_model, winner
 from lorasweep.study import answer, comparison, example_scores, significance
 from lorasweep.study.belief import near_enough
 from lorasweep.study.comparison import Rivals
+from lorasweep.study.direction import upward
 from lorasweep.study.study import Study
 from lorasweep.tasks.metric import Parts
 from lorasweep.tracking import outbox, runs
@@ -176,11 +177,9 @@ class Score:
             return None
         if len({significance.examples(s) for s in [*ours, *theirs]}) != 1:
             return None
-        sign = 1.0 if self.maximize else -1.0
-        rivals = Rivals(
-            sign * np.array([self.value, champion.value]),
-            sign * np.stack([significance.mean_replicates(ours), significance.mean_replicates(theirs)]),
-        )
+        replicates_KR = np.stack([significance.mean_replicates(ours), significance.mean_replicates(theirs)])
+        values_K = np.array([self.value, champion.value])
+        rivals = Rivals(upward(values_K, self.maximize), upward(replicates_KR, self.maximize))
         _, low, high = comparison.difference_interval(rivals, 0, 1)
         return significance.Interval(low, high)
 
@@ -193,5 +192,5 @@ class Score:
         if self.standard_error is None or champion.standard_error is None:
             return None
         half = NORMAL_95 * (self.standard_error**2 + champion.standard_error**2) ** 0.5
-        ahead = (self.value - champion.value) * (1 if self.maximize else -1)
+        ahead = upward(self.value - champion.value, self.maximize)
         return significance.Interval(ahead - half, ahead + half)

@@ -23,6 +23,7 @@ from lorasweep.files import replace_file
 from lorasweep.study import comparison, repeats, significance
 from lorasweep.study.belief import near_enough
 from lorasweep.study.comparison import Rivals
+from lorasweep.study.direction import better, upward
 from lorasweep.study.provenance import REGISTERS
 from lorasweep.study.result import TrialResult, result_of
 from lorasweep.study.significance import Interval
@@ -171,11 +172,6 @@ class Answer:
         return in_order([c for c in self.candidates if c.number in there], self.maximize)
 
 
-def better(first: float, second: float, maximize: bool) -> bool:
-    """Return whether the first metric is better than the second."""
-    return first > second if maximize else first < second
-
-
 def answer(study: Study) -> Answer:
     """Return what a study says so far, finished or running."""
     trials, maximize = study.trials(), study.meta.maximize
@@ -257,7 +253,7 @@ def _rivals(study: Study, runs: Mapping[int, Sequence[FrozenTrial]], best: int) 
 
     Once the best ran with several seeds, only those that did are compared: one run may be luck.
     """
-    sign = 1.0 if study.meta.maximize else -1.0
+    maximize = study.meta.maximize
     several = len(runs[best]) > 1
     among = {n: found for n, found in runs.items() if len(found) > 1} if several else dict(runs)
     parts = {n: [study.scores(t.number) for t in found] for n, found in among.items()}
@@ -266,13 +262,13 @@ def _rivals(study: Study, runs: Mapping[int, Sequence[FrozenTrial]], best: int) 
     if len(same) < 2 or too_few(same[best][0]):
         return [], None
     names = list(same)
-    replicates_KR = np.stack([sign * significance.mean_replicates(same[n]) for n in names])
+    replicates_KR = np.stack([upward(significance.mean_replicates(same[n]), maximize) for n in names])
     if not several:
-        return names, Rivals(sign * np.array([same[n][0].value for n in names]), replicates_KR)
+        return names, Rivals(upward(np.array([same[n][0].value for n in names]), maximize), replicates_KR)
     fit = comparison.fit_seeds({n: repeats.by_seed(runs[n]) for n in names})
     if fit is None:
         return [], None
-    return names, Rivals(sign * fit.mean_K, replicates_KR, fit.covariance_KK, fit.free)
+    return names, Rivals(upward(fit.mean_K, maximize), replicates_KR, fit.covariance_KK, fit.free)
 
 
 def too_few(found: Parts) -> bool:
@@ -362,7 +358,7 @@ def front(candidates: Sequence[Candidate], cost: str, maximize: bool) -> list[in
 
 def in_order(candidates: Sequence[Candidate], maximize: bool) -> list[Candidate]:
     """Return candidates with the best metric first."""
-    return sorted(candidates, key=lambda c: (-c.value if maximize else c.value, c.number))
+    return sorted(candidates, key=lambda c: (-upward(c.value, maximize), c.number))
 
 
 # --- best.yaml -------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lorasweep.study.comparison import fit_seeds
+from lorasweep.study.direction import upward
 
 SMALLEST_PRIOR_SHARE = 0.05
 """The prior's variance is at least this share of the variance between the means: else the first runs decide all."""
@@ -49,8 +50,7 @@ def belief(runs: Mapping[int, Mapping[int, float]], maximize: bool) -> Belief:
 
     Before a seed error is known, half of the variance between the runs is taken for it: the order is that of the runs.
     """
-    sign = 1.0 if maximize else -1.0
-    signed = {k: {seed: sign * value for seed, value in found.items()} for k, found in runs.items()}
+    signed = {k: {seed: upward(value, maximize) for seed, value in found.items()} for k, found in runs.items()}
     fit = fit_seeds(signed)
     if fit is not None:
         means = dict(zip(runs, map(float, fit.mean_K), strict=True))

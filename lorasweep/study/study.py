@@ -24,6 +24,7 @@ from lorasweep.search import pruners, samplers
 from lorasweep.search.space import Space
 from lorasweep.study import lease, repeats, storage
 from lorasweep.study.belief import expected_gain, near_enough
+from lorasweep.study.direction import better, upward
 from lorasweep.study.meta import Entry, StudyMeta, next_name, read_meta, search_spec, write_meta
 from lorasweep.study.result import RESULT, STORED
 from lorasweep.study.trial import Trial
@@ -249,8 +250,7 @@ class Study:
             return f"search.device_hours={budget.device_hours:g} are used"
         if budget.target is not None:
             best = self.best()
-            sign = 1 if self.meta.maximize else -1
-            if best is not None and sign * best.values[0] >= sign * budget.target:
+            if best is not None and not better(budget.target, best.values[0], self.meta.maximize):
                 return f"search.target={budget.target:g} is reached by trial {best.number}"
         return self._settled() if budget.stop == "when_settled" else ""
 
@@ -261,9 +261,9 @@ class Study:
         left = sum(t.state == TrialState.WAITING and not repeats.is_repeat(t) for t in trials)
         if len(found) < FEWEST_TO_SETTLE or not left:
             return ""
-        sign = 1.0 if self.meta.maximize else -1.0
-        gain = expected_gain([sign * value for value in found], left)
-        margin = near_enough(self.search.margin, self.meta.bounds, sign * max(sign * value for value in found))
+        gain = expected_gain([upward(value, self.meta.maximize) for value in found], left)
+        best = max(found) if self.meta.maximize else min(found)
+        margin = near_enough(self.search.margin, self.meta.bounds, best)
         if gain >= margin:
             return ""
         return (
