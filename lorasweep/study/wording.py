@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lorasweep.study.answer import FEWEST_GROUPS, FEWEST_ROWS, Answer, Candidate
+from lorasweep.study.answer import FEWEST_GROUPS, FEWEST_ROWS, Answer, Candidate, better
 
 MOST_NAMED = 6
 """Candidates that a sentence names; the table has all."""
@@ -42,7 +42,8 @@ def _best(found: Answer, best: Candidate) -> str:
     which = "Of the trials with its eval rows, t" if found.apart else "T"
     begin = f"So far, {which[:1].lower()}{which[1:]}" if found.going_on else which
     line = f"{begin}{best.label[1:]} is best{_tested(found, best)} with eval {found.metric} {best.value:.4f}{said}."
-    if found.corrected is not None:
+    # Where one is clearly ahead on every resample, choosing it flattered nobody.
+    if found.corrected is not None and better(best.value, found.corrected, found.maximize):
         line += (
             f" It was chosen as the {'highest' if found.maximize else 'lowest'} of {found.compared + 1} on these "
             f"rows; without that choice expect {found.corrected:.4f}."
