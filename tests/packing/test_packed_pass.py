@@ -128,7 +128,7 @@ def test_single_precision_differs_by_rounding_only(tiny_bert, tiny_llama, task, 
 
     One step from a random B: with B = 0 the gradients of all A would be 0. Cosines divided by a temperature have
     their rounding multiplied."""
-    near = 3e-5 if task in ("feature_extraction", "causal_lm") else 1e-5
+    near = 3e-5  # rounding by the order of sums, which differs from CPU to CPU: 2e-5 was seen
     folder, more = models(task, tiny_bert, tiny_llama)
     trials = [(*OPTIONS[option], "train.max_steps=1"), (*PLAIN, "train.max_steps=1"), (*DROPPED, "train.max_steps=1")]
     random_B = ["lora.init_lora_weights=false"]

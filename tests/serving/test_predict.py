@@ -100,10 +100,11 @@ def test_what_cannot_be_answered_is_refused(classified, words, told, capsys):
 
 def test_tokens_are_tagged(tiny_bert, tmp_path):
     folder = study(tmp_path, tiny_bert, "task_type=token_cls")
-    (found,) = predict.answers(predict.load(folder), ["return x + 1"])
+    loaded = predict.load(folder)
+    (found,) = predict.answers(loaded, ["return x + 1"])
     assert found["tokens"] == ["return", "x", "+", "1"]
     assert all(tag in task_state.task_of(folder, task_state.settings(folder)).classes for tag in found["tags"])
-    assert predict.line(found).startswith("return/")
+    assert loaded.task.line(found).startswith("return/")
 
 
 def test_question_is_answered_by_a_span_of_its_context(tiny_bert, tmp_path):
@@ -145,7 +146,7 @@ def test_text_becomes_a_unit_vector_and_a_pair_its_cosine(tiny_bert, tmp_path):
     a, b = torch.tensor(first["embedding"]), torch.tensor(second["embedding"])
     assert len(a) == 32 and float(a @ a) == pytest.approx(1, abs=1e-5)
     assert pair["similarity"] == pytest.approx(float(a @ b), abs=1e-5)
-    assert predict.line(first).startswith("32 numbers: ")
+    assert loaded.task.line(first).startswith("32 numbers: ")
 
 
 def test_trial_without_an_adapter_is_told_with_those_that_have_one(classified):
