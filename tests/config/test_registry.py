@@ -28,7 +28,6 @@ def poem(monkeypatch, tmp_path):
     outside.install(
         monkeypatch, tmp_path, "outside_poem", POEM, points, {"data/poem.yaml": "defaults: [schema]\nsource: poem\n"}
     )
-    monkeypatch.setattr(registry.READERS, "_entries", dict(registry.READERS._entries))
 
 
 def test_names_are_known_without_torch():

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from lorasweep.config import registry
+
 
 def install(
     monkeypatch: pytest.MonkeyPatch,
@@ -14,7 +16,10 @@ def install(
     points: Mapping[str, Mapping[str, str]],
     conf: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a package into `site` and put that on the path; `points` is group -> name -> value."""
+    """Write a package into `site` and put that on the path; `points` is group -> name -> value.
+
+    What it registers under those names goes with the test.
+    """
     package, about = site / name, site / f"{name}-1.0.dist-info"
     about.mkdir(parents=True)
     package.mkdir()
@@ -26,4 +31,8 @@ def install(
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in entries.items()) for group, entries in points.items()]
     (about / "entry_points.txt").write_text("\n".join(lines))
+    for entries in (registry.TASKS, registry.READERS, registry.METRICS):
+        for entry in points.get(entries.group, ()):
+            monkeypatch.setitem(entries._entries, entry, None)
+            del entries._entries[entry]
     monkeypatch.syspath_prepend(site)

@@ -1,10 +1,11 @@
 """A seventh task and an outside metric, each from one file: trained, packed, reported, exported, and answering."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import multiple_choice, outside
+from support import outside
 
 from lorasweep import tasks
 from lorasweep.cli import main
@@ -13,6 +14,7 @@ from lorasweep.errors import ConfigError
 from lorasweep.serving import predict
 from lorasweep.study import example_scores, significance
 from lorasweep.study.study import Study
+from lorasweep.tasks.task import Task
 
 SMALL = ["train.max_steps=3", "train.eval_every=3", "train.batch_size=4", "tracking=none"]
 
@@ -47,8 +49,17 @@ def study(folder: Path, model: Path, *words: str) -> Study:
     return Study.open(folder / "s")
 
 
-def test_seventh_task_trains_alone_and_packed_is_reported_exported_and_answers(tiny_bert, tmp_path):
-    assert tasks.kind("MULTIPLE_CHOICE") is multiple_choice.MultipleChoice
+@pytest.fixture
+def seventh() -> Iterator[type[Task]]:
+    """Register the task for one test: imported with this file it would be among the tasks of all others."""
+    from support.multiple_choice import MultipleChoice
+
+    yield tasks.register(MultipleChoice)
+    del registry.TASKS._entries[MultipleChoice.name]
+
+
+def test_seventh_task_trains_alone_and_packed_is_reported_exported_and_answers(tiny_bert, tmp_path, seventh):
+    assert tasks.kind("MULTIPLE_CHOICE") is seventh
     data = ["task_type.name=MULTIPLE_CHOICE", "data=jsonl", f"data.path={rows_in(tmp_path)}"]
     alone = study(tmp_path / "alone", tiny_bert, *data, "lora.r=2")
     packed = study(tmp_path / "packed", tiny_bert, "-m", *data, "lora.r=2,4", "train.slots=2")
@@ -70,7 +81,6 @@ def test_seventh_task_trains_alone_and_packed_is_reported_exported_and_answers(t
 def test_metric_of_an_outside_package_ranks_trials_and_has_intervals(tiny_bert, tmp_path, monkeypatch):
     points = {"lorasweep.metrics": {"SEQ_CLS.balanced_accuracy": "outside_balanced:balanced_accuracy"}}
     outside.install(monkeypatch, tmp_path / "site", "outside_balanced", BALANCED, points)
-    monkeypatch.setattr(registry.METRICS, "_entries", {})
     (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(80)))
     words = ["data=csv", f"data.path={tmp_path / 'a.csv'}", "task_type.primary=balanced_accuracy"]
     made = study(tmp_path, tiny_bert, *words)
