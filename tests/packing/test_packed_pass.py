@@ -3,6 +3,7 @@
 import gc
 import itertools
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -540,8 +541,8 @@ def test_study_ends_the_same_packed_and_solo(tiny_bert, tmp_path, capsys):
         assert all(r["wall_s"] >= r["train_s"] + r["eval_s"] > 0 for r in results)
         needs[slots] = [r["peak_gib"] for r in results]
         values[slots] = [(r["metric"]["value"], r["metrics"]["loss"]) for r in results]
-        best = [line for line in capsys.readouterr().out.splitlines() if line.startswith("best: trial")]
-        values[slots].append((best[0].split(",")[0],))
+        (best,) = re.findall(r"^(Trial \d \(.*?\)) is best\b", capsys.readouterr().out, re.MULTILINE)
+        values[slots].append((best,))
     assert values[1].pop() == values[4].pop()
     assert needs[4] == pytest.approx(needs[1], rel=0.02), "what a trial needs by itself, whoever was beside it"
     assert [m for _, m in values[4]] == pytest.approx([m for _, m in values[1]], abs=1e-3)
