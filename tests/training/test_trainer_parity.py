@@ -137,5 +137,6 @@ def test_same_seed_gives_the_same_losses_with_dropout(tiny_bert):
 
 def test_data_is_shared_by_equal_specs(tiny_bert):
     spec = compose.compose_trial(overrides("seq_cls", tiny_bert))
-    columns = tasks.make(spec.task_type).columns(spec.data)
-    assert dataset.load(spec.data, columns, "SEQ_CLS") is dataset.load(spec.data, columns, "SEQ_CLS")
+    task = tasks.make(spec.task_type)
+    columns = task.columns(spec.data)
+    assert dataset.load(spec.data, columns, task.builtin) is dataset.load(spec.data, columns, task.builtin)
