@@ -61,7 +61,10 @@ def _settings(parsed: Sequence[Override]) -> dict[str, Any]:
     tree = copy.deepcopy(groups)
     if "${" in str(tree) or not all(_set(tree, p.key_or_group, p.value()) for p in values):
         tree = copy.deepcopy(_composed((*_data_group(parsed), *[str(p.input_line) for p in parsed]), resolve=True))
-    _forget_old_model(tree, groups, {p.key_or_group for p in parsed})
+    if any(p.key_or_group == "model.pretrained" for p in parsed):
+        others = [str(p.input_line) for p in parsed if not _is_plain_value(p) and p.key_or_group != "model.pretrained"]
+        group = _composed((*_data_group(parsed), *others), resolve=False)["model"]
+        _forget_old_model(tree["model"], group, {p.key_or_group for p in parsed})
     return tree
 
 
@@ -72,9 +75,8 @@ def _data_group(parsed: Sequence[Override]) -> list[str]:
     return ["data=auto"] if named and not keys & {"data", "data.source"} else []
 
 
-def _forget_old_model(tree: dict[str, Any], groups: Mapping[str, Any], given: Collection[str]) -> None:
+def _forget_old_model(model: dict[str, Any], group: Mapping[str, Any], given: Collection[str]) -> None:
     """Drop what the model group says of its own checkpoint where the user names another one."""
-    model, group = tree["model"], groups["model"]
     if model["pretrained"] == group["pretrained"]:
         return
     for key in OF_THE_CHECKPOINT:

@@ -37,6 +37,16 @@ def test_task_type_alone_composes_and_keeps_a_chosen_model(name):
     )
 
 
+@pytest.mark.parametrize("folder", ["/m/x", "'/m/{x}'", "'/m/\\${x}'"])
+def test_another_model_takes_nothing_of_the_groups_own(folder):
+    """However the folder's name is read: braces need Hydra's own reading."""
+    trial = compose.compose_trial(["model=minilm_encoder_decoder", f"model.pretrained={folder}"])
+    assert (trial.model.sha256, trial.model.decoder) == (None, None)
+    own = compose.compose_trial(["model=minilm_encoder_decoder"]).model
+    again = compose.compose_trial(["model=minilm_encoder_decoder", f"model.pretrained={own.pretrained}"]).model
+    assert again == own and own.sha256
+
+
 def test_all_problems_come_at_once_with_key_rule_value_and_next_move():
     found = problems("lora.r=0", "train.learning_rte=1", "model=minilmm", "lora.lora_dropout=x", "train.seed=-1")
     text = "\n".join(found)
