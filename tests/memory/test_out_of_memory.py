@@ -13,6 +13,7 @@ from lorasweep.config import compose
 from lorasweep.errors import ConfigError
 from lorasweep.memory import out_of_memory
 from lorasweep.models import base_model
+from lorasweep.runner import rehearsal
 from lorasweep.tasks.seq_cls import SeqCls
 from lorasweep.training import engine
 
@@ -244,6 +245,13 @@ def test_worker_goes_on_after_a_trial_that_does_not_fit(tiny_bert, tmp_path, sma
     assert "FAIL (out of memory" in capsys.readouterr().out
 
 
+@pytest.fixture
+def unrehearsed(monkeypatch):
+    """Let the study be made, as on a machine that the rehearsal fits: only the worker meets what is wrong."""
+    monkeypatch.setattr(rehearsal, "rehearse", lambda *_: [])
+
+
+@pytest.mark.usefixtures("unrehearsed")
 def test_trial_that_its_machine_refuses_fails_with_all_problems_in_one_line(tiny_bert, tmp_path, monkeypatch):
     def refuse(*_):
         raise ConfigError(["train.device: first", "model.quantization: second"])
@@ -255,6 +263,7 @@ def test_trial_that_its_machine_refuses_fails_with_all_problems_in_one_line(tiny
     assert result["reason"] == "train.device: first; model.quantization: second"
 
 
+@pytest.mark.usefixtures("unrehearsed")
 def test_base_that_does_not_fit_fails_its_trial_with_the_estimate(tiny_bert, tmp_path, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
