@@ -113,6 +113,9 @@ def with_a_new_word(model: Path, to: Path) -> Path:
     tokenizer = transformers.AutoTokenizer.from_pretrained(copied(model, to))
     tokenizer.add_tokens(["grommet"])
     tokenizer.save_pretrained(to)
+    network = transformers.AutoModelForMaskedLM.from_pretrained(to)
+    network.resize_token_embeddings(len(tokenizer))  # a decoder needs a vector for the new word
+    network.save_pretrained(to)
     return to
 
 

@@ -63,12 +63,14 @@ class Seen:
 
 @cache
 def workload_of(task: str, folder: Path) -> workload.Workload:
-    return workload.workload(compose.compose_trial([f"task_type={task}", f"model.pretrained={folder}", *SMALL]))
+    return workload.workload(spec_of(task, folder))
 
 
 @cache
 def spec_of(task: str, folder: Path, *more: str):
-    return compose.compose_trial([f"task_type={task}", f"model.pretrained={folder}", *SMALL, *TRAIN, *more])
+    own = [f"task_type={task}", f"model.pretrained={folder}", *SMALL, *TRAIN]
+    own += [f"model.decoder={folder}"] if task == "seq_2_seq_lm" else []  # with new cross-attention, trained in full
+    return compose.compose_trial([*own, *more])
 
 
 def trainer(spec, work) -> engine.Engine:
@@ -159,8 +161,6 @@ def test_resumed_trial_equals_the_uninterrupted_one(tiny_bert, tmp_path, option)
 def test_every_task_resumes_with_its_predictions(tiny_bert, tiny_llama, tmp_path, task):
     folder = tiny_llama if task == "causal_lm" else tiny_bert
     more = ["lora.bias=none"] if task == "causal_lm" else ["lora.bias=all"]
-    if task == "seq_2_seq_lm":  # with new cross-attention, trained in full
-        more.append(f"model.decoder={tiny_bert}")
     after = check_resume(task, folder, tmp_path / "c.pt", after_eval(3), *OPTIONS["base_dropout"], *more)
     assert after.began.last.predictions
 
