@@ -1,12 +1,13 @@
 """What is checked of all trials before the first one begins."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lorasweep.config.spec import TrialSpec
 from lorasweep.data.dataset import Data
 from lorasweep.errors import ConfigError
 from lorasweep.hardware import device
 from lorasweep.lora import peft_config
+from lorasweep.memory import estimate
 from lorasweep.models import base_model, fetch, quantization
 from lorasweep.packing import gradient_checkpointing
 from lorasweep.runner import rehearsal
@@ -37,10 +38,18 @@ def preflight(specs: Sequence[TrialSpec], here: bool = True, keep: bool = False)
             failed.add(group)
             problems += error.problems
     if here and not problems:
-        problems = rehearsal.rehearse(specs, loaded, keep)
+        problems = rehearsal.rehearse([s for s in specs if not _is_hopeless(s, loaded)], loaded, keep)
     if problems:
         raise ConfigError(problems)
     return loaded
+
+
+def _is_hopeless(spec: TrialSpec, loaded: Mapping[str, Workload]) -> bool:
+    """Return whether search.max_memory_gib rules a point out: it will never be loaded, so it is not tried either."""
+    if spec.search.max_memory_gib is None:
+        return False
+    work = loaded[workload.key(spec)]
+    return bool(estimate.hopeless(spec, work.task, work.tokenizer, work.examples))
 
 
 def _workload(spec: TrialSpec) -> Workload:

@@ -10,6 +10,7 @@ from torch import nn
 
 from lorasweep.cli import main
 from lorasweep.config import compose
+from lorasweep.config.spec import TrialSpec
 from lorasweep.memory import estimate
 from lorasweep.memory.meter import META, Meter
 from lorasweep.models import base_model
@@ -347,7 +348,8 @@ def between(folder: Path, *overrides: str) -> float:
 def test_points_over_the_limit_are_never_begun(tiny_bert, tmp_path, monkeypatch, capsys):
     limit = between(tiny_bert, "train.batch_size=4", "train.batch_size=32")
     begun: list[int] = []
-    monkeypatch.setattr(rehearsal, "rehearse", lambda *_: [])  # it begins a trial of two rows, whatever is asked
+    tried: list[TrialSpec] = []
+    monkeypatch.setattr(rehearsal, "rehearse", lambda specs, *_: tried.extend(specs) or [])
     admit = engine.Engine._admit
     monkeypatch.setattr(
         engine.Engine, "_admit", lambda s, job: begun.append(job.spec.train.batch_size) or admit(s, job)
@@ -355,7 +357,7 @@ def test_points_over_the_limit_are_never_begun(tiny_bert, tmp_path, monkeypatch,
     own = [f"model.pretrained={tiny_bert}", *STUDY, f"outputs={tmp_path}", f"search.max_memory_gib={limit}"]
     assert main.main(["-m", "train.batch_size=32,4", *own]) == 0
     out = capsys.readouterr().out
-    assert begun == [4]
+    assert begun == [s.train.batch_size for s in tried] == [4]
     assert out.index("point 0 (train.batch_size=32) needs about") < out.index("study s: 2 trials")
     assert "1 of 2 trials were never begun: over search.max_memory_gib" in out
     first, second = results(tmp_path / "s")
