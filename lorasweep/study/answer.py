@@ -8,8 +8,9 @@ speaks of configurations, and compares those that ran with several seeds.
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,8 @@ from lorasweep.tasks.metric import Parts
 NOISE = {"train_s": 0.1, "peak_gib": 0.02}
 """Measured costs: shares by which two runs of the same work differ."""
 BEST = "best.yaml"
+Read = Callable[[int], Parts | None]
+"""From a trial's number to what each eval example adds to its metric."""
 FEWEST_ROWS, FEWEST_GROUPS = 30, 10
 """Eval examples, or groups of them where they belong together, below which nothing is compared."""
 
@@ -185,23 +188,27 @@ def answer(study: Study) -> Answer:
     if first is None:
         return empty
     spread, bad = significance.spread(repeats.values(found) for found in runs.values()), repeats.failed(trials)
-    made = {n: _candidate(study, found, spread, bad.get(n, [])) for n, found in runs.items()}
+    scores = cache(study.scores)  # each trial is read once, and resampled once
+    made = {n: _candidate(study, scores, found, spread, bad.get(n, [])) for n, found in runs.items()}
     here = {n: found for n, found in runs.items() if made[n].is_comparable(made[first.number])}
-    field_, rivals = _rivals(study, here, first.number)
-    judged = _judged(made, field_, rivals, first.number)
+    names, rivals = _rivals(study, scores, here, first.number)
+    told = comparison.confidence_set(rivals) if rivals is not None else None
+    judged = _judged(made, names, rivals, told, first.number)
     best = judged[first.number]
-    scores = study.scores(best.scored[0])
+    own = scores(best.scored[0])
     margin = near_enough(study.search.margin, study.meta.bounds, best.value)
     return replace(
         empty,
         candidates=list(judged.values()),
         best=best,
         by_seeds=rivals is not None and rivals.by_seeds,
-        rows=len(scores) if scores is not None else 0,
-        groups=significance.units(scores) if scores is not None and scores.groups is not None else None,
+        rows=len(own) if own is not None else 0,
+        groups=significance.units(own) if own is not None and own.groups is not None else None,
         tested=_tested(study, best),
-        visible=_visible(rivals),
-        corrected=_corrected(study, judged, field_, rivals),
+        visible=comparison.smallest_difference(rivals, told.threshold)
+        if rivals is not None and told is not None
+        else None,
+        corrected=_corrected(study, scores, judged, names, rivals),
         margin=margin,
         cheapest=cheapest(best, list(judged.values()), margin),
         fronts={cost: front([judged[n] for n in here], cost, maximize) for cost in COSTS},
@@ -224,11 +231,15 @@ def _ended(trials: Sequence[FrozenTrial]) -> dict[str, int]:
 
 
 def _candidate(
-    study: Study, runs: Sequence[FrozenTrial], spread: significance.Spread | None, bad: Sequence[FrozenTrial]
+    study: Study,
+    scores: Read,
+    runs: Sequence[FrozenTrial],
+    spread: significance.Spread | None,
+    bad: Sequence[FrozenTrial],
 ) -> Candidate:
     trial, shown = runs[0], repeats.reported(runs)
     values = tuple(repeats.values(shown))
-    parts = [s for t in shown if (s := study.scores(t.number)) is not None]
+    parts = [s for t in shown if (s := scores(t.number)) is not None]
     error, interval = significance.sure(parts, values, spread if len(runs) > 1 else None)
     if interval is not None:
         interval = interval.within(*study.meta.bounds)
@@ -248,7 +259,9 @@ def _candidate(
 # --- telling apart ---------------------------------------------------------------------------------------------------
 
 
-def _rivals(study: Study, runs: Mapping[int, Sequence[FrozenTrial]], best: int) -> tuple[list[int], Rivals | None]:
+def _rivals(
+    study: Study, scores: Read, runs: Mapping[int, Sequence[FrozenTrial]], best: int
+) -> tuple[list[int], Rivals | None]:
     """Return which candidates are compared, and what is known of them; None where nothing can be.
 
     Once the best ran with several seeds, only those that did are compared: one run may be luck.
@@ -256,7 +269,7 @@ def _rivals(study: Study, runs: Mapping[int, Sequence[FrozenTrial]], best: int) 
     maximize = study.meta.maximize
     several = len(runs[best]) > 1
     among = {n: found for n, found in runs.items() if len(found) > 1} if several else dict(runs)
-    parts = {n: [study.scores(t.number) for t in found] for n, found in among.items()}
+    parts = {n: [scores(t.number) for t in found] for n, found in among.items()}
     rows = _examples(parts[best])
     same = {n: [s for s in found if s is not None] for n, found in parts.items() if rows and _examples(found) == rows}
     if len(same) < 2 or too_few(same[best][0]):
@@ -283,12 +296,16 @@ def _examples(parts: Sequence[Parts | None]) -> bytes:
 
 
 def _judged(
-    made: Mapping[int, Candidate], names: Sequence[int], rivals: Rivals | None, best: int
+    made: Mapping[int, Candidate],
+    names: Sequence[int],
+    rivals: Rivals | None,
+    told: comparison.ConfidenceSet | None,
+    best: int,
 ) -> dict[int, Candidate]:
     """Return the candidates with how each stands to the best."""
-    if rivals is None:
+    if rivals is None or told is None:
         return dict(made)
-    inside = dict(zip(names, comparison.confidence_set(rivals).inside, strict=True))
+    inside = dict(zip(names, told.inside, strict=True))
     place = names.index(best)
     out = dict(made)
     for k, number in enumerate(names):
@@ -310,19 +327,13 @@ def _tested(study: Study, best: Candidate) -> Tested | None:
     return Tested(best.number, value, significance.interval(found) if found is not None else None)
 
 
-def _visible(rivals: Rivals | None) -> float | None:
-    if rivals is None:
-        return None
-    return comparison.smallest_difference(rivals, comparison.confidence_set(rivals).threshold)
-
-
 def _corrected(
-    study: Study, judged: Mapping[int, Candidate], names: Sequence[int], rivals: Rivals | None
+    study: Study, scores: Read, judged: Mapping[int, Candidate], names: Sequence[int], rivals: Rivals | None
 ) -> float | None:
     """Return the metric that choosing on resamples leads to on the rows left out; None with repeats, which say it."""
     if rivals is None or rivals.by_seeds:
         return None
-    parts = [study.scores(judged[n].scored[0]) for n in names]
+    parts = [scores(judged[n].scored[0]) for n in names]
     return significance.without_choice([s for s in parts if s is not None], study.meta.maximize)
 
 
