@@ -490,6 +490,9 @@ class SearchSpec:
     pruner: str = setting("none", affects=NOTHING, options=registry.PRUNERS)
     """Which trials end early, judged by the primary metric at evaluations. asha is asynchronous successive halving
     (arXiv:1810.05934)."""
+    min_complete: int = ranged(5, 0, affects=NOTHING)
+    """So many trials at least run to their end, whatever the pruner: no trial is pruned while it is one of the best so
+    many at its step. Those that fail or that you stop do not count."""
     min_steps: int | None = ranged(None, 1, affects=NOTHING)
     """Optimiser steps before a trial may be pruned; null: total / reduction_factor^2 for asha and hyperband, else
     none."""

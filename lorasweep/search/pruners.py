@@ -121,6 +121,25 @@ def should_prune(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial, st
         return pruner.prune(seen, trial)
 
 
+def is_spared(trial: FrozenTrial, trials: Sequence[FrozenTrial], fewest: int, maximize: bool) -> bool:
+    """Return whether a trial runs on whatever the pruner says, so that at least `fewest` of the search's trials end
+    complete.
+
+    It does while it is one of the best `fewest` of those that have reported at its step, and where without it too few
+    are left. At each step the best `fewest` that ever come there were spared, so that as many come to the next one.
+    """
+    others = [t for t in trials if t.number != trial.number]
+    may_end = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
+    if sum(t.state in may_end for t in others) < fewest:
+        return True
+    step = trial.last_step
+    if step is None:
+        return False
+    own, sign = trial.intermediate_values[step], 1 if maximize else -1
+    rivals = (t.intermediate_values.get(step) for t in others if t.state != TrialState.FAIL)
+    return sum(v is not None and sign * v > sign * own for v in rivals) < fewest
+
+
 def _first_rung(search: SearchSpec, total_steps: int) -> int:
     return min(search.min_steps or max(1, total_steps // search.reduction_factor**2), max(1, total_steps))
 

@@ -285,10 +285,14 @@ class Study:
     @storage.patient
     def should_prune(self, number: int, total_steps: int) -> bool:
         """Return whether the pruner ends the trial at the step it reported last."""
-        pruner = pruners.make_pruner(self.search, total_steps)
         trial = self._store.optuna.get_trial(self._ids[number])
-        rungs = pruners.rungs(self.search, total_steps)
-        return not repeats.is_repeat(trial) and pruners.should_prune(pruner, self._optuna, trial, rungs)
+        if repeats.is_repeat(trial):
+            return False
+        searched = [t for t in self.trials() if not repeats.is_repeat(t)]
+        if pruners.is_spared(trial, searched, self.search.min_complete, self.meta.maximize):
+            return False
+        pruner, rungs = pruners.make_pruner(self.search, total_steps), pruners.rungs(self.search, total_steps)
+        return pruners.should_prune(pruner, self._optuna, trial, rungs)
 
     @storage.patient
     def checkpointed(self, number: int, step: int) -> None:

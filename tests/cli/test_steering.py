@@ -70,8 +70,8 @@ def test_asha_judges_the_trials_of_a_pass_when_all_were_evaluated(run, tiny_llam
     """The best quarter goes on; before all had reported, the first trial, the worst, would have gone on too."""
     rates = "1e-6,3e-2,1e-5,1e-3,3e-5,1e-4,3e-3,1e-2"
     small = ["task_type=causal_lm", f"model.pretrained={tiny_llama}", "train.warmup_ratio=0", "train.max_steps=8"]
-    asha = ["search.pruner=asha", "search.min_steps=2", "search.reduction_factor=4", "train.slots=8"]
-    assert run(f"train.learning_rate={rates}", *small, *asha) == 0
+    asha = ["search.pruner=asha", "search.min_steps=2", "search.reduction_factor=4", "search.min_complete=0"]
+    assert run(f"train.learning_rate={rates}", *small, *asha, "train.slots=8") == 0
     losses = {t.number: t.intermediate_values[2] for t in study().trials()}
     assert max(losses, key=losses.__getitem__) == 0
     went_on = {t.number for t in study().trials() if t.state.name == "COMPLETE"}

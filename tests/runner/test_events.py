@@ -56,7 +56,7 @@ def evaluated(number: int, step: int, accuracy: float) -> EvalEvent:
 
 
 def test_evaluation_is_reported_and_the_pruner_asked_once_all_have_reported(tmp_path):
-    study = study_of(tmp_path, [2, 4], pruner="threshold", lower=0.5)
+    study = study_of(tmp_path, [2, 4], pruner="threshold", lower=0.5, min_complete=0)
     running = {r.number: r for r in (open_next(study), open_next(study))}
     _, events, _ = handlers(study)
     trainer = Trainer()

@@ -37,6 +37,7 @@ SETTING = [
     "search.max_retries=1000",
     "search.pruner=threshold",
     f"search.lower={LOWEST}",
+    "search.min_complete=0",  # who has reported already depends on the kills
     "tracking.reload_check=false",
 ]
 

@@ -202,6 +202,54 @@ def test_pruner_ends_the_worst_and_never_the_best(pruner, objectives):
     assert len(pruned) >= (3 if pruner == "hyperband" else 6), "hyperband's last bracket prunes nothing"
 
 
+@pytest.mark.parametrize("beside", [1, 4])
+@pytest.mark.parametrize("maximize", [True, False])
+@pytest.mark.parametrize("pruner", PRUNING)
+def test_five_trials_end_complete_whatever_the_pruner_and_the_best_of_each_step_are_among_them(
+    pruner, maximize, beside
+):
+    """Each trial is worse than those before it, so that a pruner by itself leaves two or three."""
+    options = PRUNING[pruner] | ({"lower": 2.0} if pruner == "threshold" else {})
+    spec = SearchSpec(pruner=pruner, **options)
+
+    def completed() -> list[int]:
+        queue, made = Queue(spec, mixed(), maximize=maximize), pruners.make_pruner(spec, STEPS)
+        sign, ended = 1 if maximize else -1, []
+        for first in range(0, 16, beside):
+            alive = {i: queue.claim()[0] for i in range(first, first + beside)}
+            for step in range(1, STEPS + 1):
+                for i, trial_id in alive.items():
+                    queue.store.set_trial_intermediate_value(trial_id, step, sign * curve(0.7 - 0.04 * i, step))
+                for i, trial_id in list(alive.items()):
+                    trial = queue.store.get_trial(trial_id)
+                    spared = pruners.is_spared(trial, queue.optuna.trials, spec.min_complete, maximize)
+                    if not spared and pruners.should_prune(made, queue.optuna, trial):
+                        queue.store.set_trial_state_values(trial_id, TrialState.PRUNED)
+                        del alive[i]
+            for i, trial_id in alive.items():
+                queue.store.set_trial_state_values(trial_id, TrialState.COMPLETE, [sign * curve(0.7 - 0.04 * i, STEPS)])
+                ended.append(i)
+        return ended
+
+    found = completed()
+    assert found[: spec.min_complete] == list(range(spec.min_complete))
+    assert found == completed()
+    if pruner != "hyperband":  # its last bracket prunes nothing
+        assert len(found) < 16, "the pruner still ends the others"
+
+
+def test_last_trials_that_can_end_complete_are_not_pruned():
+    queue = Queue(SearchSpec(), mixed(), maximize=True)
+    for number in range(6):
+        trial_id, _ = queue.claim()
+        queue.store.set_trial_intermediate_value(trial_id, 1, float(number))
+        if number:
+            queue.store.set_trial_state_values(trial_id, TrialState.FAIL)
+    worst = queue.optuna.trials[0]
+    assert pruners.is_spared(worst, queue.optuna.trials, 1, maximize=True)
+    assert not pruners.is_spared(worst, queue.optuna.trials, 0, maximize=True)
+
+
 @pytest.mark.parametrize("pruner", ["median", "wilcoxon"])
 def test_pruner_waits_for_finished_trials_and_for_min_steps(pruner):
     spec = SearchSpec(pruner=pruner, pruner_startup_trials=3, min_steps=12)
