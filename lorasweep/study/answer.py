@@ -188,7 +188,8 @@ def answer(study: Study) -> Answer:
     if first is None:
         return empty
     spread, bad = significance.spread(repeats.values(found) for found in runs.values()), repeats.failed(trials)
-    scores = cache(study.scores)  # each trial is read once, and resampled once
+    scores = cache(study.scores)  # each trial is read once, and all are resampled together
+    significance.resample(s for found in runs.values() for t in found if (s := scores(t.number)) is not None)
     made = {n: _candidate(study, scores, found, spread, bad.get(n, [])) for n, found in runs.items()}
     here = {n: found for n, found in runs.items() if made[n].is_comparable(made[first.number])}
     names, rivals = _rivals(study, scores, here, first.number)

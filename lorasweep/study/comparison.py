@@ -126,9 +126,9 @@ def worst_loss(rivals: Rivals, best: int, other: int) -> float:
 
 
 def _quantile(level: float, free: float) -> float:
-    from scipy.stats import norm, t
+    from scipy.special import ndtri, stdtrit
 
-    return float(norm.ppf(level) if math.isinf(free) else t.ppf(level, free))
+    return float(ndtri(level) if math.isinf(free) else stdtrit(free, level))
 
 
 @dataclass(frozen=True)

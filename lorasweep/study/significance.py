@@ -3,22 +3,25 @@
 Trials with the same examples are resampled alike, so that what makes an example hard for both cancels out.
 Source: B. Efron, R. Tibshirani, An Introduction to the Bootstrap, 1993.
 
-Shapes: R resamples, N examples.
+Shapes: R resamples, N examples, U units (examples, or groups where they belong together), K trials.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from lorasweep.tasks.metric import Parts, ratio
+from lorasweep.tasks.metric import Parts, all_combined, ratio
 
 LEVEL = 0.95
-RESAMPLES, FEWEST_RESAMPLES = 1000, 200
-MOST_DRAWS = 10_000_000
-"""Draws in all; a larger split has fewer resamples, down to FEWEST_RESAMPLES."""
+RESAMPLES = 2000
+MOST_UNITS = 5000
+"""Examples that are drawn one by one; those of a larger split go into so many groups, at random, and groups are drawn:
+the error comes out the same, in bounded memory.
+"""
 SEED = 0
 FEWEST_FREE = 2
 """Degrees of freedom below which the spread over seeds is not taken as known."""
@@ -40,10 +43,26 @@ class Interval:
         return f"{self.low:.4f} to {self.high:.4f}"
 
 
-@lru_cache(maxsize=1024)
+_REPLICATES: WeakKeyDictionary[Parts, np.ndarray] = WeakKeyDictionary()
+
+
 def replicates(found: Parts) -> np.ndarray:
     """Return the metric on each resample, [R]; NaN where a resample has no value there."""
-    return found.combined(weights(found))
+    if found not in _REPLICATES:
+        resample([found])
+    return _REPLICATES[found]
+
+
+def resample(found: Iterable[Parts]) -> None:
+    """Have the metric of many trials on each resample ready for `replicates`: together it is far less work."""
+    fresh: dict[tuple[str, int, bytes], list[Parts]] = {}
+    for parts in found:
+        groups = b"" if parts.groups is None else np.asarray(parts.groups).tobytes()
+        if parts not in _REPLICATES:
+            fresh.setdefault((parts.kind, len(parts), groups), []).append(parts)
+    for alike in fresh.values():
+        unit_N, weights_RU = _resampled_units(alike[0])
+        _REPLICATES.update(zip(alike, all_combined(alike, weights_RU, unit_N), strict=True))
 
 
 def standard_error(*found: Parts) -> float:
@@ -75,9 +94,9 @@ def wilson(share: float, count: int) -> Interval:
 
     Source: E. Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927.
     """
-    from scipy.stats import norm
+    from scipy.special import ndtri
 
-    z = float(norm.ppf((1 + LEVEL) / 2))
+    z = float(ndtri((1 + LEVEL) / 2))
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
     return Interval(centre - half, centre + half)
@@ -103,14 +122,6 @@ def units(found: Parts) -> int:
     return len(found) if found.groups is None else len(np.unique(found.groups))
 
 
-def weights(found: Parts) -> np.ndarray:
-    """Return how often each resample has each example, [R, N]: whole groups where examples belong together."""
-    if found.groups is None:
-        return _weights(len(found))
-    names, group_N = np.unique(found.groups, return_inverse=True)
-    return _weights(len(names))[:, group_N]
-
-
 def mean_replicates(found: Sequence[Parts]) -> np.ndarray:
     """Return the mean over several runs of the metric on each resample, [R]."""
     return np.mean(np.stack([replicates(s) for s in found]), axis=0)
@@ -123,13 +134,14 @@ def without_choice(found: Sequence[Parts], maximize: bool) -> float:
     Source: I. Tsamardinos, E. Greasidou, G. Borboudakis, Bootstrapping the Out-of-sample Predictions for Efficient and
     Accurate Cross-Validation, 2018.
     """
-    weights_RN = weights(found[0])
+    unit_N, weights_RU = _resampled_units(found[0])
+    left_out_KR = all_combined(found, (weights_RU == 0).astype(float), unit_N)
+    resample(found)
     chosen_on_KR = np.stack([replicates(s) for s in found])
-    left_out_KR = np.stack([s.combined((weights_RN == 0).astype(float)) for s in found])
     worst = -np.inf if maximize else np.inf
     ranked_KR = np.where(np.isfinite(chosen_on_KR), chosen_on_KR, worst)
     chosen_R = ranked_KR.argmax(0) if maximize else ranked_KR.argmin(0)
-    return float(np.mean(_finite(left_out_KR[chosen_R, np.arange(len(weights_RN))])))
+    return float(np.mean(_finite(left_out_KR[chosen_R, np.arange(len(chosen_R))])))
 
 
 def sure(
@@ -141,13 +153,13 @@ def sure(
     """
     if spread is None:
         return (standard_error(*found), interval(*found)) if found else (None, None)
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     by_examples = standard_error(*found) if found else 0.0
     by_seeds = spread.of_mean(len(values))
     error = math.hypot(by_examples, by_seeds)
     free = spread.free * (error / by_seeds) ** 4 if by_seeds else math.inf  # Satterthwaite's
-    half = float(t.ppf((1 + LEVEL) / 2, min(free, 1e6))) * error
+    half = float(stdtrit(min(free, 1e6), (1 + LEVEL) / 2)) * error
     value = float(np.mean(values))
     return error, Interval(value - half, value + half)
 
@@ -178,15 +190,29 @@ def spread(runs: Iterable[Sequence[float]]) -> Spread | None:
 # --- resamples -------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
+def _resampled_units(found: Parts) -> tuple[np.ndarray | None, np.ndarray]:
+    """Return which unit each example is in, [N], None where each is one, and how often resamples have units, [R, U].
+
+    A unit is what belongs together, or of a large split a random group of that.
+    """
+    unit_N, count = None, len(found)
+    if found.groups is not None:
+        names, unit_N = np.unique(found.groups, return_inverse=True)
+        count = len(names)
+    if count > MOST_UNITS:
+        random_U = np.random.default_rng([SEED, count]).permutation(count) % MOST_UNITS
+        unit_N, count = random_U if unit_N is None else random_U[unit_N], MOST_UNITS
+    return unit_N, _weights(count).astype(float)
+
+
+@lru_cache(maxsize=4)
 def _weights(count: int) -> np.ndarray:
-    """Return how often each resample has each of so many examples, [R, N]: the same for every trial."""
+    """Return how often each resample has each of so many units, [R, U]: the same for every trial."""
     rng = np.random.default_rng([SEED, count])
-    resamples = max(FEWEST_RESAMPLES, min(RESAMPLES, MOST_DRAWS // count))
-    out_RN = np.empty((resamples, count))
-    for row_N in out_RN:
-        row_N[:] = np.bincount(rng.integers(0, count, count), minlength=count)
-    return out_RN
+    out_RU = np.empty((RESAMPLES, count), np.uint8)
+    for row_U in out_RU:
+        row_U[:] = np.bincount(rng.integers(0, count, count), minlength=count)
+    return out_RU
 
 
 def _percentiles(values_R: np.ndarray) -> Interval:

@@ -5,7 +5,7 @@ come from this one definition. Definitions are scikit-learn's, seqeval's and sac
 
 A metric that has no value (no entity to find, a correlation of equal numbers) is NaN, never 0.
 
-Shapes: R sets of weights, N examples, C classes.
+Shapes: R sets of weights, N examples, U units (examples, or groups of them), K trials, C classes.
 """
 
 import math
@@ -27,6 +27,9 @@ Combine = Callable[[np.ndarray, Sequence[Cell], Sequence[Cell]], np.ndarray]
 
 MOST_NATS = 700
 """Beyond it, exp is beyond the largest number."""
+
+MOST_NUMBERS = 4_000_000
+"""Weights that are worked on at once: 32 MB."""
 
 COMBINATIONS: dict[str, Combine] = {}
 """By name: predictions.parquet names the one that its two columns are for."""
@@ -139,6 +142,36 @@ def ratio(weights_RN: np.ndarray, first: Sequence[Cell], second: Sequence[Cell])
     return above_R / below_R
 
 
+def all_combined(found: Sequence[Parts], weights_RU: np.ndarray, unit_N: np.ndarray | None = None) -> np.ndarray:
+    """Return the metric of several trials on the same examples, where each unit counts as often as it weighs, [K, R].
+
+    `unit_N` says which unit each example is in; None: each is one. Ratios are sums, so theirs are one matrix product.
+    """
+    if any(f.kind != ratio.__name__ for f in found):
+        return np.hstack([_each_combined(found, some_RU, unit_N) for some_RU in _portions(weights_RU, len(found[0]))])
+    above, below = ([np.asarray(getattr(f, side), float) for f in found] for side in ("first", "second"))
+    if all(np.array_equal(b, below[0]) for b in below):
+        below = below[:1]
+    columns_NC = np.stack([*above, *below], axis=1)
+    if unit_N is not None:
+        columns_UC = np.zeros((weights_RU.shape[1], columns_NC.shape[1]))
+        np.add.at(columns_UC, unit_N, columns_NC)
+        columns_NC = columns_UC
+    sums_CR = _sums(weights_RU, columns_NC).T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.divide(sums_CR[: len(found)], sums_CR[len(found) :], order="C")
+
+
+def _each_combined(found: Sequence[Parts], weights_RU: np.ndarray, unit_N: np.ndarray | None) -> np.ndarray:
+    weights_RN = weights_RU if unit_N is None else weights_RU[:, unit_N]
+    return np.stack([f.combined(weights_RN) for f in found])
+
+
+def _portions(weights_RU: np.ndarray, examples: int) -> list[np.ndarray]:
+    """Return the sets of weights in portions that take no more than MOST_NUMBERS, a number an example."""
+    return np.array_split(weights_RU, math.ceil(len(weights_RU) * examples / MOST_NUMBERS))
+
+
 @combination
 def exp_ratio(weights_RN: np.ndarray, first: Sequence[Cell], second: Sequence[Cell]) -> np.ndarray:
     """Perplexity."""
@@ -222,14 +255,21 @@ def _standard(values_N: np.ndarray) -> np.ndarray:
 @combination
 def spearman(weights_RN: np.ndarray, first: Sequence[Cell], second: Sequence[Cell]) -> np.ndarray:
     """Correlation of two columns' ranks among the examples that are there."""
-    from scipy.stats import rankdata
+    total_R = weights_RN.sum(1)
+    x_RN, y_RN = (_ranks(weights_RN, np.asarray(side, float)) - (total_R[:, None] + 1) / 2 for side in (first, second))
+    xy_R, xx_R, yy_R = ((weights_RN * a_RN * b_RN).sum(1) for a_RN, b_RN in ((x_RN, y_RN), (x_RN, x_RN), (y_RN, y_RN)))
+    spread_R = np.sqrt(xx_R * yy_R)
+    return np.where(spread_R > 0, np.clip(xy_R / spread_R, -1, 1), math.nan)
 
-    x_N, y_N = (np.asarray(side, float) for side in (first, second))
-    out = []
-    for weights_N in weights_RN:
-        at = np.repeat(np.arange(len(x_N)), weights_N.astype(int))
-        out.append(_correlation(np.ones((1, len(at))), rankdata(x_N[at]), rankdata(y_N[at]))[0])
-    return np.array(out)
+
+def _ranks(weights_RN: np.ndarray, values_N: np.ndarray) -> np.ndarray:
+    """Return the rank of each example where each is there as often as it weighs, equal ones at their mean, [R, N]."""
+    order_N = np.argsort(values_N, kind="stable")
+    new_N = np.diff(values_N[order_N], prepend=-np.inf) != 0
+    there_RV = np.add.reduceat(weights_RN[:, order_N], np.flatnonzero(new_N), axis=1)  # V different values
+    value_N = np.empty(len(values_N), int)
+    value_N[order_N] = np.cumsum(new_N) - 1
+    return (np.cumsum(there_RV, axis=1) - (there_RV - 1) / 2)[:, value_N]
 
 
 # --- classes ---------------------------------------------------------------------------------------------------------

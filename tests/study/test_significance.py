@@ -8,6 +8,7 @@ import torch
 from lorasweep.config.spec import TaskSpec
 from lorasweep.study import example_scores, significance
 from lorasweep.tasks import make
+from lorasweep.tasks import metric as metrics
 from lorasweep.tasks.metric import Parts
 
 RNG = np.random.default_rng(0)
@@ -245,3 +246,47 @@ def test_all_right_or_all_wrong_is_not_certain(right):
 def test_losses_are_no_shares():
     gone = unbounded("loss", np.zeros(5))
     assert (significance.interval(gone), significance.standard_error(gone)) == (significance.Interval(0.0, 0.0), 0.0)
+
+
+# --- many trials at once ---------------------------------------------------------------------------------------------
+
+
+def drawn(kind, rng, groups_N):
+    count = len(groups_N) if groups_N is not None else 90
+    first, second = rng.lognormal(3, 1, count), rng.integers(1, 90, count).astype(float)
+    if kind == "macro_f1":
+        first, second = ([[int(c)] for c in rng.integers(0, 4, count)] for _ in range(2))
+    if kind in ("spearman", "pearson"):
+        first, second = np.round(first), np.round(first + 20 * rng.standard_normal(count))
+    return Parts(kind, kind, np.arange(count), first, second, (0.0, float("inf")), groups_N)
+
+
+@pytest.mark.parametrize("groups_N", [None, np.arange(90) % 30], ids=["alone", "grouped"])
+@pytest.mark.parametrize("kind", ["ratio", "exp_ratio", "macro_f1", "spearman", "pearson"])
+def test_trials_resampled_together_have_the_numbers_of_each_resample_alone(kind, groups_N, monkeypatch):
+    monkeypatch.setattr(metrics, "MOST_NUMBERS", 7 * 90)
+    trials = [drawn(kind, np.random.default_rng(k), groups_N) for k in range(3)]
+    significance.resample(trials)
+    unit_N = np.arange(90) if groups_N is None else groups_N
+    resamples_RN = significance._weights(unit_N.max() + 1)[::50, unit_N].astype(float)
+    for found in trials:
+        alone_R = [found.combined(weights_N[None])[0] for weights_N in resamples_RN]
+        np.testing.assert_allclose(significance.replicates(found)[::50], alone_R, rtol=1e-12)
+
+
+def test_ranks_of_a_resample_are_scipys():
+    found, rng = drawn("spearman", np.random.default_rng(3), None), np.random.default_rng(4)
+    weights_RN = rng.multinomial(90, [1 / 90] * 90, size=5).astype(float)
+    for weights_N, value in zip(weights_RN, found.combined(weights_RN), strict=True):
+        at = np.repeat(np.arange(90), weights_N.astype(int))
+        assert value == pytest.approx(scipy.stats.spearmanr(found.first[at], found.second[at]).statistic)
+    level = Parts("spearman", "spearman", found.rows, np.ones(90), found.second)
+    assert np.isnan(level.combined(weights_RN)).all()
+
+
+def test_error_of_a_large_split_is_that_of_its_examples():
+    share = 0.8
+    found = hits(20_000, int(20_000 * share))
+    assert significance.standard_error(found) == pytest.approx((share * (1 - share) / 20_000) ** 0.5, rel=0.05)
+    interval = significance.interval(found)
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * (0.16 / 20_000) ** 0.5, rel=0.01)
