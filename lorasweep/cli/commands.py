@@ -1,5 +1,7 @@
 """Every command and what it takes. Nothing heavy is imported here, so that --help answers at once."""
 
+from itertools import chain
+
 from lorasweep.cli.parser import PROGRAM, Command, Parser, number
 
 HYDRA_FLAGS = ("--cfg", "--info", "--hydra-help", "--resolve", "--package", "--shell-completion")
@@ -275,7 +277,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     ),
 }
 
-COMMANDS = {command.name: command for commands in GROUPS.values() for command in commands}
+COMMANDS = {command.name: command for command in chain.from_iterable(GROUPS.values())}
 
 
 # --- the overview ----------------------------------------------------------------------------------------------------

@@ -85,7 +85,9 @@ def clean(options: Options) -> int:
 
 def run_clean(studies: Mapping[str, tuple[Study, TrackSpec]], really: bool, outputs: Path | None = None) -> int:
     """Print what each study could do without, and what all in `outputs` share, in bytes; remove it where `really`."""
-    found = [(name, item) for name, (study, track) in studies.items() for item in cleanup.items(study, track)]
+    found = []
+    for name, (study, track) in studies.items():
+        found += [(name, item) for item in cleanup.items(study, track)]
     found += [("(shared)", item) for item in cleanup.kept_tokens(outputs)] if outputs is not None else []
     if not found:
         print("nothing to remove")

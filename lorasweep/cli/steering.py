@@ -31,7 +31,9 @@ def status(options: Options) -> int:
 
 def _show(study: Study) -> None:
     meta, trials = study.meta, study.trials()
-    progress = {int(n): p for w in study.workers().values() for n, p in w["trials"].items()}
+    progress: dict[int, Any] = {}
+    for worker in study.workers().values():
+        progress |= {int(number): reached for number, reached in worker["trials"].items()}
     columns = ["trial", *meta.swept, "state", "step", meta.metric, "seconds", "note"]
     console.table(f"study {meta.name}", columns, [_row(study, t, progress) for t in trials])
     states = [t.state.name.lower() for t in trials]

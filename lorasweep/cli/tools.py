@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from typing import TYPE_CHECKING
 
 from lorasweep.cli.parser import Options
@@ -24,7 +24,7 @@ def keys(options: Options) -> int:
     described = described_keys()
     chosen = [key for key in described if _is_asked_for(key, options.words)]
     if not chosen:
-        known = sorted({part for key in described for part in key.path.split(".")})
+        known = sorted(set(chain.from_iterable(key.path.split(".") for key in described)))
         raise ConfigError(
             [f"{word}: in no key's name or meaning{_near(word, known)}" for word in options.words], "keys"
         )

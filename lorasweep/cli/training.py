@@ -88,7 +88,8 @@ def check(options: Options) -> int:
     if len(specs) == 1:
         check.show(specs[0], planned.loaded[workload.key(specs[0])])
     else:
-        rows = [{key: p.get(key, "-") for key in planned.meta.swept} for p in points]
+        unset = dict.fromkeys(planned.meta.swept, "-")
+        rows = [{**unset, **point} for point in points]
         check.show_grid(specs, rows, dict(planned.loaded))
     for line in planned.never:
         print(line)

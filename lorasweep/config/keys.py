@@ -84,4 +84,8 @@ def _table(keys: Sequence[Key]) -> str:
     rows = [COLUMNS, ("---",) * len(COLUMNS)]
     for key in keys:
         rows.append((f"`{key.path}`", f"`{key.default}`", key.allowed, ", ".join(key.affects), key.meaning))
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
+    return "\n".join(map(_markdown_row, rows))
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 from hydra.core.override_parser import types as hydra_types
@@ -64,7 +65,8 @@ def is_of_the_study(key: str) -> bool:
 def group_options(group: str) -> list[str]:
     """Return the names that `group=` takes."""
     folders = [data_folder("conf"), *outside_conf()]
-    return sorted({p.stem for folder in folders for p in (folder / group).glob("*.yaml")})
+    files = chain.from_iterable((folder / group).glob("*.yaml") for folder in folders)
+    return sorted({path.stem for path in files})
 
 
 def override_text(value: Any) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from functools import cache, lru_cache, partial
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -163,10 +164,11 @@ def _names_in_conf(folder: Path, key: str) -> dict[str, str]:
 
 def outside_conf() -> list[Path]:
     """Return the folders `conf` of the packages that have entry points of ours."""
-    names = {point.module.partition(".")[0] for group in GROUPS for point in _entry_points(group)}
+    points = chain.from_iterable(map(_entry_points, GROUPS))
+    names = {point.module.partition(".")[0] for point in points}
     packages = [spec for spec in map(find_spec, sorted(names)) if spec is not None]
-    places = [Path(place) / "conf" for spec in packages for place in spec.submodule_search_locations or ()]
-    return [place for place in places if place.is_dir()]
+    places = chain.from_iterable(spec.submodule_search_locations or () for spec in packages)
+    return [conf for conf in (Path(place) / "conf" for place in places) if conf.is_dir()]
 
 
 def _entry_points(group: str) -> tuple[EntryPoint, ...]:

@@ -624,7 +624,10 @@ def is_earlier_default(key: str, earlier: Any, value: Any) -> bool:
 @cache
 def keys_affecting(what: Affects) -> tuple[str, ...]:
     """Return the config paths of the settings that affect `what`."""
-    return tuple(f"{name}.{f.name}" for name, cls in SECTIONS.items() for f in fields(cls) if what & affects(f))
+    found: list[str] = []
+    for name, section in SECTIONS.items():
+        found += [f"{name}.{f.name}" for f in fields(section) if what & affects(f)]
+    return tuple(found)
 
 
 NAME_RULE = "must be letters, digits, '.', '_' or '-', at most 200, the last no '.', and no device's name on Windows"

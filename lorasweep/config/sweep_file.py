@@ -1,6 +1,7 @@
 """Files of sweeps/: the question, its overrides and its space."""
 
 from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def sweep_file(name: str) -> SweepFile:
     folders = [Path("sweeps"), data_folder("sweeps")]
     found = next((f / f"{name}.yaml" for f in folders if (f / f"{name}.yaml").is_file()), None)
     if found is None:
-        names = sorted({p.stem for f in folders for p in f.glob("*.yaml")})
+        names = sorted({path.stem for path in chain.from_iterable(f.glob("*.yaml") for f in folders)})
         near = did_you_mean(name, names)
         known = "" if near.startswith("; known") else f"; known: {', '.join(names)}"
         raise ConfigError([f"--sweep: no {name}.yaml in ./sweeps or among lorasweep's own{near}{known}"])

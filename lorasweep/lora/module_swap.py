@@ -98,12 +98,13 @@ def restore(before: Children) -> None:
 
 def places(before: Children) -> list[Place]:
     """Return where other modules stand now."""
-    return [
-        Place(parent, key, base, own)
-        for parent, held in before.items()
-        for key, base in held.items()
-        if base is not None and (own := parent._modules[key]) is not None and own is not base
-    ]
+    found = []
+    for parent, held in before.items():
+        for key, base in held.items():
+            own = parent._modules[key]
+            if base is not None and own is not None and own is not base:
+                found.append(Place(parent, key, base, own))
+    return found
 
 
 def own_weights(before: Children, changed: Mapping[nn.Parameter, tuple[Tensor, Tensor]]) -> list[Weight]:

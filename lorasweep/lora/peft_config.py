@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -113,13 +114,13 @@ def _layer_problems(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
         return []
     layers = layers_of(names, patterns)
     if not layers:
-        lists = sorted({part for name in names for part in re.findall(r"([^.]+)\.\d+\.", name)})
+        lists = sorted(set(chain.from_iterable(re.findall(r"([^.]+)\.\d+\.", name) for name in names)))
         if patterns:
             return [f"lora.layers_pattern: '{patterns}' numbers none of the adapted modules{_choice(lists)}"]
         return [
             f"lora.layers_to_transform: peft finds no number in '{names[0]}'; give lora.layers_pattern{_choice(lists)}"
         ]
-    there = {index for indices in layers.values() for index in indices}
+    there = set(chain.from_iterable(layers.values()))
     return [
         f"lora.layers_to_transform: no adapted module lies in layer {index}; there is {described_layers(layers)}"
         for index in ([asked] if isinstance(asked, int) else asked)
@@ -216,13 +217,16 @@ def _tied_problems(lora: LoraSpec, wanted: LoraConfig, base: Base) -> list[str]:
     for name, module in base.model.named_modules():
         if isinstance(module, (*LINEAR, nn.Embedding)):
             holders.setdefault(id(module.weight), []).append(name)
-    tied = {n: [o for o in names if o != n] for names in holders.values() for n in names if len(names) > 1}
-    return [
-        f"lora.init_lora_weights: {lora.init_lora_weights} changes the weight of '{name}', which is that of "
-        f"'{others[0]}' too; leave it out of lora.target_modules, or begin otherwise"
-        for name, others in tied.items()
-        if isinstance(base.model.get_submodule(name), LINEAR) and check_target_module_exists(wanted, name)
-    ]
+    problems = []
+    for names in holders.values():
+        for name in names if len(names) > 1 else ():
+            if isinstance(base.model.get_submodule(name), LINEAR) and check_target_module_exists(wanted, name):
+                other = next(o for o in names if o != name)
+                problems.append(
+                    f"lora.init_lora_weights: {lora.init_lora_weights} changes the weight of '{name}', which is that "
+                    f"of '{other}' too; leave it out of lora.target_modules, or begin otherwise"
+                )
+    return problems
 
 
 def _init_problems(lora: LoraSpec, wanted: LoraConfig, base: Base) -> list[str]:
@@ -271,12 +275,16 @@ def _kind(module: nn.Module) -> str:
 def _whole_problems(lora: LoraSpec, base: Base) -> list[str]:
     """Return a problem for each module that is to train in full and holds quantised weights."""
     modules = dict(base.model.named_modules())
-    return [
-        f"lora.modules_to_save: '{name}' holds '{inside}', which model.quantization={base.quantization} keeps in "
-        f"{quantization.BITS[base.quantization]} bits; adapt it with lora.target_modules, or leave the base unquantised"
-        for name in lora.modules_to_save or []
-        if (inside := next((n for n in base.small if f".{name}." in f".{n}." and n in modules), None))
-    ]
+    problems = []
+    for name in lora.modules_to_save or []:
+        inside = next((n for n in base.small if f".{name}." in f".{n}." and n in modules), None)
+        if inside is not None:
+            problems.append(
+                f"lora.modules_to_save: '{name}' holds '{inside}', which model.quantization={base.quantization} keeps "
+                f"in {quantization.BITS[base.quantization]} bits; adapt it with lora.target_modules, or leave the base "
+                "unquantised"
+            )
+    return problems
 
 
 def misread(wanted: LoraConfig, base: Base, device: torch.device) -> list[str]:

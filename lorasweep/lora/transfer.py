@@ -89,11 +89,9 @@ def _rounding(spec: TrialSpec) -> str:
 
 def _check_magnitudes(saved: Mapping[str, Tensor], here: Mapping[str, Tensor], folder: Path) -> None:
     """Raise ConfigError where the saved adapter is DoRA's and the new one adapts its layers without it."""
-    lost = [
-        module
-        for module in (n.removesuffix(MAGNITUDE) for n in saved if n.endswith(MAGNITUDE))
-        if f"{module}{MAGNITUDE}" not in here and any(n.startswith(f"{module}.lora_") for n in here)
-    ]
+    adapted = {n.partition(".lora_")[0] for n in here}
+    scaled = {n.removesuffix(MAGNITUDE) for n in saved if n.endswith(MAGNITUDE) and n not in here}
+    lost = sorted(scaled & adapted)
     if lost:
         raise ConfigError(
             [

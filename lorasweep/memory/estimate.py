@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import psutil
@@ -219,7 +220,7 @@ class _Trials:
         self.weights -= self.spared
         self.matrices = _bytes(p for p in base.model.parameters() if p.dim() == 2)
         self.seats = [self._seat() for _ in range(slots)]
-        self.trained = _bytes(p for attached, _ in self.seats for p in attached.parameters())
+        self.trained = sum(_bytes(attached.parameters()) for attached, _ in self.seats)
 
     def _seat(self) -> tuple[adapter.Attached, packed_pass.Layers]:
         """Return one more adapter, beside the base; with a plain initialisation, shapes are the same."""
@@ -356,7 +357,7 @@ class _Trials:
         tokens = rows * max(lengths_of(examples["train"]))
         width = next(self.base.model.parameters()).element_size()
         through = sum(sum(m.weight.shape) for m in self.linear)
-        own: list[Any] = [m for place in self.seats[0][0].swap.places for m in place.own.modules()]
+        own: list[Any] = list(chain.from_iterable(p.own.modules() for p in self.seats[0][0].swap.places))
         experts = sum(m.get_param().nbytes for m in own if hasattr(m, "parameter_name"))
         return Counter(
             weights=self.weights + self.held,

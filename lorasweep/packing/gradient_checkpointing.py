@@ -21,7 +21,9 @@ from lorasweep.packing.packed_pass import Pass
 def blocks(model: Any) -> list[nn.Module]:
     """Return the layers that can compute again, as transformers marks them; none that lies in another."""
     found = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    inner = {c for m in found for c in m.modules() if c is not m}
+    inner: set[nn.Module] = set()
+    for block in found:
+        inner.update(m for m in block.modules() if m is not block)
     return [m for m in found if m not in inner]
 
 

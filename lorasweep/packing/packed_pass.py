@@ -112,10 +112,10 @@ def scattered_reason(layers: Layers, scattered: Collection[nn.Module]) -> str:
 
 def parts(members: Sequence[Layers], batch: Batch) -> list[Part]:
     """Return which rows are whose; `members` are in the order of the batch's groups."""
-    return [
-        Part(one, rows, {padded: own[i] for padded, own in batch.lengths.items()})
-        for i, (one, rows) in enumerate(zip(members, batch.groups, strict=True))
-    ]
+    out = []
+    for i, (layers, rows) in enumerate(zip(members, batch.groups, strict=True)):
+        out.append(Part(layers, rows, {padded: own[i] for padded, own in batch.lengths.items()}))
+    return out
 
 
 class Pass:

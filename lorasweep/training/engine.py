@@ -318,11 +318,11 @@ class Engine:
         if self.base.model.config.is_encoder_decoder:  # makes its decoder's inputs from the labels
             made = [replace(b, inputs={**b.inputs, "labels": b.labels}) for b in made]
         known = inspect.signature(self.base.model.forward).parameters
-        return [
-            {"attention_mask": torch.ones_like(b.inputs["input_ids"])}
-            | {k: v for k, v in b.inputs.items() if k in known}
-            for b in made
-        ]
+        read = []
+        for batch in made:
+            inputs = {name: tensor for name, tensor in batch.inputs.items() if name in known}
+            read.append({"attention_mask": torch.ones_like(batch.inputs["input_ids"])} | inputs)
+        return read
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
@@ -359,7 +359,7 @@ class Engine:
             some = [s for s in todo if (s.slot.first_token is None) == whole]
             sizes = [(len(s.examples), s.length) for s in some]
             groups = pass_cost.passes(sizes, self.overhead, self.limits.most)
-            shared += [sorted((some[i] for i in group), key=_place) for group in groups]
+            shared += [sorted(map(some.__getitem__, group), key=_place) for group in groups]
         return shared
 
     def _gradients(self, group: list[Step]) -> None:
@@ -415,10 +415,9 @@ class Engine:
             batch = self.task.collate([p for _, p in active], self.prepared.pad_id, self.device)
             with self._computing([s.slot for s, _ in active], batch, together):
                 rows_B = self.task.row_losses(self.base.model, batch)
-                losses = [
-                    rows_B[rows].sum() / sum(e.supervised for e in s.examples)
-                    for (s, _), rows in zip(active, batch.groups, strict=True)
-                ]
+                losses = []
+                for (step, _), rows in zip(active, batch.groups, strict=True):
+                    losses.append(rows_B[rows].sum() / sum(e.supervised for e in step.examples))
                 pairs = zip(losses, active, strict=True)
                 scaled = [loss * s.slot.scale.value if s.slot.scale else loss for loss, (s, _) in pairs]
                 sum(scaled[1:], scaled[0]).backward()

@@ -4,6 +4,7 @@ is computed for the first token alone: other tokens change no answer, and their 
 No model is known by its name: a place is taken where trying shows it. Shapes: B rows, T tokens, D hidden.
 """
 
+import itertools
 from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ class Place:
 
     def once(self, changed: Iterable[module_swap.Place]) -> set[nn.Module]:
         """Return what is computed once a text, an adapter's own modules among it."""
-        return {*self.behind, *(m for one in changed if one.base in self.behind for m in one.own.modules())}
+        own = (place.own.modules() for place in changed if place.base in self.behind)
+        return {*self.behind, *itertools.chain.from_iterable(own)}
 
     def used(self) -> RemovableHandle:
         """Show the module the first token alone, while the handle's context lasts."""

@@ -50,7 +50,7 @@ class Flats:
             grad.zero_()
 
     def flats(self) -> list[nn.Parameter]:
-        return [p for group in self.param_groups for p in group["params"]]
+        return list(itertools.chain.from_iterable(group["params"] for group in self.param_groups))
 
     def _grads(self) -> list[Tensor]:
         return [p.grad for p in self.flats() if p.grad is not None]

@@ -8,6 +8,7 @@ Shapes: B rows, T tokens, D hidden.
 
 import functools
 import hashlib
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -106,7 +107,7 @@ class Prefix:
             return
         began = time.perf_counter()
         texts = [self._text(depth, inputs) for inputs in (batch.inputs, *batch.others)]
-        known = [[key in self.store for key in t.keys] for t in texts]
+        known = [list(map(self.store.__contains__, t.keys)) for t in texts]
         spent = time.perf_counter() - began
         if not all([self._fill(depth, t) for t in texts]):
             yield
@@ -127,12 +128,9 @@ class Prefix:
         cost = self.costs[depth]
         part = "eval" if torch.is_inference_mode_enabled() else "train"
         for slot, rows in zip(slots, batch.groups, strict=True):
-            tokens = sum(
-                n
-                for t, k in zip(texts, known, strict=True)
-                for n, ok in zip(t.lengths[rows], k[rows], strict=True)
-                if ok
-            )
+            tokens = 0
+            for t, k in zip(texts, known, strict=True):
+                tokens += sum(itertools.compress(t.lengths[rows], k[rows]))
             share = (rows.stop - rows.start) / len(batch.rows)
             slot.prefix_saved_s[part] += tokens * cost.a_token - share * spent
         if not cost.pays:

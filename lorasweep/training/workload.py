@@ -116,11 +116,9 @@ def workload(spec: TrialSpec) -> Workload:
     task.found = {**rows.found, "max_tokens": data.max_tokens, "max_target_tokens": data.max_target_tokens}
     if template is not None:
         task.found["chat_template"] = template
-    task.notes += [
-        f"{metric} has no value on {split}: {reason}"
-        for split in ("eval", "test")
-        for metric, reason in task.undefined(rows, split).items()
-    ]
+    for split in ("eval", "test"):
+        undefined = task.undefined(rows, split)
+        task.notes += [f"{metric} has no value on {split}: {reason}" for metric, reason in undefined.items()]
     spec = replace(spec, data=data)
     place, told = token_cache.place(spec, task, tokenizer, rows.fingerprint), None
     found = token_cache.read(place, task.held)
