@@ -8,6 +8,7 @@ import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from lorasweep.report.study_data import StudyData, TrialData
@@ -54,7 +55,8 @@ def log_ticks(low: float, high: float) -> Json:
     decades = math.log10(high / low)
     steps = (1, 2, 5) if decades <= 2 else (1, 3) if decades <= 4 else (1,)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    values = [v for p in powers for s in steps if low / 1.1 <= (v := float(f"{s}e{p}")) <= high * 1.1]
+    ticks = [float(f"{step}e{power}") for power, step in product(powers, steps)]
+    values = [v for v in ticks if low / 1.1 <= v <= high * 1.1]
     return {"type": "log", "tickvals": values, "ticktext": [_rounded(v) for v in values]}
 
 

@@ -138,10 +138,9 @@ def _table(table: Table, caption: str, best: str | None = None) -> str:
     if not table.rows:
         return f"<p>{escape(table.empty)}</p>"
     head = "".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in table.head)
-    rows = "".join(
-        f"<tr{' class=best' if row[0] == best else ''}>{''.join(_cell(text) for text in row)}</tr>"
-        for row in table.rows
-    )
+    rows = ""
+    for row in table.rows:
+        rows += f"<tr{' class=best' if row[0] == best else ''}>{''.join(map(_cell, row))}</tr>"
     shown = f"<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     return f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(caption)}">{shown}</div>'
 

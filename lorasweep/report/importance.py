@@ -36,7 +36,7 @@ def at_common_step(ended: Sequence[FrozenTrial]) -> tuple[list[FrozenTrial], int
     if len(pruned) < PRUNED_SHARE * (len(complete) + len(pruned)):
         return complete, None
     both = [t for t in [*complete, *pruned] if t.intermediate_values]
-    steps = sorted({step for t in both for step in t.intermediate_values}, reverse=True)
+    steps = sorted(set().union(*(t.intermediate_values for t in both)), reverse=True)
     for step in steps:
         reached = [t for t in both if math.isfinite(t.intermediate_values.get(step, math.nan))]
         if len(reached) >= FEWEST_REACH * len(both):
@@ -54,7 +54,7 @@ def importances(trials: Sequence[FrozenTrial], keys: Sequence[str]) -> tuple[dic
         return {}, "Only one parameter varies, so all the difference between trials is its own, or noise."
     if len(trials) < FEWEST_TRIALS:
         return {}, f"Importance needs at least {FEWEST_TRIALS} trials to compare; there are {len(trials)}."
-    always = [k for k in keys if all(k in t.params for t in trials) and len({str(t.params[k]) for t in trials}) > 1]
+    always = [k for k in keys if _varies(trials, k)]
     values = [t.values[0] for t in trials]
     if not always or max(values) == min(values):
         return {}, "All trials have the same metric, or no parameter is set in all of them."
@@ -74,11 +74,19 @@ def importances(trials: Sequence[FrozenTrial], keys: Sequence[str]) -> tuple[dic
     return {k: predicted * share for k, share in sorted(found.items(), key=lambda item: -item[1])}, why
 
 
+def _varies(trials: Sequence[FrozenTrial], key: str) -> bool:
+    """Tell whether every trial sets a parameter, and not all to one value."""
+    values = {str(t.params.get(key)) for t in trials}
+    return len(values) > 1 and all(key in t.params for t in trials)
+
+
 def predicted_share(trials: Sequence[FrozenTrial], keys: Sequence[str]) -> float:
     """Return the out-of-bag R² of a random forest: how much of the variance parameters predict in unseen trials."""
     from sklearn.ensemble import RandomForestRegressor
 
-    columns = [column for key in keys for column in _columns([t.params[key] for t in trials], trials[0], key)]
+    columns: list[list[float]] = []
+    for key in keys:
+        columns += _columns([t.params[key] for t in trials], trials[0], key)
     forest = RandomForestRegressor(OUT_OF_BAG_TREES, min_samples_leaf=LEAF, oob_score=True, random_state=0)
     forest.fit(np.array(columns, float).T, [t.values[0] for t in trials])
     return float(forest.oob_score_)
@@ -88,8 +96,8 @@ def _columns(values: Sequence[object], trial: FrozenTrial, key: str) -> list[lis
     """Return a parameter as the forest sees it: a number, or a column for each choice."""
     if not isinstance(trial.distributions[key], CategoricalDistribution):
         return [[float(v) for v in values]]  # type: ignore[arg-type]
-    names = sorted({str(v) for v in values})
-    return [[float(str(v) == name) for v in values] for name in names]
+    texts = np.array(list(map(str, values)))
+    return [(texts == name).astype(float).tolist() for name in np.unique(texts)]
 
 
 def _scored(trial: FrozenTrial, keys: Sequence[str]) -> FrozenTrial:

@@ -156,13 +156,17 @@ def heat_map(data: StudyData) -> Figure:
         f"{across.key} = {xs[best[1]]}, {means[best]:.4f} over {counted(len(cells[best]), 'trial')}. "
         "Nothing finished in empty cells."
     )
-    z = [[means.get((j, i)) for i in range(len(xs))] for j in range(len(ys))]
+    z: list[list[float | None]] = [[None] * len(xs) for _ in ys]
+    texts = [[""] * len(xs) for _ in ys]
+    for (row, column), mean in means.items():
+        z[row][column] = mean
+        texts[row][column] = f"{mean:.3f}"
     heat = {
         "type": "heatmap",
         "x": [safe(x) for x in xs],
         "y": [safe(y) for y in ys],
         "z": z,
-        "text": [["" if v is None else f"{v:.3f}" for v in row] for row in z],
+        "text": texts,
         "texttemplate": "%{text}",
         "colorscale": SCALE,
         "reversescale": not data.meta.maximize,
@@ -215,7 +219,7 @@ def parallel(data: StudyData) -> Figure:
         f"{data.meta.metric}. Yellow is the best fifth, blue the worst."
     )
     names = [safe(a.key).replace(".", ".<br>", 1) for a in axes] + [safe(data.meta.metric)]
-    notes = [note for i, a in enumerate(axes) for note in _axis_notes(a, i)]
+    notes = list(itertools.chain.from_iterable(_axis_notes(axis, place) for place, axis in enumerate(axes)))
     notes += [_note(count, 0.0, f"{low:.4g}"), _note(count, 1.0, f"{high:.4g}")]
     drawn_on = layout(
         {"tickvals": list(range(count + 1)), "ticktext": names, "range": [-0.3, count + 0.45], "side": "top"},

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -184,7 +185,8 @@ def gather(study: Study, known_answer: Answer | None = None) -> StudyData:
     ]
     searched = [t for t in queue if t.state.is_finished() and not repeats.is_repeat(t)]
     compared, step = importance.at_common_step(searched)
-    axes = [a for a in (_axis(study, key, trials) for key in study.meta.swept) if a is not None]
+    maybe = [_axis(study, key, trials) for key in study.meta.swept]
+    axes = [axis for axis in maybe if axis is not None]
     shares, why = importance.importances(compared, [a.key for a in axes if len(a.values) > 1])
     says = importance.summary(shares, study.meta.metric, len(compared), step) if shares else ""
     data = StudyData(
@@ -234,10 +236,13 @@ def _facts(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         }.items():
             if text:
                 found.setdefault(name, Counter())[str(text)] += 1
-    return {
-        name: next(iter(seen)) if len(seen) == 1 else ", ".join(f"{text} ({n} trials)" for text, n in seen.items())
-        for name, seen in found.items()
-    }
+    return {name: _all_or_counted(seen) for name, seen in found.items()}
+
+
+def _all_or_counted(seen: Counter[str]) -> str:
+    if len(seen) == 1:
+        return next(iter(seen))
+    return ", ".join(f"{text} ({n} trials)" for text, n in seen.items())
 
 
 def _counts(rows: Mapping[str, int]) -> str:
@@ -251,8 +256,8 @@ def _axis(study: Study, key: str, trials: Sequence[TrialData]) -> Axis | None:
         return None
     found = list(values.values())
     if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in found):
-        names = [str(n) for d in study.space.dimensions if d.key == key for n in d.names]
-        order = {name: i for i, name in enumerate(names)}
+        names = chain.from_iterable(d.names for d in study.space.dimensions if d.key == key)
+        order = {str(name): i for i, name in enumerate(names)}
         found.sort(key=lambda v: (order.get(str(v), len(order)), str(v)))
         return Axis(key=key, numeric=False, log=False, values=found)
     found.sort()

@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from lorasweep.config.measures import COSTS
 from lorasweep.report.cost import Cost, cost
@@ -52,26 +53,26 @@ def reading(data: StudyData) -> str:
 
 def leaders(data: StudyData) -> Table:
     """Return every trial, the best first; then those without a metric."""
-    keys = list(dict.fromkeys([a.key for a in data.axes] + [k for t in data.trials for k in t.point]))
+    keys = list(dict.fromkeys(chain([a.key for a in data.axes], *(t.point for t in data.trials))))
     head = ["trial", "state", f"eval {data.meta.metric}", "95 % interval", "against the best", *keys]
     head += ["trainable parameters", "device s", "adapter MB", "reason"]
-    ranked = [t for state in STATES for t in _in_order(data, state)]
-    rows = [
-        [
-            str(t.number),
-            STATES[t.state] + (f", repeat of {t.repeat_of}" if t.repeat_of is not None else ""),
-            _reached(t),
-            t.interval or "-",
-            data.standing(t) or "-",
-            *(short(t.point[k]) if k in t.point else "-" for k in keys),
-            _count(t.result.trainable),
-            _number(t.result.device_s, 1),
-            _number(t.result.adapter_mb, 2),
-            t.result.reason or "-",
-        ]
-        for t in ranked
+    ranked = chain.from_iterable(_in_order(data, state) for state in STATES)
+    return Table(head=head, rows=[_leader(data, t, keys) for t in ranked], empty="No trial yet.")
+
+
+def _leader(data: StudyData, trial: TrialData, keys: Sequence[str]) -> list[str]:
+    return [
+        str(trial.number),
+        STATES[trial.state] + (f", repeat of {trial.repeat_of}" if trial.repeat_of is not None else ""),
+        _reached(trial),
+        trial.interval or "-",
+        data.standing(trial) or "-",
+        *(short(trial.point[k]) if k in trial.point else "-" for k in keys),
+        _count(trial.result.trainable),
+        _number(trial.result.device_s, 1),
+        _number(trial.result.adapter_mb, 2),
+        trial.result.reason or "-",
     ]
-    return Table(head=head, rows=rows, empty="No trial yet.")
 
 
 def _reached(trial: TrialData) -> str:

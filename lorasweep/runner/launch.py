@@ -123,7 +123,7 @@ def _run_workers(study: Study, launch: Launch, interrupts: Any) -> None:
 
 def _state(study: Study) -> list[tuple]:
     keys = ("checkpoint_step", "deaths")
-    return [(t.number, t.state, *(t.user_attrs.get(k) for k in keys)) for t in study.trials()]
+    return [(t.number, t.state, *map(t.user_attrs.get, keys)) for t in study.trials()]
 
 
 def _work(folder: str, divide: bool, config: Any) -> None:

@@ -7,6 +7,7 @@ import ast
 import operator
 from collections.abc import Callable
 from functools import cache
+from itertools import chain
 from typing import Any
 
 WORDS = {"true": True, "false": False, "null": None}
@@ -91,7 +92,8 @@ def _constant(node: ast.expr) -> Any:
 def _keys(node: ast.expr) -> list[str]:
     if _is_key(node):
         return [_dotted(node)]
-    return [key for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr) for key in _keys(child)]
+    inside = (_keys(child) for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr))
+    return list(chain.from_iterable(inside))
 
 
 def _evaluate(node: ast.expr, value: Callable[[str], Any]) -> Any:

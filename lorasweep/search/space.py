@@ -49,7 +49,10 @@ class Space:
         points: list[dict[str, Value]] = [{}]
         for d in self.dimensions:
             values = d.values()
-            points = [q for p in points for q in ([p | {d.key: v} for v in values] if self.applies(d, p) else [p])]
+            longer: list[dict[str, Value]] = []
+            for point in points:
+                longer += [point | {d.key: v} for v in values] if self.applies(d, point) else [point]
+            points = longer
         return points
 
     def corners(self) -> list[dict[str, Value]]:
@@ -148,9 +151,8 @@ class Space:
 
     def describe(self) -> dict[str, Any]:
         """Return it as JSON-able data, for Space.from_json."""
-        dimensions = [{k: v for k, v in asdict(d).items() if v != getattr(Dimension, k, "")} for d in self.dimensions]
-        tidy = [{k: list(v) if isinstance(v, tuple) else v for k, v in d.items()} for d in dimensions]
-        return {"fixed": list(self.fixed), "dimensions": tidy, "settled": dict(self.settled)}
+        dimensions = [_described(d) for d in self.dimensions]
+        return {"fixed": list(self.fixed), "dimensions": dimensions, "settled": dict(self.settled)}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Space":
@@ -178,6 +180,12 @@ def _shown(space: Space) -> dict[str, str]:
     return own | {d.key: str(d) for d in space.dimensions}
 
 
+def _described(dimension: Dimension) -> dict[str, Any]:
+    """Return the fields that are not at their defaults, lists in place of tuples, as JSON has them."""
+    set_fields = {k: v for k, v in asdict(dimension).items() if v != getattr(Dimension, k, "")}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in set_fields.items()}
+
+
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
@@ -191,7 +199,7 @@ def read(overrides: Sequence[str], space: Mapping[str, Any] | None = None) -> tu
     fixed = tuple(str(o.input_line) for o in given.values() if not o.is_sweep_override())
     made = [_study_key_problem(o.key_or_group) or of_override(o) for o in given.values() if o.is_sweep_override()]
     made += [_study_key_problem(k) or of_yaml(k, entry) for k, entry in (space or {}).items() if k not in given]
-    problems += [p for _, wrong in made for p in wrong]
+    problems += itertools.chain.from_iterable(wrong for _, wrong in made)
     found = [d for d, _ in made if d is not None]
     found = [_with_sound_condition(d, found, problems) for d in found]
     ordered = _in_order(found, problems)
@@ -215,9 +223,12 @@ def _with_sound_condition(d: Dimension, all_of_them: Sequence[Dimension], proble
         problems.append(f"{d.key}: when {error}; write e.g. \"lora.r > 4 and lora.use_rslora\", got '{d.when}'")
         return replace(d, when=None)
     swept = {other.key: other for other in all_of_them}
-    wrong = [p for key in keys if key not in swept for p in _unswept_problems(d.key, key, list(swept))]
+    wrong: list[str] = []
+    for key in keys:
+        wrong += [] if key in swept else _unswept_problems(d.key, key, list(swept))
     if not wrong:
-        wrong = [p for k, constant in condition.compared(d.when) for p in _never(d.key, k, swept.get(k), constant)]
+        for key, constant in condition.compared(d.when):
+            wrong += _never(d.key, key, swept.get(key), constant)
     problems += wrong
     return replace(d, when=None) if wrong else d
 
@@ -262,7 +273,8 @@ def _in_order(found: Sequence[Dimension], problems: list[str]) -> list[Dimension
 def _settled(found: Sequence[Dimension], fixed: Sequence[str], problems: list[str]) -> dict[str, Any]:
     """Return what the configuration has for the keys that conditions name, where they may be left unset."""
     always = {d.key for d in found if d.when is None}
-    named = dict.fromkeys(key for d in found if d.when for key in condition.keys(d.when) if key not in always)
+    in_conditions = itertools.chain.from_iterable(condition.keys(d.when) for d in found if d.when)
+    named = dict.fromkeys(key for key in in_conditions if key not in always)
     if not named or problems:
         return {}
     try:
