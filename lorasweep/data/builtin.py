@@ -12,6 +12,7 @@ import tokenize
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 PACKAGES = (
@@ -104,7 +105,8 @@ def topics() -> list[dict]:
     """Return CAUSAL_LM rows: the paragraphs of the language reference in pydoc_data, and the docstrings."""
     from pydoc_data.topics import topics as pages
 
-    paragraphs = [" ".join(p.split()) for page in pages.values() for p in re.split(r"\n\s*\n", page)]
+    raw = chain.from_iterable(re.split(r"\n\s*\n", page) for page in pages.values())
+    paragraphs = [" ".join(p.split()) for p in raw]
     texts = [p for p in paragraphs if len(p.split()) >= MIN_WORDS] + [d.text for d in docstrings()]
     return [{"text": text} for text in dict.fromkeys(texts)]
 

@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 from lorasweep.data.table import Record
 
@@ -23,10 +24,15 @@ def carve(train: Sequence[Record], fractions: Mapping[str, float], classes: str)
     units: dict[float, list[int]] = defaultdict(list)
     for i, record in enumerate(train):
         units[place(record)].append(i)
-    held = {key: {c for i in rows for c in classes_of(train[i], classes)} for key, rows in units.items()}
+    held: dict[float, set[str]] = defaultdict(set)
+    for key, rows in units.items():
+        for i in rows:
+            held[key].update(classes_of(train[i], classes))
     split_of = _assigned(units, held, fractions)
     out: dict[str, list[Record]] = {name: [] for name in ("train", *fractions)}
-    names = {i: split_of.get(key, "train") for key, rows in units.items() for i in rows}
+    names: dict[int, str] = {}
+    for key, rows in units.items():
+        names |= dict.fromkeys(rows, split_of.get(key, "train"))
     for i, record in enumerate(train):
         out[names[i]].append(record)
     return out
@@ -36,7 +42,7 @@ def _assigned(
     units: Mapping[float, Sequence[int]], held: Mapping[float, set[str]], fractions: Mapping[str, float]
 ) -> dict[float, str]:
     """Return the split of each unit that leaves train."""
-    counts = Counter(c for classes in held.values() for c in classes)
+    counts = Counter(chain.from_iterable(held.values()))
     strata: dict[str, list[float]] = defaultdict(list)
     for key, classes in held.items():
         strata[min(classes, key=lambda c: (counts[c], c), default="")].append(key)
@@ -67,7 +73,7 @@ def _shares(sizes: Mapping[str, int], free: Mapping[str, int], fraction: float) 
 
 def _without_orphans(found: dict[float, str], held: Mapping[float, set[str]]) -> dict[float, str]:
     """Return the splits of units, those back in train that hold a class which train would not have."""
-    in_train = {c for key, classes in held.items() if key not in found for c in classes}
+    in_train = set(chain.from_iterable(classes for key, classes in held.items() if key not in found))
     for key in sorted(found):
         if not held[key] <= in_train:
             in_train |= held[key]

@@ -177,7 +177,11 @@ def _frequent(rows: Iterable[Sequence[str]]) -> dict[int, set[str]]:
     for cells in rows:
         for k, cell in enumerate(cells):
             counts.setdefault(k, Counter())[cell] += 1
-    return {k: {v for v, n in c.items() if n > 1 and v} for k, c in counts.items()}
+    return {column: _repeated(seen) for column, seen in counts.items()}
+
+
+def _repeated(seen: Counter[str]) -> set[str]:
+    return {value for value, n in seen.items() if n > 1 and value}
 
 
 # --- columns ---------------------------------------------------------------------------------------------------------
@@ -190,7 +194,7 @@ def _table(path: Path, spec: DataSpec, delimiter: str, records: Records, notes: 
     body = records.cells
     if not spec.header or [c.strip(INVISIBLE) for c in body[0][1]] == list(spec.header):
         body = body[1:]
-    body = [(number, cells) for number, cells in body if any(c.strip() for c in cells)]
+    body = [(number, cells) for number, cells in body if "".join(cells).strip()]
     width = max((len(c) for _, c in body), default=0)
     if spec.header is None:
         header = _whole_header(header, body, width)

@@ -9,6 +9,8 @@ import json
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +162,7 @@ def _with_label_columns(
     if not spec.label_columns:
         if asked["label"] != "label" or find_label(train):
             return tables, spec
-        found = labels.one_hot({c: [r.get(c) for r in train.rows] for c in train.columns})
+        found = labels.one_hot({column: train.cells_of(column) for column in train.columns})
         if not found:
             return tables, spec
         spec = replace(spec, label_columns=found)
@@ -181,16 +183,17 @@ def find_label(table: Table) -> bool:
 
 def _table_notes(tables: Mapping[str, Table], columns: Columns) -> list[str]:
     """Return what is to be said of the files. Raises ConfigError where a column that is read stands in one twice."""
-    problems = [
-        f"data.{field}_column: two columns of {name} are called '{column}'; give one of them another name"
-        for name, table in tables.items()
-        for field, column in columns.by_field.items()
-        if column in table.repeated
-    ]
+    problems = []
+    for name, table in tables.items():
+        for word, column in columns.by_field.items():
+            if column in table.repeated:
+                problems.append(
+                    f"data.{word}_column: two columns of {name} are called '{column}'; give one of them another name"
+                )
     if problems:
         raise ConfigError(problems)
-    repeated = {c for table in tables.values() for c in table.repeated}
-    notes = [note for table in tables.values() for note in table.notes]
+    repeated = set(chain.from_iterable(table.repeated for table in tables.values()))
+    notes = list(chain.from_iterable(table.notes for table in tables.values()))
     return notes + ([f"two columns are called {', '.join(sorted(repeated))}; neither is read"] if repeated else [])
 
 
@@ -246,7 +249,8 @@ def _settle_labels(raw: dict[str, list[Record]], broken: dict[str, list[str]], p
     train = raw["train"]
     if not train or "label" not in train[0]:
         return []
-    named, notes = labels.read_labels({s: [r["label"] for r in rows] for s, rows in raw.items()}, problem_type)
+    cells = {split: list(map(itemgetter("label"), rows)) for split, rows in raw.items()}
+    named, notes = labels.read_labels(cells, problem_type)
     for split, rows in raw.items():
         kept: list[Record] = []
         for number, (record, label) in enumerate(zip(rows, named[split], strict=True), 1):

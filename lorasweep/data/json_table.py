@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def _values(text: str, path: Path) -> Iterator[tuple[int, Any]]:
 
 def rows_under_key(value: dict[str, Any], split: str) -> list[Any] | None:
     """Return the rows that an object holds: a list of objects under a key, or its columns; None for neither."""
-    lists = {k: v for k, v in value.items() if isinstance(v, list) and v and all(isinstance(x, dict) for x in v[:20])}
+    lists = {key: part for key, part in value.items() if _is_list_of_objects(part)}
     key = next((k for k in (split, *ROWS_KEYS) if k in lists), next(iter(lists)) if len(lists) == 1 else None)
     if key is not None and (len(value) == 1 or key in (split, *ROWS_KEYS) or len(lists[key]) > 1):
         return lists[key]
@@ -129,8 +130,12 @@ def rows_under_key(value: dict[str, Any], split: str) -> list[Any] | None:
     if len(parts) > 1 and all(isinstance(p, list) and len(p) == len(parts[0]) > 1 for p in parts):
         return [dict(zip(value, cells, strict=True)) for cells in zip(*parts, strict=True)]
     if len(parts) > 1 and all(isinstance(p, dict) and p.keys() == parts[0].keys() and len(p) > 1 for p in parts):
-        return [{k: v[i] for k, v in value.items()} for i in parts[0]]
+        return [dict(zip(value, map(itemgetter(i), parts), strict=True)) for i in parts[0]]
     return None
+
+
+def _is_list_of_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(x, dict) for x in value[:20])
 
 
 def is_squad(value: Any) -> bool:

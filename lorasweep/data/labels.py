@@ -9,7 +9,8 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 WHOLE = re.compile(r"([+-]?)(0|[1-9][0-9]*)(\.0*)?")
@@ -29,18 +30,23 @@ def read_labels(labels: Labels, problem_type: str) -> tuple[dict[str, list[Any]]
     for no label; and what is to be said of it.
     """
     if problem_type == "regression":
-        return {split: [None if is_missing(v) else number(v) for v in values] for split, values in labels.items()}, []
-    values = [v for part in labels.values() for v in part]
-    several, notes = _several(values, problem_type)
-    if several is None:
+        return _each(labels, lambda v: None if is_missing(v) else number(v)), []
+    values = list(chain.from_iterable(labels.values()))
+    separator, notes = _several(values, problem_type)
+    if separator is None:
         names, more = class_names(v for v in values if not is_missing(v))
-        return {s: [None if is_missing(v) else names[_key(v)] for v in part] for s, part in labels.items()}, more
-    lists = {split: [several_of(v, several) for v in part] for split, part in labels.items()}
-    names, more = class_names(v for part in lists.values() for found in part for v in found or [])
-    return {
-        split: [None if found is None else list(dict.fromkeys(names[_key(v)] for v in found)) for found in part]
-        for split, part in lists.items()
-    }, notes + more
+        return _each(labels, lambda v: None if is_missing(v) else names[_key(v)]), more
+    lists = _each(labels, lambda v: several_of(v, separator))
+    names, more = class_names(chain.from_iterable(found or [] for found in chain.from_iterable(lists.values())))
+
+    def named(found: list[Any] | None) -> list[str] | None:
+        return None if found is None else list(dict.fromkeys(names[_key(v)] for v in found))
+
+    return _each(lists, named), notes + more
+
+
+def _each(labels: Labels, read: Callable[[Any], Any]) -> dict[str, list[Any]]:
+    return {split: list(map(read, cells)) for split, cells in labels.items()}
 
 
 def is_missing(value: Any) -> bool:
@@ -129,7 +135,8 @@ def _several(values: Sequence[Any], problem_type: str) -> tuple[str | None, list
         keep = "" if problem_type == "multi_label" else "; task_type.problem_type=single_label keeps them whole"
         return found, [f"labels such as {some!r} are read as several classes divided by '{found}'{keep}"]
     if problem_type == "multi_label":
-        return next((s for s in SEPARATORS if any(s in t for t in texts)), "|"), []
+        everything = "".join(texts)
+        return next((s for s in SEPARATORS if s in everything), "|"), []
     return None, []
 
 
@@ -140,8 +147,8 @@ def _divides(separator: str, texts: Sequence[str]) -> bool:
     cells = set(texts)
     together = [frozenset(parts_of(c, separator)) for c in cells if separator in c]
     alone = {c for c in cells if separator not in c}
-    counts = Counter(p for parts in together for p in parts)
-    known = all(p in alone or counts[p] > 1 for parts in together for p in parts)
+    counts = Counter(chain.from_iterable(together))
+    known = all(part in alone or n > 1 for part, n in counts.items())
     return bool(together) and known and len(alone | counts.keys()) < len(cells)
 
 

@@ -6,6 +6,7 @@ The owner of `datasets`. A row that cannot be read is told with file and line.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def reader(*suffixes: str) -> Callable[[Read], Read]:
 def files_of(spec: DataSpec) -> tuple[dict[str, list[Path]], list[str]]:
     """Return split -> files, and what was found without being asked for."""
     if spec.source == "auto":
-        return split_files(spec, tuple(e for ends in SUFFIXES.values() for e in ends))
+        return split_files(spec, tuple(chain.from_iterable(SUFFIXES.values())))
     return split_files(spec, _reader_of(spec.source).suffixes)
 
 

@@ -3,6 +3,7 @@
 import glob
 import re
 from collections.abc import Collection, Sequence
+from itertools import chain
 from pathlib import Path
 
 from lorasweep.config.spec import DataSpec
@@ -141,7 +142,7 @@ def _of_pattern(path: Path, named: dict[str, str]) -> tuple[dict[str, list[Path]
             problems += [] if found[name] else [_no_match(name, split, files[0].parent, files, ())]
     if problems:
         raise ConfigError(problems)
-    taken = [p for name in found if name != "train" for p in found[name]]
+    taken = set(chain.from_iterable(parts for name, parts in found.items() if name != "train"))
     found["train"] = [p for p in files if p not in taken]
     return found, []
 
@@ -170,5 +171,7 @@ def _saved(path: Path, named: dict[str, str]) -> tuple[dict[str, list[Path]], li
 
 def stamp(files: dict[str, list[Path]]) -> list[tuple[str, int, int]]:
     """Return path, size and time of change of all files: what tells that one has changed."""
-    members = [p for parts in files.values() for f in parts for p in (sorted(f.rglob("*")) if f.is_dir() else [f])]
+    members: list[Path] = []
+    for path in chain.from_iterable(files.values()):
+        members += sorted(path.rglob("*")) if path.is_dir() else [path]
     return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in members if p.is_file()]

@@ -68,6 +68,10 @@ class Table:
         self.broken += other.broken
         self.class_names |= other.class_names
 
+    def cells_of(self, column: str) -> list[Any]:
+        """Return what stands in a column, None where a row lacks it."""
+        return [row.get(column) for row in self.rows]
+
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
     """Return the names that occur in any of the rows, in order of their first occurrence."""
