@@ -30,11 +30,8 @@ def epochs(examples: Sequence[Example], batch_size: int, seed: int, skip: int = 
         random = torch.Generator().manual_seed(mixed(seed, epoch))
         order = torch.randperm(len(examples), generator=random).tolist()
         span = batch_size * MEGABATCH
-        order = [
-            i
-            for start in range(0, len(order), span)
-            for i in sorted(order[start : start + span], key=lengths.__getitem__, reverse=True)
-        ]
+        for start in range(0, len(order), span):
+            order[start : start + span] = sorted(order[start : start + span], key=lengths.__getitem__, reverse=True)
         batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
         for i in torch.randperm(len(batches), generator=random).tolist()[inside:]:
             yield [examples[j] for j in batches[i]]

@@ -74,7 +74,7 @@ class CausalLM(Task):
             special = [i for i in turns[0][1][-1][1] if i in tokenizer.all_special_ids]
             self.stop = tuple(special[-1:])
             self.notes += notes
-            answers = [str([m for m in r["messages"] if m["role"] == "assistant"][-1]["content"]) for r in records]
+            answers = [_last_answer(r["messages"]) for r in records]
         else:
             turns = list(enumerate(_one_turn(records, tokenizer, spec)))
             if not special_tokens.ends(tokenizer) and NO_END not in self.notes:
@@ -144,7 +144,9 @@ class CausalLM(Task):
         """Return what the model writes. Raises ConfigError where a prompt and what follows are more than it reads."""
         room = getattr(model.config, "max_position_embeddings", None) or UNCUT
         more = self.spec.max_new_tokens
-        lengths = {row: len(info[0]) for b in batches for row, info in zip(b.rows, b.infos, strict=True)}
+        lengths: dict[int, int] = {}
+        for batch in batches:
+            lengths |= {row: len(info[0]) for row, info in zip(batch.rows, batch.infos, strict=True)}
         problems = [
             f"input {row + 1}: has {length} tokens, and {more} are written; the model reads {room}"
             for row, length in sorted(lengths.items())
@@ -152,7 +154,7 @@ class CausalLM(Task):
         ]
         if problems:
             raise ConfigError(problems)
-        return in_order({p["row"]: {"text": p["text"]} for batch in batches for p in self.predict(model, batch)})
+        return in_order({p["row"]: {"text": p["text"]} for p in self.predictions(model, batches)})
 
     def answer_columns(self) -> dict[str, str]:
         return {"text": "string"}
@@ -251,3 +253,7 @@ def _one_turn(records: Sequence[Record], tokenizer: Any, spec: DataSpec) -> list
 
 def _plain(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+
+
+def _last_answer(messages: Sequence[Mapping[str, Any]]) -> str:
+    return str([m for m in messages if m["role"] == "assistant"][-1]["content"])

@@ -8,8 +8,10 @@ Shapes: B rows, T tokens, D hidden, C candidates, N rows of a split.
 
 import functools
 import math
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -107,9 +109,9 @@ class FeatureExtraction(Task):
             return []
         if "score" not in data.splits["train"][0]:
             return [f"data.score_column: {data.name} has no scores; set it to null"]
-        wrong = [f"data.score_column: {p}" for name, rows in data.splits.items() for p in _not_numbers(rows, name)]
+        wrong = list(chain.from_iterable(_not_numbers(rows, split) for split, rows in data.splits.items()))
         if wrong:
-            return wrong
+            return [f"data.score_column: {problem}" for problem in wrong]
         scores = [float(r["score"]) for r in data.splits["train"]]
         self.low, self.high = min(scores), max(scores)
         if self.low == self.high:
@@ -128,15 +130,11 @@ class FeatureExtraction(Task):
     def encode(self, records: Sequence[Record], tokenizer: Any, spec: DataSpec) -> list[Example]:
         """The first text is the example's input; the target holds the others' inputs and the score from 0 to 1."""
         names = [n for n in ("text", "text_pair", "anchor", "positive", "negative") if n in records[0]]
+        how = {"truncation": True, "max_length": spec.max_tokens}
+        columns = [list(map(str, map(itemgetter(name), records))) for name in names]
         texts = [
-            tokenizer(
-                [str(r[name]) for r in records],
-                truncation=True,
-                max_length=spec.max_tokens,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-            )["input_ids"]
-            for name in names
+            tokenizer(column, **how, return_attention_mask=False, return_token_type_ids=False)["input_ids"]
+            for column in columns
         ]
         examples = []
         for i, record in enumerate(records):
@@ -163,7 +161,7 @@ class FeatureExtraction(Task):
         lengths = dict(batch.lengths)
         made: list[Batch] = []
         for k in range(len(groups[0][0].target[0])):
-            parts = [[replace(e, inputs={"input_ids": e.target[0][k]}) for e in group] for group in groups]
+            parts = [_with_text(group, k) for group in groups]
             made.append(super().collate(parts, pad_id, device, lengths if len(groups) > 1 else ()))
             lengths |= made[-1].lengths
         tokens = tuple(map(sum, zip(batch.tokens, *(o.tokens for o in made), strict=True)))
@@ -175,11 +173,7 @@ class FeatureExtraction(Task):
     def _losses(self, vectors: Sequence[Tensor], batch: Batch) -> Tensor:
         if self.scored:
             return ((vectors[0] * vectors[1]).sum(-1) - batch.labels) ** 2
-        parts = batch.groups or (slice(None),)
-        infos = batch.infos
-        return torch.cat(
-            [search_losses([v_BD[part] for v_BD in vectors], infos[part], self.spec.temperature) for part in parts]
-        )
+        return _losses_of(vectors, batch.infos, batch.groups or (slice(None),), self.spec.temperature)
 
     def predict(self, model: Any, batch: Batch) -> list[Prediction]:
         """Return cosine and score of each pair, or the vectors of each row, on the CPU; `loss` is the batch's."""
@@ -252,7 +246,8 @@ def _cosine_and_score(prediction: Prediction) -> tuple[float, float]:
 
 def _columns(predictions: Sequence[Prediction]) -> tuple[list[Tensor], list[Any]]:
     """Return the vectors of each text column, [N, D] each, and what tells equal texts."""
-    vectors = [torch.stack(list(column)) for column in zip(*(p["vectors"] for p in predictions), strict=True)]
+    columns = zip(*map(itemgetter("vectors"), predictions), strict=True)
+    vectors = [torch.stack(list(column)) for column in columns]
     return vectors, [p["info"] for p in predictions]
 
 
@@ -284,7 +279,20 @@ def search_losses(vectors: Sequence[Tensor], infos: Sequence[Any], temperature: 
 def batch_losses(vectors: Sequence[Tensor], infos: Sequence[Any], temperature: float) -> Tensor:
     """Return the loss [N] of each anchor among the EVAL_ROWS rows that stand together."""
     parts = [slice(i, i + EVAL_ROWS) for i in range(0, len(infos), EVAL_ROWS)]
-    return torch.cat([search_losses([v_ND[part] for v_ND in vectors], infos[part], temperature) for part in parts])
+    return _losses_of(vectors, infos, parts, temperature)
+
+
+def _losses_of(vectors: Sequence[Tensor], infos: Sequence[Any], parts: Iterable[slice], temperature: float) -> Tensor:
+    """Return the loss [N] of each anchor among the rows of its part."""
+    out = []
+    for part in parts:
+        out.append(search_losses([v_ND[part] for v_ND in vectors], infos[part], temperature))
+    return torch.cat(out)
+
+
+def _with_text(group: Sequence[Example], k: int) -> list[Example]:
+    """Return the examples with their text number k behind the first as the input."""
+    return [replace(e, inputs={"input_ids": e.target[0][k]}) for e in group]
 
 
 def search_ranks(anchors_ND: Tensor, positives_ND: Tensor, infos: Sequence[Any]) -> Tensor:

@@ -7,6 +7,7 @@ import functools
 import re
 from collections.abc import Sequence
 from decimal import Decimal
+from itertools import chain
 from typing import Any
 
 import torch
@@ -102,12 +103,15 @@ def counts(metric: str, text: str, references: Sequence[str]) -> tuple[list[int]
     chrf = CHRFScore(n_word_order=0)
     chrf.update([text], [list(references)])
     state = chrf.metric_state
-    kinds = [[state[f"total_{kind}_char_{n}_grams"] for n in range(1, 7)] for kind in ("matching", "preds", "target")]
-    return _ints(*kinds[0]), _ints(*kinds[1], *kinds[2])
+
+    def counts(kind: str) -> list[Any]:
+        return [state[f"total_{kind}_char_{n}_grams"] for n in range(1, 7)]
+
+    return _ints(*counts("matching")), _ints(*counts("preds"), *counts("target"))
 
 
 def _ints(*found: Any) -> list[int]:
-    return [int(v) for part in found for v in part.reshape(-1).tolist()]
+    return [int(v) for v in chain.from_iterable(part.reshape(-1).tolist() for part in found)]
 
 
 def measures() -> tuple[Metric, ...]:

@@ -5,6 +5,7 @@ Shapes: B rows, T tokens, N supervised positions, C of a chunk, D hidden, V word
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ class Head:
         """Tell whether something else computes for a module around the head, as for one that a packed trial saves."""
         if self._head is not head:
             holders = [m for m in model.modules() if m is not model and m is not head]
-            self._head, self._around = head, [m for m in holders if any(inner is head for inner in m.modules())]
+            self._head, self._around = head, [m for m in holders if head in set(m.modules())]
         return any("forward" in vars(m) for m in self._around)
 
     def _learn(self, config: Any, raw_B1V: Tensor | None, logits_B1V: Tensor) -> None:
@@ -98,8 +99,9 @@ def change(config: Any, raw: Tensor | None, logits: Tensor) -> Change | None:
     before, after = (x.detach()[:SOME].cpu().double() for x in (raw, logits))
     if torch.equal(before, after):
         return Change()
-    scales = sorted({s for v in numbers.values() for s in (v, 1 / v)})
-    tried = [Change(s, c) for c in (0.0, *caps) for s in ((1.0, *scales) if c else scales)]
+    scales = sorted({*numbers.values(), *(1 / v for v in numbers.values())})
+    tried = [Change(scale, 0.0) for scale in scales]
+    tried += [Change(scale, cap) for cap, scale in product(caps, (1.0, *scales))]
     apart = [float((one.of(before.clone()) - after).norm()) for one in tried]
     nearest = tried[min(range(len(tried)), key=apart.__getitem__)]
     eps = torch.finfo(logits.dtype).eps

@@ -275,6 +275,10 @@ def _ranks(weights_RN: np.ndarray, values_N: np.ndarray) -> np.ndarray:
 # --- classes ---------------------------------------------------------------------------------------------------------
 
 
+def _classes(cell: Cell) -> np.ndarray:
+    return np.atleast_1d(np.asarray(cell, int))
+
+
 def _class_counts(
     weights_RN: np.ndarray, first: Sequence[Cell], second: Sequence[Cell]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -282,7 +286,7 @@ def _class_counts(
 
     A cell holds a class, or a class for each word; negative ones count as none.
     """
-    predicted, true = ([np.atleast_1d(np.asarray(cell, int)) for cell in side] for side in (first, second))
+    predicted, true = list(map(_classes, first)), list(map(_classes, second))
     owner = np.repeat(np.arange(len(predicted)), [len(cell) for cell in predicted])
     ours, theirs = np.concatenate(predicted), np.concatenate(true)
     classes = max(int(ours.max()), int(theirs.max())) + 1

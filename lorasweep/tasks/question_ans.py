@@ -99,10 +99,11 @@ class QuestionAns(Task):
         self.may_abstain = any(not r["answers"] for r in data.splits["train"])
         problems = []
         for split, records in data.splits.items():
-            bad = [i for i, r in enumerate(records) if any(not _in_place(r["context"], a) for a in r["answers"])]
+            misplaced = [_misplaced(record) for record in records]
+            bad = [i for i, answers in enumerate(misplaced) if answers]
             if not bad:
                 continue
-            example = next(a for a in records[bad[0]]["answers"] if not _in_place(records[bad[0]]["context"], a))
+            example = misplaced[bad[0]][0]
             found = (
                 f"{len(bad)} of {len(records)} records of {split} have an answer that the context does not hold at its "
                 f"start, e.g. '{example['text'][:40]}' at {example['start']}"
@@ -191,7 +192,7 @@ class QuestionAns(Task):
 
     def answer(self, model: Any, batches: Sequence[Batch], records: Sequence[Record]) -> list[Answer]:
         """Return the best answer of all windows, "" for none."""
-        texts = self.answers(p for batch in batches for p in self.predict(model, batch))
+        texts = self.answers(self.predictions(model, batches))
         return in_order({row: {"answer": text} for row, text in texts.items()})
 
     def answer_columns(self) -> dict[str, str]:
@@ -364,3 +365,8 @@ def _cmrc_f1(predicted: str, answer: str) -> float:
 
 def _f1(shared: int, ours: int, theirs: int) -> float:
     return 2 * shared / (ours + theirs)
+
+
+def _misplaced(record: Record) -> list[Mapping[str, Any]]:
+    """Return the answers that the context does not hold where they say."""
+    return [answer for answer in record["answers"] if not _in_place(record["context"], answer)]

@@ -27,12 +27,12 @@ def _with_spaces(words: Sequence[str]) -> list[str]:
 
 def _tells_by_spaces(tokenizer: Any) -> bool:
     """Tell whether words by themselves become other tokens than in running text, and the space before each mends it."""
+
+    def ids(words: Sequence[str]) -> list[int]:
+        return tokenizer(list(words), is_split_into_words=True, add_special_tokens=False)["input_ids"]
+
     together = tokenizer(" ".join(PROBE), add_special_tokens=False)["input_ids"]
-    bare, spaced = (
-        tokenizer(list(some), is_split_into_words=True, add_special_tokens=False)["input_ids"]
-        for some in (PROBE, (PROBE[0], *(f" {word}" for word in PROBE[1:])))
-    )
-    return bare != together and spaced == together
+    return ids(PROBE) != together and ids([PROBE[0], *(f" {word}" for word in PROBE[1:])]) == together
 
 
 def is_space(text: str, place: tuple[int, int]) -> bool:

@@ -81,16 +81,18 @@ class Seq2SeqLM(Task):
         """Return first row -> targets of the sources that are answered by generation."""
         if not self.spec.generate:
             return {}
-        rows: dict[str, list[int]] = {}
+        first: dict[str, int] = {}
+        targets: dict[int, list[str]] = {}
         for i, record in enumerate(records):
-            rows.setdefault(str(record["source"]), []).append(i)
-        groups = list(rows.values())
-        chosen = sorted(generation.chosen(len(groups), self.spec.generate_samples))
-        return {groups[k][0]: [str(records[i]["target"]) for i in groups[k]] for k in chosen}
+            row = first.setdefault(str(record["source"]), i)
+            targets.setdefault(row, []).append(str(record["target"]))
+        rows = list(targets)
+        chosen = sorted(generation.chosen(len(rows), self.spec.generate_samples))
+        return {rows[k]: targets[rows[k]] for k in chosen}
 
     def labels(self, examples: Sequence[Example], length: int) -> Tensor:
         """Return the targets [B, T], padded to the longest of them; `length` is that of the sources."""
-        table = torch.full((len(examples), max(len(e.target) for e in examples)), IGNORE)
+        table = torch.full((len(examples), _longest_target(examples)), IGNORE)
         for i, e in enumerate(examples):
             table[i, : len(e.target)] = torch.tensor(e.target)
         return table
@@ -111,7 +113,7 @@ class Seq2SeqLM(Task):
         labels_BT = nn.functional.pad(labels_BT, (0, more), value=IGNORE)
         shifted_BT = labels_BT.roll(1, 1).masked_fill(labels_BT.roll(1, 1) == IGNORE, pad_id)
         shifted_BT[:, 0] = self.start_id
-        own = tuple(max(len(e.target) for e in group) for group in groups)
+        own = tuple(map(_longest_target, groups))
         inputs = {**batch.inputs, "decoder_input_ids": shifted_BT}
         return replace(batch, inputs=inputs, labels=labels_BT, lengths={**batch.lengths, width + more: own})
 
@@ -135,7 +137,7 @@ class Seq2SeqLM(Task):
         return fields | {"target": "."}
 
     def answer(self, model: Any, batches: Sequence[Batch], records: Sequence[Record]) -> list[Answer]:
-        return in_order({p["row"]: {"text": p["text"]} for batch in batches for p in self.predict(model, batch)})
+        return in_order({p["row"]: {"text": p["text"]} for p in self.predictions(model, batches)})
 
     def answer_columns(self) -> dict[str, str]:
         return {"text": "string"}
@@ -157,3 +159,7 @@ def _without_start(ids: list[int], tokenizer: Any) -> list[int]:
     """Return a target without BERT's leading [CLS]: there the decoder begins with it, so nothing has to predict it."""
     starts = tokenizer.bos_token_id is None and tokenizer.cls_token_id is not None and ids[0] == tokenizer.cls_token_id
     return ids[1:] if starts else ids
+
+
+def _longest_target(group: Sequence[Example]) -> int:
+    return max(len(e.target) for e in group)

@@ -8,6 +8,7 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -115,7 +116,7 @@ class SeqCls(Task):
 
     def fit(self, data: Data) -> list[str]:
         """Learn the kind of labels and the classes."""
-        splits = {name: [r["label"] for r in rows] for name, rows in data.splits.items()}
+        splits = {name: _labels(rows) for name, rows in data.splits.items()}
         if self.spec.problem_type == "auto":
             self.kind = "multi_label" if any(isinstance(v, list) for v in splits["train"]) else "single_label"
         problems = _type_problems(splits, self.kind)
@@ -123,8 +124,8 @@ class SeqCls(Task):
             return problems
         if self.kind == "regression":
             return self._fit_numbers([float(v) for v in splits["train"]])
-        names = {split: {name for label in labels for name in self._names(label)} for split, labels in splits.items()}
-        names["train"] |= {name for label in data.labels for name in self._names(label)}
+        names = {split: set(chain.from_iterable(map(self._names, labels))) for split, labels in splits.items()}
+        names["train"].update(chain.from_iterable(map(self._names, data.labels)))
         order = {name: i for i, name in enumerate(data.class_names)}
         self.classes = sorted(names["train"], key=lambda c: (order.get(c, len(order)), _numbers_first(c)))
         for split in ("eval", "test"):
@@ -197,16 +198,13 @@ class SeqCls(Task):
             return_attention_mask=False,
         )
         index = {c: i for i, c in enumerate(self.classes)}
-        return [
-            Example(
-                row=i,
-                inputs={k: tokens[k][i] for k in tokens},
-                target=(target := self._target(r["label"], index)),
-                supervised=1,
-                info=target if self.kind == "regression" else None,
-            )
-            for i, r in enumerate(records)
-        ]
+        examples = []
+        for i, record in enumerate(records):
+            inputs = {name: column[i] for name, column in tokens.items()}
+            target = self._target(record["label"], index)
+            info = target if self.kind == "regression" else None
+            examples.append(Example(row=i, inputs=inputs, target=target, supervised=1, info=info))
+        return examples
 
     def _target(self, label: Any, index: Mapping[str, int]) -> Any:
         """Return a class number, a number, or a one or zero for each class."""
@@ -313,7 +311,7 @@ class SeqCls(Task):
 
     def baseline(self, data: Data, split: str) -> dict[str, float]:
         """Return the score of always answering train's most frequent class or set of classes, or train's mean."""
-        train, rows = ([r["label"] for r in data.splits[name]] for name in ("train", split))
+        train, rows = _labels(data.splits["train"]), _labels(data.splits[split])
         if self.kind == "regression":
             mean = sum(map(float, train)) / len(train)
             return {"mean_mse": sum((float(v) - mean) ** 2 for v in rows) / len(rows)}
@@ -335,22 +333,26 @@ def _squared(prediction: Prediction) -> tuple[float, float]:
 def _type_problems(splits: Mapping[str, Sequence[Any]], kind: str) -> list[str]:
     """Return a problem where the labels are not what this kind takes, or words and numbers are mixed."""
     if kind == "regression":
-        wrong = [
-            f"data.label_column: regression needs finite numbers, {split} has {label!r} in its row {number}"
-            for split, labels in splits.items()
-            for number, label in enumerate(labels, 1)
-            if not _is_number(label)
-        ]
-        return wrong[:1]
-    if kind == "single_label" and any(isinstance(v, list) for labels in splits.values() for v in labels):
+        for split, labels in splits.items():
+            for number, label in enumerate(labels, 1):
+                if not _is_number(label):
+                    return [
+                        f"data.label_column: regression needs finite numbers, {split} has {label!r} in its row {number}"
+                    ]
+        return []
+    everything = list(chain.from_iterable(splits.values()))
+    if kind == "single_label" and any(isinstance(label, list) for label in everything):
         return ["data.label_column: some labels are lists; set task_type.problem_type=multi_label"]
-    flat = [
-        v for labels in splits.values() for label in labels for v in (label if isinstance(label, list) else [label])
-    ]
-    first = {kind: v for v in reversed(flat) for kind in ["words" if isinstance(v, str) else "numbers"]}
-    if len(first) > 1:
-        return [f"data.label_column: words and numbers are mixed: {first['words']!r} and {first['numbers']!r}"]
+    names = list(chain.from_iterable(label if isinstance(label, list) else [label] for label in everything))
+    word = next((name for name in names if isinstance(name, str)), None)
+    figure = next((name for name in names if not isinstance(name, str)), None)
+    if word is not None and figure is not None:
+        return [f"data.label_column: words and numbers are mixed: {word!r} and {figure!r}"]
     return []
+
+
+def _labels(rows: Sequence[Record]) -> list[Any]:
+    return [row["label"] for row in rows]
 
 
 def _is_number(label: Any) -> bool:

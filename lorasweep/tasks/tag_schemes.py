@@ -16,6 +16,7 @@ Representing text chunks, 1999.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 OUTSIDE = "O"
 
@@ -38,8 +39,8 @@ def mark_of(tag: str) -> Mark:
 
 def recognise(sentences: Iterable[Sequence[str]]) -> str | None:
     """Return the scheme that the tags follow; None where they mark no entities, as parts of speech do."""
-    rows = [[mark_of(tag) for tag in tags] for tags in sentences]
-    marks = {mark for row in rows for mark in row if mark != (OUTSIDE, "")}
+    rows = [list(map(mark_of, tags)) for tags in sentences]
+    marks = set(chain.from_iterable(rows)) - {(OUTSIDE, "")}
     letters, typed = {letter for letter, _ in marks}, {bool(kind) for _, kind in marks}
     if len(typed) != 1 or (typed == {False} and "B" not in letters):
         return None

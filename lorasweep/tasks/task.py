@@ -7,8 +7,9 @@ another's.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -125,7 +126,8 @@ class Task(ABC):
     def all_metrics(self) -> list[Metric]:
         """The task's own metrics, and those of outside packages that fit."""
         own = list(self.measures())
-        return own + [m for m in _outside_metrics(self) if m.name not in {o.name for o in own}]
+        names = {metric.name for metric in own}
+        return own + [metric for metric in _outside_metrics(self) if metric.name not in names]
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -203,6 +205,11 @@ class Task(ABC):
     def predict(self, model: Any, batch: Batch) -> list[Prediction]:
         """Return one prediction a row, each with `row`, `loss` and `supervised`, without gradients."""
 
+    def predictions(self, model: Any, batches: Iterable[Batch]) -> Iterator[Prediction]:
+        """Yield the predictions of all batches."""
+        for batch in batches:
+            yield from self.predict(model, batch)
+
     @abstractmethod
     def readable(self, record: Record, prediction: Prediction) -> str:
         """Return what the model answers to a record, as a person would read it."""
@@ -273,7 +280,7 @@ class Task(ABC):
         `taken` are lengths that other texts of several slots' rows are padded to: each text has another, so that a
         layer can tell from its input which one it sees.
         """
-        examples = [e for group in groups for e in group]
+        examples = list(chain.from_iterable(groups))
         own = tuple(max(map(len, group)) for group in groups)
         length = free_length(max(own), taken)
         inputs: dict[str, Tensor] = {}

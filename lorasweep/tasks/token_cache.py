@@ -232,9 +232,14 @@ def _take_place(part: Path, folder: Path, held: Sequence[type]) -> None:
     shutil.rmtree(folder / "damaged", ignore_errors=True)
 
 
+def _column(examples: Sequence[Example], name: str) -> np.ndarray:
+    """Return an input of all examples, one behind the other."""
+    return np.concatenate([np.asarray(e.inputs[name], dtype=np.int32) for e in examples])
+
+
 def _write_split(part: Path, split: str, examples: Sequence[Example], held: Sequence[type]) -> dict[str, Any]:
     names = list(examples[0].inputs)
-    ids = [np.concatenate([np.asarray(e.inputs[n], dtype=np.int32) for e in examples]) for n in names]
+    ids = [_column(examples, name) for name in names]
     rest = [pickle.dumps((e.target, e.info), protocol=5) for e in examples]
     for text in rest:
         _Plain(text, held).load()  # raises now, not in the middle of training

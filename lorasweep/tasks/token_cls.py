@@ -8,7 +8,8 @@ Shapes: B rows, T tokens, C tags.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -98,10 +99,10 @@ class TokenCls(Task):
 
     def fit(self, data: Data) -> list[str]:
         """Learn the tags of train, also of its rows beyond max_train_samples; return tags that only others have."""
-        self.classes = sorted({*data.labels, *(t for r in data.splits["train"] for t in r["tags"])})
+        self.classes = sorted({*data.labels, *_tags(data, "train")})
         problems = []
         for split in ("eval", "test"):
-            unseen = sorted({t for r in data.splits[split] for t in r["tags"]} - set(self.classes))
+            unseen = sorted({*_tags(data, split)} - {*self.classes})
             if unseen:
                 some = ", ".join(f"'{u}'" for u in unseen[:5])
                 first = at_first(data.splits[split], unseen[0], lambda r: r["tags"])
@@ -219,7 +220,7 @@ class TokenCls(Task):
     def answer(self, model: Any, batches: Sequence[Batch], records: Sequence[Record]) -> list[Answer]:
         """Return the words, their tags (None beyond max_tokens), and the text with its entities."""
         found: dict[int, Answer] = {}
-        for p in (p for batch in batches for p in self.predict(model, batch)):
+        for p in self.predictions(model, batches):
             record = records[p["row"]]
             tags = dict(zip(p["words"], p["prediction"], strict=True))
             shown = [tags.get(i) for i in range(len(record["tokens"]))]
@@ -241,9 +242,14 @@ class TokenCls(Task):
 
     def baseline(self, data: Data, split: str) -> dict[str, float]:
         """Return the accuracy of always answering train's most frequent tag."""
-        majority = Counter(t for r in data.splits["train"] for t in r["tags"]).most_common(1)[0][0]
-        tags = [t for r in data.splits[split] for t in r["tags"]]
+        majority = Counter(_tags(data, "train")).most_common(1)[0][0]
+        tags = list(_tags(data, split))
         return {"majority_accuracy": tags.count(majority) / len(tags)}
+
+
+def _tags(data: Data, split: str) -> Iterator[str]:
+    """Yield the tag of every word of a split."""
+    return chain.from_iterable(record["tags"] for record in data.splits[split])
 
 
 def _right_words(prediction: Prediction) -> tuple[int, int]:

@@ -29,8 +29,11 @@ class Cutter:
 
     def fit(self, row: int, turns: Turns) -> tuple[list[int], list[int]] | None:
         """Return tokens and labels of an example, None for one that is left out."""
-        ids = [i for head, tail in turns for i in (*head, *tail)]
-        labels = [i for head, tail in turns for i in (*[IGNORE] * len(head), *tail)]
+        ids: list[int] = []
+        labels: list[int] = []
+        for head, tail in turns:
+            ids += [*head, *tail]
+            labels += [*[IGNORE] * len(head), *tail]
         if len(ids) <= self.limit:
             return ids, labels
         answer = len(turns[-1][1])
