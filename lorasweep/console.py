@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,9 @@ class Display:
             self._live.start()
 
     def say(self, text: str) -> None:
-        """Print a line above the bars."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Print a line above the bars. Where nobody reads it any more, no trial fails for that."""
+        with suppress(OSError, SystemExit):  # rich ends the process where a pipe is closed
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, number: int, name: str) -> None:
         self._names[number] = name
@@ -86,7 +88,8 @@ class Display:
     def close(self) -> None:
         if self._live:
             self._all.plain = ""
-            self._live.stop()
+            with suppress(OSError, SystemExit):
+                self._live.stop()
 
 
 MOST_SHOWN = 80

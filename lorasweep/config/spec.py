@@ -533,11 +533,12 @@ class SearchSpec:
     """Where the queue is kept: null is a journal file in the study's folder; postgresql://USER@HOST/DATABASE for
     machines that share no disk, the password in PGPASSWORD."""
     checkpoint_s: float = ranged(30.0, 0, affects=NOTHING)
-    """Seconds of training between checkpoints."""
+    """Seconds of training between checkpoints; half as long after each death of a trial's worker."""
     lease_s: float = ranged(60.0, 1, affects=NOTHING)
     """A worker on another machine that gives no sign of life for so many seconds is dead; its trials go back."""
     max_retries: int = ranged(3, 0, 1000, affects=NOTHING)
-    """A trial whose workers died so many times without reaching a new checkpoint fails."""
+    """A trial whose workers died more often than this, each without getting further than the one before, fails; one
+    for whose sake the kernel killed them for want of memory fails at the second time."""
 
     def problems(self) -> list[str]:
         out: list[str] = registry.PRUNERS.get(self.pruner).problems(self)

@@ -1,6 +1,7 @@
 """Where trials compute, in which number format, and how exactly: the device, its precision, determinism."""
 
 import importlib.util
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import torch
 from lorasweep.config.spec import ModelSpec, TrainSpec
 from lorasweep.errors import ConfigError
 from lorasweep.files import FileLock
+from lorasweep.hardware import container
 
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -144,7 +146,9 @@ def _part(workers: int) -> int:
 
 
 def _cores() -> int:
-    """Return how many cores this process may use."""
+    """Return how many cores this process may use, and its container has time on."""
+    there = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):  # not on Windows, not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        there = len(os.sched_getaffinity(0))
+    limit = container.cpus()
+    return there if limit is None else max(1, min(there, math.floor(limit)))

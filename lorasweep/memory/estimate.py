@@ -17,6 +17,7 @@ from torch import Tensor
 from lorasweep.config.fields import Affects
 from lorasweep.config.spec import TrainSpec, TrialSpec
 from lorasweep.errors import ConfigError
+from lorasweep.hardware import container
 from lorasweep.hardware.device import device_of, dtype_of
 from lorasweep.lora import adapter
 from lorasweep.memory.meter import META, Meter, fused_attention
@@ -190,16 +191,20 @@ def hopeless(spec: TrialSpec, task: Task, tokenizer: Any, examples: Examples) ->
 
 
 def free_gib(device: torch.device) -> float:
-    """Return what is free on the device, or in the machine for one without a memory of its own."""
+    """Return what is free on the device, or in the machine or its container for one without a memory of its own."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / GIB
-    return psutil.virtual_memory().available / GIB
+    available = psutil.virtual_memory().available
+    limit = container.memory()
+    return (available if limit is None else min(available, limit.free)) / GIB
 
 
 def told(train: TrainSpec) -> str:
     """Return what a device has, and what of it is free, in words."""
     device = base_model.device_of(train)
-    total = psutil.virtual_memory().total
+    total, limit = psutil.virtual_memory().total, container.memory()
+    if limit is not None:
+        total = min(total, limit.limit)
     if device.type == "cuda":
         total = torch.cuda.mem_get_info(device)[1]
     return f"the {device.type} has {total / GIB:.1f} GiB, {free_gib(device):.1f} free"

@@ -98,7 +98,7 @@ class Events:
             running.offered_s += seconds
         running.train_s = event.train_s
         self.display.step(event.number, event.step, event.total_steps, event.loss, self.throughput)
-        if time.monotonic() - running.saved > self.study.search.checkpoint_s:
+        if time.monotonic() - running.saved > self.study.search.checkpoint_s / 2**running.trial.killed:
             self._checkpoint(running, trainer)
 
     def _evaluated(self, running: Running, event: EvalEvent, trainer: Engine) -> None:

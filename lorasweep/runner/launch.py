@@ -94,11 +94,12 @@ def _stopped(study: Study, interrupts: Any) -> bool:
 def _run_workers(study: Study, launch: Launch, interrupts: Any) -> None:
     """Launch workers until nothing is left: a launcher whose process was killed may take the other workers with it."""
     from lorasweep.hardware import device
-    from lorasweep.runner import worker
+    from lorasweep.runner import parent, worker
+    from lorasweep.study import lease
     from lorasweep.tracking import runs
 
     idle = 0
-    work = functools.partial(_work, str(study.folder), not device.threads_are_given())
+    work = functools.partial(parent.work, str(study.folder), not device.threads_are_given(), lease.me())
     while not _stopped(study, interrupts):
         worker.settle(study)
         if not study.waiting() or study.spent():
@@ -124,13 +125,6 @@ def _run_workers(study: Study, launch: Launch, interrupts: Any) -> None:
 def _state(study: Study) -> list[tuple]:
     keys = ("checkpoint_step", "deaths")
     return [(t.number, t.state, *map(t.user_attrs.get, keys)) for t in study.trials()]
-
-
-def _work(folder: str, divide: bool, config: Any) -> None:
-    """What a launcher runs in each worker's process."""
-    from lorasweep.runner import worker
-
-    worker.run_worker(folder, divide)
 
 
 def _settle_adapters(study: Study, spec: Any) -> None:

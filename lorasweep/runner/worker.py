@@ -36,6 +36,8 @@ from lorasweep.training.engine import Engine, Job
 
 POLL_S = 1.0
 """Seconds between looks at what was asked to stop."""
+HURRIED_S = 2.0
+"""Wait for MLflow where the machine is about to be taken away; `sync` and `resume` send the rest."""
 
 
 class Worker:
@@ -180,15 +182,17 @@ class Worker:
         running, self._held = self._held or self._next(), None
         if running is None:
             return None
-        if workload.key(running.spec) != self._group:
+        is_beside = bool(self._running)
+        if workload.key(running.spec) != self._group or (is_beside and running.trial.is_suspect):
             self._held = running
             return None
         self._running[running.number] = running
+        self._said = 0.0  # so that a death is put down to those that ran
         return self._job(running)
 
     def _next(self) -> Running | None:
         """Claim a trial to run beside those that run, unless it is another worker's turn."""
-        if self._stopping():
+        if self._stopping() or any(r.trial.is_suspect for r in self._running.values()):
             return None
         if self._running and self.study.search.workers > 1:
             left = self.study.waiting() + self.study.running()
@@ -303,4 +307,4 @@ def run_worker(folder: str, divide: bool) -> None:
     every = study.first_spec().model.device_map is not None
     with device.own(study.search.workers, every, divide=divide) as divides:
         Worker(study, _prepared.get(folder), divides=divides).run()
-    runs.flush()
+    runs.flush(HURRIED_S if interrupt.is_heard() else runs.EXIT_S)

@@ -77,6 +77,16 @@ class Watch:
         return now - since > self._lease_s
 
 
+def is_here(host: str) -> bool:
+    """Return whether an owner's host is this machine, whose processes can be looked at."""
+    return host == _here()
+
+
+def lives(owner: Owner) -> bool:
+    """Return whether the process of an owner on this machine runs."""
+    return _runs(owner.pid, owner.born)
+
+
 def _runs(pid: int, born: float) -> bool:
     try:
         return abs(_born(pid) - born) < 1.0 and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE

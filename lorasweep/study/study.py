@@ -20,6 +20,7 @@ from lorasweep.config.overrides import overlaid
 from lorasweep.config.spec import TrialSpec
 from lorasweep.credentials import without_password
 from lorasweep.errors import ConfigError, LostLease
+from lorasweep.hardware import container
 from lorasweep.search import pruners, samplers
 from lorasweep.search.space import Space
 from lorasweep.study import lease, repeats, storage
@@ -228,7 +229,14 @@ class Study:
         trial = self._store.optuna.get_trial(self._ids[number])
         if "overrides" not in trial.user_attrs:
             trial = self._draw(trial)
-        return Trial(number, self.spec(trial.user_attrs["overrides"]), trial.user_attrs.get("start_from"))
+        known = trial.user_attrs
+        return Trial(
+            number,
+            self.spec(known["overrides"]),
+            known.get("start_from"),
+            killed=known.get("killed", 0),
+            is_suspect=known.get("deaths", 0) > 0,
+        )
 
     def _draw(self, trial: FrozenTrial) -> FrozenTrial:
         """Let the sampler choose a point, and store the trial's overrides."""
@@ -355,11 +363,15 @@ class Study:
         shown = {str(n): dict(p) for n, p in progress.items()}
         spent = {"busy_s": round(busy_s, 3), "idle_s": round(idle_s, 3)}
         sign = {"beat": self._beats, "trials": shown, "host": self.owner.host, **spent}
+        sign["oom_kills"] = container.oom_kills()
         self._optuna.set_user_attr(f"worker:{self.owner.name}", sign)
 
     @storage.patient
     def reclaim(self) -> list[int]:
-        """Put the trials of dead owners back; return those given up, whose owners died too often without progress."""
+        """Put the trials of dead owners back; return those given up, whose owners died too often without progress.
+
+        Progress is a step further than at the last death: a kill from outside is not a trial's fault.
+        """
         given_up = []
         for trial_id in self._store.ids(self._id, TrialState.RUNNING):
             if not self._orphaned(trial_id):
@@ -384,14 +396,23 @@ class Study:
         if (self.trial_folder(trial.number) / RESULT).exists():  # it has ended: the next owner only tells it
             self._put_back(trial_id)
             return False
-        reached = attributes.get("checkpoint_step", 0)
-        deaths = 1 if reached > attributes.get("step_at_death", 0) else attributes.get("deaths", 0) + 1
-        self._store.optuna.set_trial_user_attr(trial_id, "deaths", deaths)
-        self._store.optuna.set_trial_user_attr(trial_id, "step_at_death", reached)
-        if deaths <= self.search.max_retries:
+        sign = self._attributes().get(f"worker:{(attributes.get('owner') or {}).get('name')}", {})
+        running = sign.get("trials", {})
+        self._store.optuna.set_trial_user_attr(trial_id, "killed", attributes.get("killed", 0) + 1)
+        if running and str(trial.number) not in running:  # it was claimed, others ran
             self._put_back(trial_id)
             return False
-        reason = f"its workers died {deaths} times without reaching a checkpoint after step {reached}"
+        reached = max(attributes.get("checkpoint_step", 0), running.get(str(trial.number), {}).get("step", 0))
+        deaths = 0 if reached > attributes.get("step_at_death", 0) else attributes.get("deaths", 0) + 1
+        self._store.optuna.set_trial_user_attr(trial_id, "deaths", deaths)
+        self._store.optuna.set_trial_user_attr(trial_id, "step_at_death", reached)
+        for_memory = lease.is_here(sign.get("host", "")) and container.oom_kills() > sign.get("oom_kills", 0)
+        if deaths <= (min(1, self.search.max_retries) if for_memory else self.search.max_retries):
+            self._put_back(trial_id)
+            return False
+        reason = f"its workers died {deaths} times without getting further than step {reached}"
+        if for_memory:
+            reason = f"out of memory: the kernel killed its worker {deaths} times at step {reached}"
         self._store.optuna.set_trial_user_attr(trial_id, "reason", reason)
         self._store.optuna.set_trial_state_values(trial_id, TrialState.FAIL)
         return True

@@ -16,6 +16,11 @@ class Trial:
     """What it trains, with the override strings that it was made from."""
     start_from: int | None = None
     """The trial whose weights it takes over."""
+    killed: int = 0
+    """How often its workers have died."""
+    is_suspect: bool = False
+    """The last of them died without getting further than the one before: it runs alone, so that it alone is to blame
+    the next time."""
 
     def swept(self, space: Space) -> dict[str, Value]:
         """Return what it has for the keys that vary, and for those that it alone sets, by key."""

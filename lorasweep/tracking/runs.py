@@ -251,7 +251,10 @@ class TrialRun:
                 self._box.ledger.tags[key] = redact(value)
 
     def close(self, status: str) -> None:
-        """End the run as FINISHED, FAILED or KILLED once all is sent; what does not arrive in time is left behind."""
+        """End the run as FINISHED, FAILED or KILLED once all is sent; what does not arrive in time is left behind.
+
+        KILLED waits for nothing: who takes the machine away does not wait either.
+        """
         self._file.close()
         if not (self._box and self._sender):
             return
@@ -262,7 +265,10 @@ class TrialRun:
             self._box.ledger.end(status, outbox.now_ms())
             self._box.closed = True
         self._box.save()
-        self._sender.finish(self._box, CLOSE_S)
+        if status == "KILLED":
+            self._sender.submit(self._box, now=True)
+        else:
+            self._sender.finish(self._box, CLOSE_S)
 
     def leave(self) -> None:
         """Stop without an end: another process has the trial now, and its run."""

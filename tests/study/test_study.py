@@ -15,6 +15,7 @@ import pytest
 from lorasweep.config.spec import SearchSpec
 from lorasweep.credentials import take_out, without_password
 from lorasweep.errors import ConfigError, LostLease, StorageDown
+from lorasweep.hardware import container
 from lorasweep.search import space
 from lorasweep.study import lease, storage
 from lorasweep.study.meta import Entry, StudyMeta, read_meta
@@ -62,7 +63,8 @@ def claim(study: Study) -> Trial | None:
 
 def bury(study: Study, number: int) -> None:
     """Let the owner of a trial be a process that is no more."""
-    dead = lease.me().to_dict() | {"pid": 2**22 - 1}
+    name = study._store.optuna.get_trial(study._ids[number]).user_attrs["owner"]["name"]
+    dead = lease.me().to_dict() | {"pid": 2**22 - 1, "name": name}
     study._store.optuna.set_trial_user_attr(study._ids[number], "owner", dead)
 
 
@@ -139,19 +141,46 @@ def test_owner_thought_dead_may_neither_save_nor_tell(make):
     assert study.trial(0).values == [0.5]
 
 
-def test_only_deaths_without_a_new_checkpoint_count(make):
+def test_only_deaths_without_progress_count(make):
     study = make(1, max_retries=1)
     for step in (5, 10, 15):
-        assert claim(study) is not None
+        claim(study)
         study.checkpointed(0, step)
         bury(study, 0)
         assert study.reclaim() == []
-    assert study.trial(0).user_attrs["deaths"] == 1
-    claim(study)
-    bury(study, 0)
-    assert study.reclaim() == [0]
+    for step in (16, 17, 18):  # killed before the next checkpoint, but further than the time before
+        claim(study)
+        study.beat({0: {"step": step}}, 1.0, 0.0)
+        bury(study, 0)
+        assert study.reclaim() == []
+    assert study.trial(0).user_attrs["deaths"] == 0
+    for given_up in ([], [0]):
+        claim(study)
+        study.beat({0: {"step": 18}}, 1.0, 0.0)
+        bury(study, 0)
+        assert study.reclaim() == given_up
     assert study.trial(0).state.name == "FAIL"
-    assert "died 2 times without reaching a checkpoint after step 15" in study.trial(0).user_attrs["reason"]
+    assert "died 2 times without getting further than step 18" in study.trial(0).user_attrs["reason"]
+
+
+def test_trial_that_waited_while_others_ran_is_not_to_blame(make):
+    study = make(2, max_retries=0)
+    claim(study), claim(study)
+    study.beat({0: {"step": 1}}, 1.0, 0.0)
+    bury(study, 1)
+    assert study.reclaim() == []
+    assert "deaths" not in study.trial(1).user_attrs
+
+
+def test_trial_for_which_the_kernel_kills_twice_fails_and_says_why(make, monkeypatch):
+    study = make(1, max_retries=9)
+    for count, given_up in ((1, []), (2, [0])):
+        claim(study)
+        study.beat({0: {"step": 0}}, 1.0, 0.0)
+        monkeypatch.setattr(container, "oom_kills", lambda count=count: count)
+        bury(study, 0)
+        assert study.reclaim() == given_up
+    assert study.trial(0).user_attrs["reason"] == "out of memory: the kernel killed its worker 2 times at step 0"
 
 
 def test_owner_on_another_machine_dies_when_its_beat_stands_still(monkeypatch):
