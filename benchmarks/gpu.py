@@ -93,7 +93,7 @@ def row(bench: Bench, made: engine.Engine, name: str, batch: int, slots: int, sp
     with contextlib.closing(events):
         each = rounds(made, events, slots)
         next(each), next(each)
-        made.energy.used()
+        made.passes.energy.used()
         done, seconds = timed(bench, each)
         tokens = done * slots * batch * bench.length
         joules = sum(s.energy_j for s in made.slots) / sum(s.step for s in made.slots) * done * slots
@@ -105,7 +105,7 @@ def row(bench: Bench, made: engine.Engine, name: str, batch: int, slots: int, sp
         "round_s": seconds / done,
         "tokens_per_s": tokens / seconds,
         "of_peak": matmul_peak.share(made.base.model, matmul_peak.rate(flops, tokens, seconds)),
-        "j_per_1k": 1000 * joules / tokens if made.energy.is_known else None,
+        "j_per_1k": 1000 * joules / tokens if made.passes.energy.is_known else None,
         "peak_gib": highest(bench),
         "estimate_gib": None,
     }

@@ -76,7 +76,7 @@ def setting(batch: int, length: int, slots: int, given: argparse.Namespace) -> s
     pairs: list[tuple[float, float]] = []
     while len(pairs) < given.rounds and (len(pairs) < LEAST or sum(map(sum, pairs)) < given.seconds):
         pairs.append((seconds(together, count), seconds(one, count)))
-    cost = solo.pass_cost(solo.first_token)
+    cost = solo.pass_cost(solo.traits.first_token)
     ratios = [b / a for a, b in pairs]
     fast, slow = (count / median(p[i] for p in pairs) for i in (0, 1))
     width = pass_cost.width(cost, spec.train, data)

@@ -66,7 +66,7 @@ TESTED_IN = {
         "models.weight_files",
         "runner.rehearsal",
     },
-    "lora/test_inits.py": {"lora.eva", "lora.loftq", "models.layer_stack"},
+    "lora/test_inits.py": {"lora.eva", "lora.loftq", "models.layer_stack", "training.first_inputs"},
     "lora/test_adapter.py": {"lora.module_swap", "models.target_modules"},
     "lora/test_round_trip.py": {"lora.peft_notices", "training.evaluation"},
     "memory/test_estimate.py": {"memory.meter", "runner.check"},
@@ -102,6 +102,8 @@ TESTED_IN = {
         *("tracking.outbox", "tracking.runs", "tracking.sender", "tracking.study_description"),
     },
     "training/test_checkpoint.py": {"tasks.batches", "training.slot"},
+    "training/test_first_token.py": {"training.base_traits"},
+    "training/test_growth.py": {"training.passes"},
     "training/test_precision.py": {"training.loss_scale"},
     "training/test_prefix_cache.py": {"training.tensor_store"},
 }

@@ -3,12 +3,12 @@
 import logging
 import math
 import statistics
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorasweep.config.spec import TrialSpec
 from lorasweep.errors import ConfigError
@@ -20,6 +20,7 @@ from lorasweep.packing import dropout, packed_pass
 from lorasweep.tasks.batches import epochs, step_counts
 from lorasweep.tasks.task import Example
 from lorasweep.training import checkpoint, optimizer
+from lorasweep.training.base_traits import BaseTraits
 from lorasweep.training.events import EvalEvent, Job
 from lorasweep.training.first_token import Place
 from lorasweep.training.loss_scale import LossScale
@@ -222,15 +223,9 @@ def new_slot(
     examples: Sequence[Example],
     saved: Mapping[str, Any] | None,
     device: torch.device,
-    place: Place | None = None,
-    alone: str = "",
-    scattered: Collection[nn.Module] = (),
+    traits: BaseTraits,
 ) -> Slot:
-    """Return the slot of a trial whose adapter was just made, to begin or to go on from what `Slot.state` gave.
-
-    `place` is where the base's other tokens may be left out; `alone` says why no trial of this base may share a pass,
-    `scattered` are modules that can compute for one trial only.
-    """
+    """Return the slot of a trial whose adapter was just made, to begin or to go on from what `Slot.state` gave."""
     if saved:
         adapter.begin_from(attached, saved["initial"])
     lacking = quantization.lacking(job.spec, device)
@@ -238,6 +233,7 @@ def new_slot(
         raise ConfigError(lacking)
     stream = dropout.DropoutStream(device)
     layers = packed_pass.layers(attached, stream)
+    place = traits.first_token
     first = place if place and not job.spec.model.base_dropout and not place.inside(layers.whole) else None
     train = job.spec.train
     per_epoch, total = step_counts(train, len(examples))
@@ -249,7 +245,9 @@ def new_slot(
         batches=epochs(examples, train.batch_size, train.seed, saved["step"] if saved else 0),
         steps_per_epoch=per_epoch,
         total_steps=total,
-        alone=packed_pass.alone_reason(job.spec) or alone or packed_pass.scattered_reason(layers, scattered),
+        alone=packed_pass.alone_reason(job.spec)
+        or traits.alone
+        or packed_pass.scattered_reason(layers, traits.scattered),
         base_bits=adapter.quantised_bits(attached),
         first_token=first,
         flops_a_token=matmul_peak.flops_a_token(attached.base.model, first.once(attached.swap.places) if first else ()),

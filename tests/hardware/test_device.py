@@ -51,7 +51,7 @@ def test_deterministic_trials_let_no_clock_choose_their_company(tiny_bert, monke
         made, jobs = trainer(spec, workload_of("seq_cls", tiny_bert)), [engine.Job(i, spec) for i in range(3)]
         for _ in made.run(lambda jobs=jobs: jobs.pop() if jobs else None):
             pass
-        assert made.width == width and made._comparison is None and made.overhead == float("inf")
+        assert made.width == width and made._comparison is None and made.passes.overhead == float("inf")
 
 
 def test_switch_of_torch_follows_the_trial(tiny_bert):

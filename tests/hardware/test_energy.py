@@ -77,7 +77,7 @@ def test_packed_trials_share_a_pass_by_their_rows(tiny_bert, monkeypatch, driver
     sizes = ("train.batch_size=4", "train.batch_size=12")
     specs = [spec_of("seq_cls", tiny_bert, *PLAIN, size, "train.max_steps=2") for size in sizes]
     made, ended = trainer(specs[0], workload_of("seq_cls", tiny_bert)), {}
-    made.energy = Energy(CARDS[:1])
+    made.passes.energy = Energy(CARDS[:1])
 
     def act(event):
         if isinstance(event, engine.TrialEnded):

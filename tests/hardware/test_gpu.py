@@ -13,7 +13,7 @@ from support.parity import DROPPED, PLAIN, alone, run, spec_of, trainer, workloa
 
 from lorasweep.hardware import matmul_peak
 from lorasweep.packing import pass_cost
-from lorasweep.training import engine
+from lorasweep.training import engine, passes
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.py"
 EPS = 2.0**-8
@@ -54,14 +54,14 @@ def bench(tmp_path, monkeypatch):
 
 
 def test_rows_end_with_a_note_where_memory_ends(bench, monkeypatch):
-    gpu, backward = importlib.import_module("gpu"), engine.Engine._backward
+    gpu, backward = importlib.import_module("gpu"), passes.Passes._backward
 
     def short(self, group, together):
         if len(group) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         backward(self, group, together)
 
-    monkeypatch.setattr(engine.Engine, "_backward", short)
+    monkeypatch.setattr(passes.Passes, "_backward", short)
     monkeypatch.setattr(gpu, "beside", lambda *a: 1000.0)
     gpu.measure(bench, "toy", gpu.TINY["toy"], time.monotonic() + 300)
     assert [(r["batch"], r["slots"]) for r in bench.rows] == [(1, 1), (1, 2), (2, 1), (2, 2)]

@@ -65,7 +65,7 @@ def _measured(spec, work: workload.Workload, slots: int) -> tuple[int, int, int]
     """Return bytes of the weights, of what the profiler saw beside them, and of what trains."""
     base = base_model.load(spec.model, spec.train, work.task, work.tokenizer)
     made = engine.Engine(base, work.task, work.prepared())
-    made.first_token = None  # the estimate, made without the weights, counts all tokens
+    made.traits.first_token = None  # the estimate, made without the weights, counts all tokens
     made.width = slots
     jobs = [engine.Job(i, spec) for i in range(slots)]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:

@@ -51,11 +51,11 @@ def made(folder, *more) -> engine.Engine:
 def test_place_of_each_family(folders, family):
     found, expected = made(folders[family]), FAMILIES[family][2]
     if expected is None:
-        assert found.first_token is None
+        assert found.traits.first_token is None
         return
     names = {module: name.partition(".")[2] for name, module in found.base.model.named_modules()}
-    assert names[found.first_token.module] == expected
-    behind = {names[m] for m in found.first_token.behind}
+    assert names[found.traits.first_token.module] == expected
+    behind = {names[m] for m in found.traits.first_token.behind}
     assert not any(name.startswith(("encoder.layer.2.", "transformer.layer.2.", "embeddings")) for name in behind)
     assert any(name.endswith(("output.dense", "ffn.lin2")) for name in behind)
 
@@ -74,7 +74,7 @@ def test_answers_and_gradients_of_all_weights_are_those_of_all_tokens(folders, d
         return [losses, *(p.grad for p in net.parameters() if p.grad is not None)]
 
     whole = answered()
-    with found.first_token.used():
+    with found.traits.first_token.used():
         first = answered()
     assert len(first) == len(whole) > 20
     for a, b in zip(first, whole, strict=True):
@@ -102,9 +102,9 @@ def test_trials_end_the_same(folders, double, width, trials):
     ends = []
     for with_place in (True, False):
         one = made(folders["bert"])
-        assert one.first_token is not None
+        assert one.traits.first_token is not None
         if not with_place:
-            one.first_token = None
+            one.traits.first_token = None
         ends.append(run(one, jobs, width))
     for i in range(len(trials)):
         assert ends[0][i].losses and ends[0][i].metrics and ends[0][i].gradients
@@ -132,8 +132,8 @@ def test_flops_count_no_token_that_is_left_out(folders):
     found = made(folders["bert"])
     spec = spec_of("seq_cls", folders["bert"], "train.max_steps=1", "lora.target_modules=[query]")
     counts = []
-    for place in (found.first_token, None):
-        found.first_token = place
+    for place in (found.traits.first_token, None):
+        found.traits.first_token = place
         events = found.run(functools.partial(next, iter([engine.Job(0, spec)]), None))
         counts += [e.flops_a_token for e in events if isinstance(e, engine.TrialBegan)]
     layer, wide, behind = 32 * 32, 32 * 64, 4  # forward, and the gradient towards the input
