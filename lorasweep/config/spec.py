@@ -520,7 +520,8 @@ class SearchSpec:
     """How much worse than the best one a cheaper configuration may be; null: 0.01, of a loss 1 %."""
     repeats: int = ranged(0, 0, 1000, affects=NOTHING)
     """Runs with new seeds once the search is over, for each of the first `repeat_top`: all of them once, then those
-    that may change the choice. It ends earlier where no run is expected to gain a tenth of the margin."""
+    that may change the choice. It ends earlier where more runs, however many, are expected to gain less than a
+    tenth of the margin."""
     repeat_top: int = ranged(3, 1, affects=NOTHING)
     """How many of the best trials run again first, and beside them the cheapest within the margin."""
     enqueue: list[str] | None = setting(None, affects=STUDY)

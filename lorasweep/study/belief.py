@@ -1,7 +1,8 @@
 """What all runs of a study say of each configuration, and which one more run would help most to choose.
 
 Sources: P. Frazier, W. Powell, S. Dayanik, The Knowledge-Gradient Policy for Correlated Normal Beliefs, 2009 (here
-independent ones); B. Efron, C. Morris, Stein's Paradox in Statistics, 1977 (means pulled towards what is usual).
+independent ones); B. Efron, C. Morris, Stein's Paradox in Statistics, 1977 (means pulled towards what is usual);
+S. Gupta, K. Miescke, Bayesian look ahead one-stage sampling allocations for selection of the best population, 1996.
 """
 
 import math
@@ -16,6 +17,10 @@ from lorasweep.study.direction import upward
 
 SMALLEST_PRIOR_SHARE = 0.05
 """The prior's variance is at least this share of the variance between the means: else the first runs decide all."""
+PRIOR_FREE = 1
+"""Degrees of freedom that the first guess of the seed error weighs: two or three runs estimate it badly."""
+STEPS = 400
+"""Of the integral over the best configuration's true metric."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,24 @@ class Belief:
         z = -abs(self.mean[name] - max(others)) / step
         return float(step * (z * ndtr(z) + math.exp(-z * z / 2) / math.sqrt(2 * math.pi)))
 
+    def left_open(self) -> float:
+        """Return by how much the choice would be expected to better if the true metrics were known: no number of runs
+        gains more.
+        """
+        from scipy.special import log_ndtr
+
+        mean_K, sd_K = np.array(list(self.mean.values())), np.sqrt(list(self.variance.values()))
+        steps_S = np.linspace(mean_K.max() - 5 * sd_K.max(), (mean_K + 6 * sd_K).max(), STEPS)
+        below_S = np.exp(log_ndtr((steps_S[:, None] - mean_K) / sd_K).sum(1))  # chance that all are below each step
+        return max(0.0, float(steps_S[0] + np.trapezoid(1 - below_S, steps_S) - mean_K.max()))
+
 
 def belief(runs: Mapping[int, Mapping[int, float]], maximize: bool) -> Belief:
     """Return what runs, configuration -> seed -> metric, say; the search's own runs count like all others.
 
-    Before a seed error is known, half of the variance between the runs is taken for it: the order is that of the runs.
+    The prior is as wide as the better half lies around the median: a long tail of bad configurations says nothing of
+    how far the good ones are apart. Half of that variance is the first guess of a run's, which two degrees of freedom
+    outweigh.
     """
     signed = {k: {seed: upward(value, maximize) for seed, value in found.items()} for k, found in runs.items()}
     fit = fit_seeds(signed)
@@ -56,13 +74,14 @@ def belief(runs: Mapping[int, Mapping[int, float]], maximize: bool) -> Belief:
         means = dict(zip(runs, map(float, fit.mean_K), strict=True))
     else:
         means = {k: statistics.fmean(found.values()) for k, found in signed.items()}
-    between = statistics.pvariance(means.values()) if len(means) > 1 else 0.0
+    centre = statistics.median(means.values())
+    between = statistics.fmean((m - centre) ** 2 for m in means.values() if m >= centre)
     smallest = max(between, 1e-12) * 1e-6
-    run_variance = max(fit.variance if fit is not None else between / 2, smallest)
+    known, free = (fit.variance, fit.free) if fit is not None else (0.0, 0)
+    run_variance = max((free * known + PRIOR_FREE * between / 2) / (free + PRIOR_FREE), smallest)
     counts = {k: len(found) for k, found in runs.items()}
     chance = statistics.fmean(run_variance / n for n in counts.values())
     prior = max(between - chance, SMALLEST_PRIOR_SHARE * between, smallest)
-    centre = statistics.median(means.values())
     variance = {k: 1 / (1 / prior + n / run_variance) for k, n in counts.items()}
     expected = {k: variance[k] * (centre / prior + counts[k] * means[k] / run_variance) for k in means}
     return Belief(expected, variance, run_variance)

@@ -54,10 +54,12 @@ def fit_seeds(runs: Mapping[int, Mapping[int, float]]) -> SeedFit | None:
     for row, (k, s, _) in zip(design, rows, strict=True):
         row[k] = row[len(names) + s] = 1.0
     values = np.array([value for _, _, value in rows])
-    free = len(rows) - int(np.linalg.matrix_rank(design))
+    values_C, vectors_CC = np.linalg.eigh(design.T @ design)
+    in_rank_C = values_C > 1e-9 * values_C.max()
+    free = len(rows) - int(in_rank_C.sum())
     if free < 2:
         return None
-    inverse = np.linalg.pinv(design.T @ design)
+    inverse = (vectors_CC[:, in_rank_C] / values_C[in_rank_C]) @ vectors_CC[:, in_rank_C].T
     coefficients = inverse @ design.T @ values
     residual = values - design @ coefficients
     # A mean is its configuration's coefficient plus the average over the seeds: that sum does not depend on how the

@@ -2,8 +2,8 @@
 
 The first round takes the best `search.repeat_top` and the cheapest that is near enough. Each later one takes the two
 configurations (a difference needs two runs of one seed) of which one more run is expected to better the choice most.
-It ends when the budget, `search.repeats` runs for each of the first round, is spent, or when no run is expected to gain
-a tenth of the margin and the best has two new seeds.
+It ends when the budget, `search.repeats` runs for each of the first round, is spent, or when no number of runs is
+expected to gain a tenth of the margin and the best has two new seeds.
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ from lorasweep.study.study import Study
 RUNS_A_ROUND = 2
 FRESH_RUNS_OF_THE_BEST = 2
 """The mean that is reported is one of new seeds: of this many at least, where the budget has them."""
-WORTH_A_RUN = 0.1
-"""Of the margin: what one more run has to be expected to gain."""
+WORTH_THE_REST = 0.1
+"""Of the margin: what more runs, however many, have to be expected to gain. One run alone seldom gains as much."""
 
 
 def next_round(study: Study) -> list[int]:
@@ -52,7 +52,7 @@ def _worth_a_run(study: Study, found: Race) -> list[int]:
     margin = near_enough(study.search.margin, study.meta.bounds, abs(held.mean[held.best]))
     gains = {n: held.gain(n) for n in held.mean}
     ranked = sorted(gains, key=lambda n: (-gains[n], n))
-    if gains[ranked[0]] >= WORTH_A_RUN * margin:
+    if held.left_open() >= WORTH_THE_REST * margin:
         return ranked
     best = study.best()
     if best is None or len(repeats.repeats(study.trials()).get(best.number, {})) >= min(

@@ -57,3 +57,23 @@ def test_near_enough_is_a_point_or_a_hundredth_of_a_loss():
     assert near_enough(None, (0.0, 1.0), 0.8) == 0.01
     assert near_enough(None, (0.0, float("inf")), 2.5) == pytest.approx(0.025)
     assert near_enough(0.3, (0.0, 1.0), 0.8) == 0.3
+
+
+def test_what_the_choice_leaves_open_equals_a_simulation():
+    found = belief({0: {0: 0.80, 1: 0.77}, 1: {0: 0.78, 1: 0.80}, 2: {0: 0.77, 1: 0.76}, 3: {0: 0.79}}, maximize=True)
+    mean_K, variance_K = (np.array(list(side.values())) for side in (found.mean, found.variance))
+    truth_SK = mean_K + np.sqrt(variance_K) * np.random.default_rng(0).standard_normal((400_000, 4))
+    assert found.left_open() == pytest.approx(truth_SK.max(1).mean() - mean_K.max(), rel=0.02)
+    assert found.left_open() > max(map(found.gain, found.mean))  # no number of runs gains more than the truth
+
+
+def test_long_tail_of_bad_configurations_does_not_make_the_good_ones_seem_far_apart():
+    good = {0: {0: 0.80}, 1: {0: 0.79}, 2: {0: 0.78}, 3: {0: 0.77}, 4: {0: 0.76}}
+    even, tail = (belief(good | {5 + k: {0: v} for k, v in enumerate(rest)}, True) for rest in ([0.75] * 4, [0.3] * 4))
+    assert tail.mean[0] - tail.mean[1] == pytest.approx(even.mean[0] - even.mean[1])
+
+
+def test_two_runs_alike_by_chance_are_not_taken_for_all_there_is_of_seed_error():
+    runs = {k: {0: 0.70 + 0.02 * k} for k in range(8)}
+    runs[7][1], runs[6][1], runs[5][1] = 0.83999, 0.82, 0.80001
+    assert belief(runs, maximize=True).run_variance > 1e-5

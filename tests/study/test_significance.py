@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from support.populations import POPULATIONS
 
 from lorasweep.config.spec import TaskSpec
 from lorasweep.study import example_scores, significance
@@ -290,3 +291,26 @@ def test_error_of_a_large_split_is_that_of_its_examples():
     assert significance.standard_error(found) == pytest.approx((share * (1 - share) / 20_000) ** 0.5, rel=0.05)
     interval = significance.interval(found)
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * (0.16 / 20_000) ** 0.5, rel=0.01)
+
+
+# --- coverage --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "examples"),
+    [
+        ("accuracy 0.99", 400),
+        ("loss a token, lengths spread 1.3", 50),
+        ("QA F1, 20 questions an article", 50),
+        ("QA F1, 20 questions an article", 200),
+        ("QA F1, 5 questions a passage", 50),
+        ("QA F1, 5 questions a passage", 400),
+    ],
+)
+def test_interval_of_a_metric_holds_the_true_value(name, examples):
+    draw, truth = POPULATIONS[name]
+    rng, studies = np.random.default_rng(1), 500
+    drawn = [draw(rng, examples) for _ in range(studies)]
+    significance.resample(drawn)
+    held = sum(significance.interval(found).holds(truth) for found in drawn) / studies
+    assert 0.92 - 2 * (0.92 * 0.08 / studies) ** 0.5 < held < 0.98 + 2 * (0.98 * 0.02 / studies) ** 0.5
