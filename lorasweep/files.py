@@ -49,6 +49,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def cache_folder() -> Path:
+    """Return the folder of what is made once for all studies: $LORASWEEP_CACHE, or lorasweep in the user's cache."""
+    base = os.environ.get("LORASWEEP_CACHE")
+    if base:
+        return Path(base)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lorasweep"
+
+
 class FileLock:
     """A lock on a file: among processes, and among the threads of one where each has an object of its own.
 

@@ -45,7 +45,7 @@ OWNERS = {
     "omegaconf": {"config", "runner"},
     "optuna": {"search", "study", "report", "runner"},
     "mlflow": {"tracking", "serving"},
-    "peft": {"lora", "packing"},
+    "peft": {"lora"},
     "datasets": {"data"},
     "rich": {"console"},
     "bitsandbytes": {"models", "lora", "training"},

@@ -1,19 +1,26 @@
 """The built-in corpus: the text of the Python that runs us, read with ast.
 
-Real words and labels on every machine, no download.
+Real words and labels on every machine, no download. To parse it takes seconds, so a view's rows are kept on disk.
 Its docstrings differ a little between Python versions; the data fingerprint tells them apart.
 """
 
 import ast
+import hashlib
+import json
 import keyword
+import platform
 import re
+import sys
 import sysconfig
 import tokenize
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
+
+from lorasweep.files import cache_folder, read_json, replace_file
 
 PACKAGES = (
     "asyncio",
@@ -215,3 +222,32 @@ VIEWS: dict[str, Callable[[], list[dict]]] = {
     view.__name__: view for view in (labelled, naming, described, topics, python_tokens, returned)
 }
 """What the corpus is to a task that names it so."""
+
+
+# --- kept on disk ----------------------------------------------------------------------------------------------------
+
+
+def rows(view: str) -> list[dict]:
+    """Return a view's rows: those in the user's cache folder where they came from the very files that are here."""
+    path = cache_folder() / "builtin" / f"{view}-{platform.python_version()}.json"
+    key = _key()
+    with suppress(OSError):
+        kept = read_json(path)
+        if kept is not None and kept.get("key") == key:
+            return list(kept["rows"])
+    made = VIEWS[view]()
+    with suppress(OSError):  # a cache that cannot be written is a slow start, no more
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, json.dumps({"key": key, "rows": made}))
+    return made
+
+
+def _key() -> str:
+    """Return a digest that changes with the Python that runs, a file that is read, and how they are read."""
+    facts = [sys.version, hashlib.sha256(Path(__file__).read_bytes()).hexdigest()]
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in [*(path for package in PACKAGES for path in _files(package)), root / "pydoc_data" / "topics.py"]:
+        with suppress(FileNotFoundError):
+            seen = path.stat()
+            facts.append(f"{path} {seen.st_size} {seen.st_mtime_ns}")
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()

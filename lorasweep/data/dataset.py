@@ -131,7 +131,7 @@ def _load(spec: DataSpec, asked: Mapping[str, str], view: str, problem_type: str
 def _builtin(view: str) -> list[Record]:
     if view not in builtin.VIEWS:
         raise ConfigError(["data: the built-in corpus has nothing for this task; give data=... and data.path="])
-    return builtin.VIEWS[view]()
+    return builtin.rows(view)
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

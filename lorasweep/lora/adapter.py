@@ -7,10 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights
-from peft.tuners.lora.layer import LoraLayer
-from peft.utils import ModulesToSaveWrapper
-from peft.utils.other import get_pattern_key
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -19,6 +15,16 @@ from lorasweep.config.spec import LoraSpec, TaskSpec
 from lorasweep.errors import ConfigError
 from lorasweep.lora import inits, module_swap, peft_notices
 from lorasweep.lora.peft_config import config, misread, parameter_problems, whole
+from lorasweep.lora.peft_names import (
+    LoraConfig,
+    LoraLayer,
+    ModulesToSaveWrapper,
+    PeftModel,
+    get_pattern_key,
+    get_peft_model,
+    get_peft_model_state_dict,
+    load_peft_weights,
+)
 from lorasweep.models.base_model import LINEAR, Base, renew_missing
 
 Batches = Callable[[], Sequence[Mapping[str, Tensor]]]

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from peft import initialize_lora_eva_weights
 from torch import Tensor
 
 from lorasweep.lora import peft_notices
+from lorasweep.lora.peft_names import initialize_lora_eva_weights
 
 
 def finish(peft_model: Any, batches: Sequence[Mapping[str, Tensor]]) -> None:

@@ -208,7 +208,7 @@ add(
 
 
 def _eva_in_peft(lora: LoraSpec) -> dict[str, Any]:
-    from peft import EvaConfig
+    from lorasweep.lora.peft_names import EvaConfig
 
     return {"init_lora_weights": "eva", "eva_config": EvaConfig(rho=lora.eva_rho)}
 

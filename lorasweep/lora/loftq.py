@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from lorasweep.config.spec import LoraSpec
+from lorasweep.lora.peft_names import LoraLayer
 from lorasweep.models.base_model import LINEAR, Base
 from lorasweep.models.quantization import is_quantised, read_4_bits, reader
 

@@ -6,9 +6,6 @@ from itertools import chain
 from typing import Any
 
 import torch
-from peft import LoraConfig
-from peft.tuners.tuners_utils import check_target_module_exists
-from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -16,6 +13,7 @@ from lorasweep import tasks
 from lorasweep.config.spec import TARGET_PRESETS, LoraSpec, TaskSpec
 from lorasweep.errors import did_you_mean
 from lorasweep.lora import inits
+from lorasweep.lora.peft_names import LoraConfig, check_target_module_exists, get_pattern_key
 from lorasweep.models import finished_head, quantization
 from lorasweep.models.base_model import LINEAR, Base
 from lorasweep.models.target_modules import (

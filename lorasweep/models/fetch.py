@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorasweep.errors import ConfigError, did_you_mean
+from lorasweep.files import cache_folder
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,6 @@ CARRIED = {
 
 SHOW_S = 0.3
 """Seconds between two looks at how much has arrived."""
-
-
-def cache_folder() -> Path:
-    """Return the folder of converted models: $LORASWEEP_CACHE, or lorasweep in the user's cache folder."""
-    base = os.environ.get("LORASWEEP_CACHE")
-    if base:
-        return Path(base)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lorasweep"
 
 
 def is_here(name: str) -> bool:

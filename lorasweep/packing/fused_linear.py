@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
+from lorasweep.lora.peft_names import Linear as LoraLinear
 from lorasweep.models import quantization
 from lorasweep.models.quantization import Reader
 from lorasweep.packing.dropout import DropoutStream, StreamDropout
