@@ -34,9 +34,9 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
-def replace_file(path: Path, text: str | bytes) -> None:
-    """Write a file as a whole: a reader, or a kill, sees the old or the new one."""
-    with replacing(path) as file:
+def replace_file(path: Path, text: str | bytes, *, durable: bool = False) -> None:
+    """Write a file as a whole: a reader, or a kill, sees the old or the new one; with `durable` a power cut too."""
+    with replacing(path, durable=durable) as file:
         file.write(text.encode() if isinstance(text, str) else text)
 
 

@@ -71,7 +71,7 @@ def check(options: Options) -> int:
 
     planned = _planned(Request.of(options.words, options.sweep))
     from lorasweep.config import compose
-    from lorasweep.runner import check
+    from lorasweep.runner import check, room
     from lorasweep.search.space import Space
     from lorasweep.training import workload
 
@@ -91,6 +91,8 @@ def check(options: Options) -> int:
         unset = dict.fromkeys(planned.meta.swept, "-")
         rows = [{**unset, **point} for point in points]
         check.show_grid(specs, rows, dict(planned.loaded))
+    needed = room.expected_bytes(specs, planned.loaded, len(planned.queue))
+    print(f"{'disk:':13}{room.told(needed, planned.folder.parent)}")
     for line in planned.never:
         print(line)
     return 0

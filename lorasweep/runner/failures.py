@@ -14,6 +14,11 @@ from lorasweep.runner.endings import Endings
 from lorasweep.runner.trial_run import Running
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+NO_SPACE_WORDS = (
+    *("No space left on device", "Disk quota exceeded", "os error 28", "database or disk is full"),
+    *("PytorchStreamWriter failed", "unexpected pos", "file write failed"),
+)
+"""How errors of no kind of their own say it: safetensors', pyarrow's and SQLite's; torch's."""
 FULL_DISK_BYTES = 2**20
 """With less room a disk is as good as full."""
 
@@ -73,8 +78,11 @@ def trace_of(error: Exception, folder: Path) -> str:
     if isinstance(error, DiskFull | StorageDown):
         raise error
     if _is_of_the_disk(error, folder):
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        free = shutil.disk_usage(folder).free / 2**20
         raise DiskFull(
-            f"{folder}: cannot write ({error}); free space, then: python -m lorasweep resume {folder}"
+            f"{folder}: cannot write ({said}), {free:.1f} MiB are free there; free space, then: "
+            f"python -m lorasweep resume {folder}"
         ) from error
     trace = redact("".join(traceback.format_exception(error)))
     if isinstance(error, ConfigError):
@@ -83,7 +91,14 @@ def trace_of(error: Exception, folder: Path) -> str:
 
 
 def _is_of_the_disk(error: Exception, folder: Path) -> bool:
-    """Return whether an error is the disk's; torch tells a full disk as a RuntimeError of its own."""
-    if isinstance(error, OSError) and error.errno in NO_SPACE:
-        return True
+    """Return whether an error, or what it was raised from, is the disk's. Libraries tell a full disk each in its way,
+    and by then what was half written is gone and there is some room again.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in NO_SPACE:
+            return True
+        if any(words in str(cause) for words in NO_SPACE_WORDS):
+            return True
+        cause = cause.__cause__ or cause.__context__
     return isinstance(error, OSError | RuntimeError) and shutil.disk_usage(folder).free < FULL_DISK_BYTES

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from lorasweep.errors import ConfigError
-from lorasweep.runner import plan
+from lorasweep.errors import ConfigError, DiskFull
+from lorasweep.runner import plan, room
 from lorasweep.runner.interrupt import EXIT_INTERRUPTED
 from lorasweep.runner.launchers import Launch
 from lorasweep.runner.plan import Plan
@@ -117,6 +117,9 @@ def _run_workers(study: Study, launch: Launch, interrupts: Any) -> None:
             failure = error
             told = runs.redact(str(error))
             print(f"a worker ended: {type(error).__name__}: {told.splitlines()[0] if told else ''}")
+        if isinstance(failure, DiskFull) and room.wait(study, lambda: _stopped(study, interrupts)):
+            idle = 0
+            continue
         idle = idle + 1 if _state(study) == before else 0
         if idle >= LAUNCHES_WITHOUT_PROGRESS or worker.is_fatal(failure):
             raise failure or RuntimeError(f"workers end without running a trial; see {study.folder}")

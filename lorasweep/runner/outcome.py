@@ -15,9 +15,10 @@ from lorasweep.config.spec import TrialSpec
 from lorasweep.credentials import redact
 from lorasweep.errors import ConfigError
 from lorasweep.lora import adapter
+from lorasweep.memory import out_of_memory
 from lorasweep.models import base_model
 from lorasweep.study import example_scores
-from lorasweep.study.result import Metric, Params, Reload, result_of, write_result
+from lorasweep.study.result import Metric, Params, Reload, TrialResult, result_of, write_result
 from lorasweep.study.study import Study
 from lorasweep.tasks.task import Prediction, Task
 from lorasweep.training import evaluation, workload
@@ -25,6 +26,9 @@ from lorasweep.training.engine import Engine, EvalEvent
 
 SHOWN_EXAMPLES = 8
 """Rows of the eval split that a trial leaves with the model's answers, for a person to read."""
+
+MOST_SAID = 400
+"""Characters of an error that are said where the winner has no test score."""
 
 RELOADED_ROWS = 128
 """Rows of the eval split that a saved adapter is tried on, beside those with generated answers; all of a large one
@@ -105,13 +109,26 @@ def score_winner(study: Study, loaded: Mapping[str, workload.Workload]) -> dict[
     result = result_of(best, folder)
     if result.test is not None:
         return result.test
-    spec = compose.compose_trial(best.user_attrs["overrides"])
-    work = loaded.get(workload.key(spec)) or workload.workload(spec)
     try:
-        base = base_model.load(spec.model, spec.train, work.task, work.tokenizer)
-    except ConfigError as error:
-        print(f"the test split was not read: {redact('; '.join(error.problems))}; `resume` reads it on another machine")
+        return _scored(study, result, folder, best.user_attrs["overrides"], loaded)
+    except Exception as error:  # memory, a damaged adapter: table and report do without this score
+        said = "; ".join(error.problems) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+        out_of_memory.free()
+        print(f"the test split was not read: {redact(said)[:MOST_SAID]}; `resume` tries again, here or elsewhere")
         return {}
+
+
+def _scored(
+    study: Study,
+    result: TrialResult,
+    folder: Path,
+    overrides: Sequence[str],
+    loaded: Mapping[str, workload.Workload],
+) -> dict[str, float]:
+    """Evaluate the adapter in `folder` on the test split; keep the scores in result.json."""
+    spec = compose.compose_trial(overrides)
+    work = loaded.get(workload.key(spec)) or workload.workload(spec)
+    base = base_model.load(spec.model, spec.train, work.task, work.tokenizer)
     adapted = adapter.reload(folder / "adapter", base, spec.lora, spec.task_type).base_model.model
     found = evaluation.predict(adapted, work.task, work.examples["test"], spec.train, work.tokenizer.pad_token_id)
     records = work.data.splits["test"]

@@ -12,7 +12,7 @@ from lorasweep.config.spec import SearchSpec, TrialSpec
 from lorasweep.data import dataset
 from lorasweep.errors import ConfigError
 from lorasweep.memory import estimate
-from lorasweep.runner import launchers
+from lorasweep.runner import launchers, room
 from lorasweep.runner.points import Points, points
 from lorasweep.runner.preflight import preflight
 from lorasweep.runner.request import Request
@@ -52,6 +52,9 @@ def plan(request: Request, asked: Points | None = None) -> Plan:
     loaded = preflight(asked.specs, here, keep)
     never = _never(asked.specs, loaded, asked.space.keys) if here else []
     first = asked.specs[0]
+    full = room.problem(room.expected_bytes(asked.specs, loaded, len(asked.entries)), Path(first.outputs).resolve())
+    if full and here:
+        raise ConfigError(full)
     metric = loaded[workload.key(first)].task.metric(_shared_metric(asked.specs, loaded))
     meta = _meta(request, asked.space, first, metric)
     meta = replace(meta, data=_data(asked.specs, loaded))

@@ -18,7 +18,7 @@ from lorasweep.errors import ConfigError, DiskFull, LostLease, StorageDown
 from lorasweep.hardware import device, matmul_peak
 from lorasweep.memory import estimate, out_of_memory
 from lorasweep.packing import pass_cost
-from lorasweep.runner import interrupt
+from lorasweep.runner import interrupt, room
 from lorasweep.runner.endings import Endings
 from lorasweep.runner.events import Events
 from lorasweep.runner.failures import Failures
@@ -79,6 +79,9 @@ class Worker:
             try:
                 while (self._running or not self._stopping()) and self._run_some():
                     pass
+            except DiskFull:
+                self._give_all_back()
+                raise
             finally:
                 self._let_go()
                 self._said = 0.0
@@ -147,6 +150,7 @@ class Worker:
     def _open(self, trial: Trial, folder: Path) -> Running | None:
         """Return the trial ready to run; None where it turned out to be over already, or cannot be."""
         folder.mkdir(parents=True, exist_ok=True)
+        room.tidy(folder)
         before = read_result(folder)
         running = Running(self.study, trial, folder)
         self.display.begin(trial.number, running.name)
@@ -166,6 +170,13 @@ class Worker:
         if why:
             self._endings.finish(running, running.result("PRUNED", why, never_begun=True))
         return bool(why)
+
+    def _give_all_back(self) -> None:
+        """Put what runs back into the queue, as far as the disk takes that: it is not to blame."""
+        for running in list(self._running.values()):
+            with suppress(OSError, StorageDown, LostLease):
+                self.study.give_back(running.number)
+            self._endings.drop(running, "it goes back to the queue: the disk is full")
 
     def _let_go(self) -> None:
         """Give back a trial that was claimed for another group and never began."""

@@ -6,7 +6,7 @@ value (tasks/metric.py). The file's metadata name metric, combination and task.
 
 import hashlib
 import json
-import os
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lorasweep import tasks
 from lorasweep.data.carve import KEPT_TOGETHER
 from lorasweep.errors import ConfigError
+from lorasweep.files import replacing
 from lorasweep.tasks.metric import COMBINATIONS, Parts, Prediction, older_scale
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 NAME = "predictions.parquet"
 TEST_NAME = "test_predictions.parquet"
 """The same of the test split, for the trial that the study chose."""
+log = logging.getLogger(__name__)
+
 LONGEST = 500
 """Characters of an answer that are kept."""
 
@@ -58,9 +61,8 @@ def write(
     if len(set(groups)) < len(groups):
         columns["group"] = pa.array(groups)
     facts = {"metric": metric, "kind": parts.kind, "task": task.name, "bounds": json.dumps(parts.bounds)}
-    temporary = folder / f"{name}.part"
-    pq.write_table(pa.table(columns).replace_schema_metadata(facts), temporary)
-    os.replace(temporary, folder / name)
+    with replacing(folder / name, durable=True) as file:
+        pq.write_table(pa.table(columns).replace_schema_metadata(facts), file)
 
 
 def _group(record: Mapping[str, Any], row: int) -> str:
@@ -70,16 +72,24 @@ def _group(record: Mapping[str, Any], row: int) -> str:
 
 
 def read(folder: Path, name: str = NAME) -> Parts | None:
-    """Return what predictions.parquet says of the primary metric; None where there is none, or nobody here knows its
-    combination.
+    """Return what predictions.parquet says of the primary metric; None where there is none, where nobody here knows its
+    combination or, with a warning, where it is damaged.
     """
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     path = folder / name
     if not path.is_file():
         return None
-    table = pq.read_table(path)
+    try:
+        return _parts(pq.read_table(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's own are ValueError and KeyError
+        log.warning("%s cannot be read (%s): its trial has no interval", path, str(error).splitlines()[0][:200])
+        return None
+
+
+def _parts(table: Any) -> Parts | None:
+    import pyarrow.compute as pc
+
     facts = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
     if not _is_known(facts.get("kind", ""), facts.get("task", "")):
         return None

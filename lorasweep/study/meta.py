@@ -1,6 +1,7 @@
 """What a study is, apart from its trials: study.json, and the entries of its queue."""
 
 import json
+import logging
 import math
 import re
 import time
@@ -17,6 +18,9 @@ from lorasweep.search.dimension import Value
 from lorasweep.tasks.metric import older_scale
 
 STUDY = "study.json"
+JOURNAL = "journal.log"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,13 +92,31 @@ def new_name(swept: Sequence[str]) -> str:
 
 def write_meta(folder: Path, meta: StudyMeta) -> None:
     """Write study.json."""
-    replace_file(folder / STUDY, json.dumps(asdict(meta), indent=1))
+    replace_file(folder / STUDY, json.dumps(asdict(meta), indent=1), durable=True)
 
 
 def find_meta(folder: Path) -> StudyMeta | None:
-    """Return what study.json holds, None where there is none."""
+    """Return what study.json holds, or where that is damaged its queue; None where neither has anything."""
     values = read_json(folder / STUDY)
-    return None if values is None else StudyMeta(**values)
+    if values is None and (folder / STUDY).exists():
+        values = _in_journal(folder / JOURNAL)
+        if values is not None:
+            log.warning("%s is damaged; the study's queue has the same", folder / STUDY)
+    try:
+        return None if values is None else StudyMeta(**values)
+    except TypeError:  # JSON, but no study's
+        return None
+
+
+def _in_journal(path: Path) -> dict[str, Any] | None:
+    """Return what a journal remembers of its study, as of its last change."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    for line in reversed([line for line in lines if b'"meta"' in line]):
+        try:
+            return json.loads(line)["user_attr"]["meta"]
+        except (ValueError, KeyError, TypeError):
+            continue
+    return None
 
 
 def next_name(name: str) -> str:
@@ -108,8 +130,9 @@ def read_meta(folder: Path) -> StudyMeta:
     found = find_meta(folder)
     if found is None:
         if (folder / STUDY).exists():
-            raise ConfigError([f"{folder}: {STUDY} is damaged; its queue keeps the same, write it back from a backup"])
-        half = " (its making was cut short: delete the folder)" if (folder / "journal.log").exists() else ""
+            way_out = "where a database keeps its queue, name that: postgresql://... study=NAME"
+            raise ConfigError([f"{folder}: {STUDY} is damaged; write it back from a backup, or {way_out}"])
+        half = " (its making was cut short: delete the folder)" if (folder / JOURNAL).exists() else ""
         raise ConfigError([f"{folder}: no study here, it has no {STUDY}{half}"])
     return found
 

@@ -1,6 +1,7 @@
 """result.json: what a trial came to. Written once by the trial's worker, read by everybody else."""
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 RESULT = "result.json"
 
@@ -190,13 +193,22 @@ def _fitting(cls: type[T], values: Mapping[str, Any]) -> T:
 
 def write_result(folder: Path, result: TrialResult) -> None:
     """Write result.json whole or not at all."""
-    replace_file(folder / RESULT, redact(json.dumps(result.to_dict(), indent=1)))
+    replace_file(folder / RESULT, redact(json.dumps(result.to_dict(), indent=1)), durable=True)
 
 
 def read_result(folder: Path) -> TrialResult | None:
-    """Return what result.json holds; None where there is none, or a power cut took its content."""
-    values = read_json(folder / RESULT)
-    return TrialResult.from_dict(values) if values else None
+    """Return what result.json holds; None where there is none or, with a warning, a damaged one."""
+    path = folder / RESULT
+    values = read_json(path)
+    try:
+        if values:
+            return TrialResult.from_dict(values)
+    except (TypeError, AttributeError, ValueError) as error:
+        log.warning("%s cannot be read (%s); the queue keeps its main numbers", path, error)
+        return None
+    if values is None and path.exists():
+        log.warning("%s cannot be read, it is no JSON; the queue keeps its main numbers", path)
+    return None
 
 
 def result_of(trial: "FrozenTrial", folder: Path) -> TrialResult:

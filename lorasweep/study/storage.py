@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import os
 import time
 import zlib
@@ -18,6 +19,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
+from optuna.storages.journal._storage import JournalOperation
 from optuna.trial import TrialState
 from sqlalchemy import text
 from sqlalchemy.exc import InterfaceError, OperationalError
@@ -65,12 +67,64 @@ class Store:
     """(study id, state) -> ids of its trials in that state, by number."""
 
 
+_OF_STUDY = {"worker_id": "", "study_id": 0}
+DAMAGED = _OF_STUDY | {"op_code": int(JournalOperation.SET_STUDY_USER_ATTR)}
+LOST_TRIAL = _OF_STUDY | {
+    "op_code": int(JournalOperation.CREATE_TRIAL),
+    "state": TrialState.WAITING.value,
+    "datetime_start": None,
+}
+
+logger = logging.getLogger(__name__)
+
+
 class JournalLock(FileLock, BaseJournalFileLock):
     """The journal's lock. Optuna's own stalls for 30 s when its holder is killed."""
 
 
 class JournalFile(JournalFileBackend):
-    """Optuna's journal file that outlives a writer killed, or a disk filled, in the middle of a line."""
+    """Optuna's journal file that outlives a writer killed, or a disk filled, in the middle of a line, and a damaged
+    line among the others: what that one said is lost, a trial that it made comes back as a waiting one without a point.
+    """
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        """Yield the log from an entry on; a last line without its end is not there yet."""
+        number = log_number_from if log_number_from in self._log_number_offset else 0
+        offset, size = self._log_number_offset[number], os.stat(self._file_path).st_size
+        instead: dict[int, list[dict[str, Any]]] | None = None
+        with open(self._file_path, "rb") as file:
+            file.seek(offset)
+            for line in file:
+                if offset + len(line) > size or not line.endswith(b"\n"):
+                    return
+                entry = _entry(line)
+                if entry is None and instead is None:
+                    instead = self._instead()
+                for log in [entry] if entry is not None else (instead or {}).get(offset, []):
+                    number += 1
+                    if number > log_number_from:
+                        yield log
+                offset += len(line)
+                self._log_number_offset[number] = offset
+
+    def _instead(self) -> dict[int, list[dict[str, Any]]]:
+        """Return what to read in place of each damaged line, by where it begins: a trial for each that later lines
+        know of and no line makes, or a note.
+        """
+        made, offset, found = 0, 0, {}
+        with open(self._file_path, "rb") as file:
+            for count, line in enumerate(file, 1):
+                entry = _entry(line)
+                if entry is None:
+                    logger.warning("%s: line %d is damaged, what it said is lost", self._file_path, count)
+                    found[offset] = [DAMAGED | {"user_attr": {f"damaged:{count}": True}}]
+                elif entry["op_code"] == JournalOperation.CREATE_TRIAL:
+                    made += 1
+                while found and entry is not None and entry.get("trial_id", -1) >= made:
+                    found[max(found)].append(LOST_TRIAL)
+                    made += 1
+                offset += len(line)
+        return found
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
@@ -88,6 +142,15 @@ class JournalFile(JournalFileBackend):
                     raise
         finally:
             self._lock.release()
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """Return what a line of the journal says, None for a damaged one."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and "op_code" in found else None
 
 
 def _write_all(file: Any, data: bytes) -> None:

@@ -420,7 +420,8 @@ class Study:
     # --- steering ----------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Start the wall clock, and forget an earlier `stop --all`."""
+        """Start the wall clock, forget an earlier `stop --all`, and write a damaged study.json again."""
+        self._write_file()
         if "began" not in self._attributes():
             self._optuna.set_user_attr("began", time.time())
         self._optuna.set_user_attr("stop:all", None)
