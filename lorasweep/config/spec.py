@@ -51,7 +51,7 @@ class ModelSpec:
     tokenizer: str | None = setting(None, affects=BASE)
     """Where the tokenizer comes from, if not from `pretrained`."""
     base_dropout: bool = setting(False, affects=BASE)
-    """Keep the frozen base's own dropout on while training (BERT's 0.1). Off: only the adapters' lora_dropout acts."""
+    """Keep the frozen base's dropout on while training (BERT's 0.1). Off: only the adapters' lora_dropout acts."""
     pooling: str = one_of("model", "model", "mean", affects=BASE)
     """What a classification head reads: the model's own pooled token, or the mean over tokens, which is how
     sentence-transformers models were trained. With mean, other code that loads the adapter has to pool so too."""
@@ -91,13 +91,13 @@ class TaskSpec:
     generate: bool = setting(False, affects=TOKENS)
     """Evaluate generated text too: exact_match of CAUSAL_LM, rouge_l, bleu and chrf of SEQ_2_SEQ_LM. Greedy."""
     max_new_tokens: int = ranged(64, 1, 1_000_000, affects=TOKENS)
-    """Generated text ends after so many tokens."""
+    """Longest text to generate, in tokens."""
     answer_pattern: str | None = setting(None, affects=TOKENS)
-    """Regular expression whose last match is an answer, its first group where it has one: exact_match compares what it
-    finds in the generated and in the expected text, as texts or as numbers (1,200 is 1200). null compares what stands
-    after `#### `, or the whole texts."""
+    """Regular expression that finds the answer: its last match, or that match's first group. exact_match compares the
+    answers of the generated and the expected text, as text or as numbers (1,200 equals 1200). null compares what
+    follows `#### `, or the whole text."""
     generate_samples: int | None = ranged(64, 1, affects=TOKENS)
-    """At most so many inputs of a split are answered by generation, spread evenly over it; null answers all."""
+    """Inputs of each split to answer by generation, spread evenly over it; null answers all."""
 
     def problems(self) -> list[str]:
         """Return a problem where answer_pattern cannot be read."""
@@ -132,19 +132,20 @@ class LoraSpec:
     bias: str = one_of("none", "none", "all", "lora_only", affects=MEMORY)
     """Which biases of the base train: none, all, or those of the adapted modules. Not lora_bias."""
     lora_bias: bool = setting(False, affects=MEMORY)
-    """Give B a bias of its own, scaled and merged with the update. The base's biases stay: that is `bias`."""
+    """Add a bias to B, scaled and merged with the update. It does not touch the base's biases; `bias` does."""
     use_rslora: bool = setting(False, affects=RESULT)
     """Scale by lora_alpha / sqrt(r) (arXiv:2312.03732)."""
     use_dora: bool = setting(False, affects=MEMORY)
     """Learn magnitude and direction apart (arXiv:2402.09353): slower, for small ranks."""
     init_lora_weights: bool | str = setting(True, affects=MEMORY, options=registry.INITS)
-    """How A and B begin: peft's names. true: random A, B = 0; false: random B too; N: a whole number from 1."""
+    """How A and B are initialised, by peft's names. true: random A, B = 0; false: random B too; N: an integer from
+    1."""
     loftq_bits: int = one_of(4, 4, 8, affects=MEMORY)
-    """Bits of the quantised base that init_lora_weights=loftq makes up for: 4 (NF4) or 8."""
+    """init_lora_weights=loftq: bits of the quantised base, 4 (NF4) or 8."""
     loftq_iter: int = ranged(1, 1, 20, affects=MEMORY)
-    """Rounds of quantising and decomposing for loftq (arXiv:2310.08659)."""
+    """init_lora_weights=loftq: rounds of quantising and decomposing (arXiv:2310.08659)."""
     eva_rho: float = ranged(2.0, 1, 16, affects=MEMORY)
-    """With eva, no module gets a rank above eva_rho times r; 1 keeps all at r (arXiv:2410.07170)."""
+    """init_lora_weights=eva: highest rank of a module, as a multiple of r; 1 keeps all at r (arXiv:2410.07170)."""
     modules_to_save: list[str] | None = setting(None, affects=MEMORY)
     """Modules trained in full and saved with the adapter; a new head is added by itself."""
     layers_to_transform: list[int] | int | None = setting(None, affects=MEMORY)
@@ -157,7 +158,7 @@ class LoraSpec:
     alpha_pattern: dict[str, float] | None = setting(None, affects=MEMORY)
     """lora_alpha of modules that differ, likewise."""
     loraplus_lr_ratio: float = ranged(1.0, 1, 256, affects=RESULT)
-    """LoRA+ (arXiv:2402.12354): B learns so many times faster than A; 1 is off, 16 is its authors' advice."""
+    """LoRA+ (arXiv:2402.12354): learning rate of B divided by that of A. 1 is off; its authors advise 16."""
 
     @property
     def alpha(self) -> float:
@@ -251,91 +252,94 @@ class DataSpec:
     encoding: str | None = setting(None, affects=TOKENS)
     """Encoding of a text file, by Python's name (utf-8, cp1252, gb18030, utf-16); null finds it and says so."""
     bad_rows: str = one_of("auto", "auto", "skip", "error", affects=TOKENS)
-    """Rows that cannot be read, or with nothing in a field, are left out and counted. auto: up to 1 % of a split, and
-    always one; skip: all of them; error: none may be."""
+    """What to do with rows that cannot be read or lack a field. skip leaves them out and counts them; error refuses the
+    file; auto skips up to 1 % of a split, and at least one row, and refuses more."""
     train_split: str = setting("train", affects=TOKENS)
-    """Name of the training split: a hub split, a file name, or a word that one file name in the folder holds."""
+    """Name of the training split: a hub split, a file name, or a word that occurs in one file name of the folder."""
     eval_split: str | None = setting(None, affects=TOKENS)
-    """Split for pruning and choosing; null takes a folder's own (validation, valid, eval, dev, val), or carves it from
-    train by a hash of the text, class by class."""
+    """Split that pruning and ranking use. null takes the folder's (validation, valid, eval, dev, val), or carves one
+    from train by a hash of the text, class by class."""
     test_split: str | None = setting(None, affects=TOKENS)
-    """Split read once, after choosing; null takes a folder's own (test), or carves it likewise."""
+    """Split that is scored once, for the winner. null takes the folder's (test), or carves one the same way."""
     eval_fraction: float = ranged(0.1, 0, 0.5, above=True, affects=TOKENS)
     """Share of train that a carved eval split takes."""
     test_fraction: float = ranged(0.1, 0, 0.5, above=True, affects=TOKENS)
     """Share of train that a carved test split takes."""
     max_train_samples: int | None = ranged(None, 1, affects=TOKENS)
-    """At most so many training rows, chosen by hash, so that a smaller set lies within a larger one."""
+    """Largest number of training rows, chosen by hash, so that a smaller set is a subset of a larger one."""
     max_eval_samples: int | None = ranged(None, 1, affects=TOKENS)
-    """At most so many rows in the eval split and in the test split."""
+    """Largest number of rows in the eval split, and in the test split."""
     max_tokens: int | None = ranged(None, 4, 1_000_000, affects=TOKENS)
     """Longer examples are cut to so many tokens; null finds a length by the data, the 99th percentile of train within
     what the model reads, and says so."""
     too_long: str = one_of("auto", "auto", "drop", "truncate", "error", affects=TOKENS)
-    """CAUSAL_LM: what becomes of a training row whose prompt leaves no room for its answer. drop: it is left out and
-    counted; truncate: the prompt's left is cut, the answer kept; error: none may be. auto drops, and refuses more than
-    5 %. Rows of eval and test are always truncated, so that they are the same for each max_tokens."""
+    """CAUSAL_LM: what to do with a training row whose prompt leaves no room for its answer. drop leaves it out and
+    counts it; truncate cuts the prompt on the left and keeps the answer; error refuses the file; auto drops up to 5 %
+    and refuses more. Rows of eval and test are always truncated, so that they are the same for every max_tokens."""
     text_column: str = setting("text", affects=TOKENS)
     """Column of the text."""
     text_pair_column: str | None = setting(None, affects=TOKENS)
-    """Column of a second text that is read with the first; null: there is none."""
+    """Column of a second text, read together with the first; null for none."""
     label_column: str = setting("label", affects=TOKENS)
     """Column of SEQ_CLS's labels."""
     label_columns: list[str] | None = setting(None, affects=TOKENS)
-    """SEQ_CLS with several classes a text: a column a class, of 0 and 1, in the place of label_column."""
+    """SEQ_CLS with several classes per text: one column of 0 and 1 per class, instead of label_column."""
     prompt_column: str | None = setting(None, affects=TOKENS)
-    """Column of a CAUSAL_LM's prompts, which are read alone; null: all of text_column is learned."""
+    """Column of a CAUSAL_LM's prompts, which the model reads but does not learn; null learns all of text_column."""
     completion_column: str | None = setting(None, affects=TOKENS)
-    """Column of what is learned after each prompt."""
+    """Column of the answers, which the model learns to write after each prompt."""
     prompt_suffix: str = setting("\n", affects=TOKENS)
     """Text between prompt and completion."""
     input_column: str | None = setting(None, affects=TOKENS)
-    """Text added to the prompt on a line of its own where there is any, as Alpaca's `input`."""
+    """Column of text to add to the prompt on a new line, where there is any, such as Alpaca's `input`."""
     messages_column: str | None = setting(None, affects=TOKENS)
-    """Lists of {role, content} or {from, value}, written out by the tokenizer's chat template; the assistant's turns
-    are learned."""
+    """Column of chats, lists of {role, content} or {from, value}, rendered by the tokenizer's chat template; the model
+    learns the assistant's turns."""
     chat_template: str | None = setting(None, affects=TOKENS)
-    """Jinja template that writes chats out: `chatml`, a file, or its text; null takes the tokenizer's own. It is saved
-    with the exported model's tokenizer."""
+    """Jinja template that renders chats: `chatml`, a file, or its text; null takes the tokenizer's. It is saved with
+    the exported model's tokenizer."""
     tools_column: str | None = setting(None, affects=TOKENS)
-    """Lists of tools, given to the chat template; null takes a column `tools` where there is one."""
+    """Column of the lists of tools for the chat template; null takes a column `tools` where there is one."""
     source_column: str = setting("source", affects=TOKENS)
-    """What a SEQ_2_SEQ_LM reads."""
+    """Column of the text that a SEQ_2_SEQ_LM reads."""
     target_column: str = setting("target", affects=TOKENS)
-    """What a SEQ_2_SEQ_LM learns to write."""
+    """Column of the text that a SEQ_2_SEQ_LM learns to write."""
     source_prefix: str = setting("", affects=TOKENS)
     """Text before each source, such as `summarize: `."""
     max_target_tokens: int = ranged(64, 2, 1_000_000, affects=TOKENS)
     """Longer targets are cut to so many tokens."""
     score_column: str | None = setting(None, affects=TOKENS)
-    """FEATURE_EXTRACTION: how alike text_column and text_pair_column are; null takes anchors and positives."""
+    """FEATURE_EXTRACTION: column of the similarity of text_column and text_pair_column; null takes anchors and
+    positives."""
     anchor_column: str = setting("anchor", affects=TOKENS)
-    """FEATURE_EXTRACTION without scores: a text, such as a question."""
+    """FEATURE_EXTRACTION without scores: column of the text to search with, such as a question."""
     positive_column: str = setting("positive", affects=TOKENS)
-    """The text that belongs to the anchor."""
+    """Column of the text that the anchor is to find."""
     negative_column: str | None = setting(None, affects=TOKENS)
-    """A text that does not belong to the anchor."""
+    """Column of a text that the anchor is not to find; null for none."""
     delimiter: str | None = setting(None, affects=TOKENS, earlier=",")
     """Character between the cells of a CSV file; `tab` for tabulators; null finds it."""
     quoting: bool = setting(True, affects=TOKENS)
-    """Whether quotation marks around a CSV cell are taken off; off: they are characters like any other."""
+    """Take off the quotation marks around a CSV cell. Off: they are characters like any other."""
     header: list[str] | None = setting(None, affects=TOKENS)
-    """Column names of a CSV file without a header line; cells beyond them are left out."""
+    """Column names of a CSV file that has no header line; further cells are left out."""
     tokens_column: str = setting("tokens", affects=TOKENS)
-    """A row's words: a list, or a string that white space divides."""
+    """Column of a row's words: a list, or a string split at white space."""
     tags_column: str = setting("tags", affects=TOKENS)
-    """One tag for each of the words; BIO tags (B-x, I-x, O) are scored by whole entities."""
+    """Column of the tags, one per word. Tags of a scheme (IOB1, IOB2, IOBES, BILOU, ...) are scored by whole
+    entities."""
     question_column: str = setting("question", affects=TOKENS)
-    """QUESTION_ANS's question."""
+    """Column of QUESTION_ANS's questions."""
     context_column: str = setting("context", affects=TOKENS)
-    """The text in which QUESTION_ANS finds the answer."""
+    """Column of the text in which QUESTION_ANS finds the answer."""
     answers_column: str = setting("answers", affects=TOKENS)
-    """SQuAD's {"text": [...], "answer_start": [...]} or a list of {"text", "start"}; empty: the text has no answer."""
+    """Column of the answers: SQuAD's {"text": [...], "answer_start": [...]}, or a list of {"text", "start"}; empty
+    where the text has no answer."""
     group_column: str | None = setting(None, affects=TOKENS)
-    """Rows with one value here (an article, a customer) belong together: they stay in one split when eval or test is
-    carved, and count as one in intervals and comparisons. null: of QUESTION_ANS those of one context."""
+    """Column that says which rows belong together (an article, a customer): they stay in one split when eval or test is
+    carved, and intervals and comparisons resample them together. null: for QUESTION_ANS, the context."""
     doc_stride: int = ranged(64, 0, affects=TOKENS)
-    """Tokens of context that a window of max_tokens shares with the one before; at most three quarters are shared."""
+    """Tokens of context that each window of max_tokens shares with the one before; at most three quarters."""
 
     def problems(self) -> list[str]:
         out = []
@@ -357,56 +361,58 @@ class TrainSpec:
     weight_decay: float = ranged(0.0, 0, 10, affects=RESULT)
     """Decoupled weight decay of AdamW, on matrices only (no biases, no norms)."""
     adam_beta1: float = ranged(0.9, 0, 0.9999, affects=RESULT)
-    """Decay of AdamW's mean of the gradient, a step."""
+    """AdamW's decay rate of the gradient's running mean, per step."""
     adam_beta2: float = ranged(0.999, 0, 0.99999, affects=RESULT)
-    """Decay of AdamW's mean of the squared gradient, a step."""
+    """AdamW's decay rate of the squared gradient's running mean, per step."""
     adam_epsilon: float = ranged(1e-8, 0, 1, above=True, affects=RESULT)
     """Added to AdamW's denominator."""
     lr_scheduler_type: str = one_of("linear", "linear", "cosine", "constant", affects=RESULT)
-    """Course of the learning rate after warm-up: to zero in a line, to zero as half a cosine, or flat."""
+    """Learning rate after warm-up: linear decay to zero, half a cosine to zero, or constant."""
     warmup_ratio: float = ranged(0.06, 0, 1, affects=RESULT)
     """Share of the steps over which the learning rate rises from zero."""
     max_grad_norm: float = ranged(1.0, 0, affects=RESULT)
     """Gradients are scaled down to this norm; 0 never clips."""
     epochs: float = ranged(3, 0, 10_000, above=True, affects=MEMORY)
-    """Passes over the training split; max_steps wins where both are given."""
+    """Passes over the training split; max_steps wins if both are set."""
     max_steps: int | None = ranged(None, 1, affects=MEMORY)
     """Optimiser steps in all."""
     batch_size: int = ranged(16, 1, 65_536, affects=MEMORY)
-    """Examples an optimiser step."""
+    """Examples per optimiser step."""
     micro_batch_size: int | str | None = ranged(None, 1, word="auto", affects=MEMORY)
-    """Examples a forward pass; null takes batch_size, and so does auto, which halves it when memory runs out: the step
-    is done again in more passes, with the same loss, and later trials begin with what fits. Anchors and positives are
-    told from those of their pass alone: auto halves nothing there, and a smaller number is another loss."""
+    """Examples per forward pass; null takes batch_size. auto starts with batch_size and halves it when memory runs out:
+    the step is repeated in more passes, with the same loss, and later trials start with what fits. With anchors and
+    positives the loss depends on the rows of a pass: there auto halves nothing, and a smaller number changes the
+    loss."""
     gradient_checkpointing: bool = setting(False, affects=MEMORY)
-    """Layers keep only their inputs and compute again in the backward pass: a third more time, a part of the memory,
-    the same results. A pass does so that a trial with it shares."""
+    """Keep only each layer's input, and compute the layer again in the backward pass: about a third more time, much
+    less memory, the same results. It holds for all trials that share a pass with this one."""
     slots: int | str = ranged("auto", 1, 64, word="auto", affects=NOTHING)
-    """Trials of a worker that train at once in one forward and backward pass; auto measures what pays here, or takes
-    4 where a sampler learns from results: no clock is to decide what it has seen. It changes speed and memory, not
-    results."""
+    """Trials that a worker trains at once, in one forward and backward pass. auto measures what pays on this machine,
+    or takes 4 where a sampler learns from results, so that its draws do not depend on the machine's speed. It changes
+    speed and memory, not results."""
     prefix_cache_gib: float = ranged(1.0, 0, affects=Affects.MEMORY)
-    """Memory of a worker in which the output of layers that no active trial changes is kept for each example, GiB;
-    beyond it, files in the study's folder. 0 keeps nothing. It changes speed and memory, not results."""
+    """Memory per worker, GiB, for the outputs of layers that no active trial changes, one per example; what does not
+    fit goes to files in the study's folder. 0 turns it off. It changes speed and memory, not results."""
     eval_batch_size: int = ranged(32, 1, affects=MEMORY)
-    """Examples a forward pass of evaluation."""
+    """Examples per forward pass of an evaluation."""
     eval_every: int | None = ranged(None, 1, affects=RESULT)
     """Optimiser steps between evaluations; null evaluates after each epoch."""
     max_loss_ratio: float | None = ranged(10.0, 1, above=True, affects=RESULT)
-    """A trial whose loss stays over so many times its start ends as PRUNED; null never looks."""
+    """A trial whose loss stays above this multiple of its first loss is pruned; null never prunes for it."""
     optimizer: str = one_of("adamw", "adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", affects=MEMORY)
-    """AdamW with fp32 moments, or bitsandbytes' (extra `quant`): moments in 8 bits, and in memory that a GPU may page
-    out."""
+    """AdamW with fp32 moments, or one of bitsandbytes' (extra `quant`): moments in 8 bits, in memory that a GPU may
+    page out, or both."""
     seed: int = ranged(0, 0, 2**32 - 1, affects=RESULT)
     """Seeds the adapter, the head, the order of examples and dropout."""
     device: str = one_of("auto", "auto", "cpu", "cuda", "mps", affects=BASE)
     """Where trials train; auto takes a GPU where there is one."""
     precision: str = one_of("auto", "auto", "fp32", "bf16", "fp16", affects=BASE)
-    """Number format of the base model; auto: bf16 on a GPU that has it, fp32 on a CPU. What trains is kept in fp32, its
-    moments too, and rounded to this format for products. fp32 on a GPU means TF32; fp16 scales each trial's loss."""
+    """Number format of the base model; auto takes bf16 on a GPU that has it, fp32 on a CPU. Trained weights and their
+    moments stay in fp32 and are rounded to this format for products. On a GPU fp32 means TF32; fp16 scales each trial's
+    loss."""
     deterministic: bool = setting(False, affects=BASE)
-    """Same seed, device and versions: the same losses bit for bit, at some cost on a GPU. slots=auto then means 1, and
-    no clock decides which trials share a pass."""
+    """The same losses bit for bit with the same seed, device and versions, at some cost on a GPU. slots=auto then takes
+    1, and no measured time decides which trials share a pass."""
 
     @property
     def rows(self) -> int:
@@ -443,12 +449,12 @@ class TrackSpec:
     system_metrics: bool = setting(True, affects=NOTHING)
     """Log CPU, memory and GPU every 10 seconds, under MLflow's names (system/...)."""
     save_adapters: str = one_of("all", "all", "best", "pareto", "top_k", "none", affects=NOTHING)
-    """Which adapters are left when a study has ended: all, the best, those on the report's Pareto front, or the best
-    keep_top. With anything but all, MLflow gets the best alone, as a model."""
+    """Which adapters to keep when a study has ended: all, the best, those on the report's Pareto front, or the keep_top
+    best. Unless it is all, MLflow gets only the best, as a model."""
     keep_top: int = ranged(3, 1, affects=NOTHING)
-    """How many adapters save_adapters=top_k leaves."""
+    """How many adapters save_adapters=top_k keeps."""
     log_model: bool = setting(True, affects=NOTHING)
-    """Log the best adapter as an MLflow model when a study has ended; the base is found by config, not copied."""
+    """Log the best adapter as an MLflow model when a study has ended; it names the base and does not copy it."""
     register: str | None = setting(None, affects=NOTHING)
     """Name in MLflow's model registry under which the best adapter is registered; its alias is champion where it is
     better than the champion so far by more than noise, else challenger."""
@@ -474,72 +480,73 @@ class SearchSpec:
     """How a study searches. These keys belong to the study, not to a trial: its rerun line leaves them out."""
 
     question: str = setting("", affects=STUDY)
-    """What the study is to tell, in a sentence; a sweep file's first comment line."""
+    """What the study should tell, in a sentence; by default the sweep file's first comment line."""
     sampler: str = setting("grid", affects=STUDY, options=registry.SAMPLERS)
-    """How points are chosen: grid takes each once; the others are Optuna's."""
+    """How points are drawn. grid takes each point once; the others are Optuna's samplers."""
     trials: int | None = ranged(None, 1, affects=NOTHING)
-    """Trials in all; null takes every point of a grid, 20 with any other sampler."""
+    """Number of trials; null takes every point of a grid, and 20 with any other sampler."""
     seed: int = ranged(0, 0, 2**32 - 1, affects=NOTHING)
     """Seeds the sampler: with one worker, the same points are drawn on a fast machine and on a slow one."""
     startup_trials: int = ranged(10, 1, affects=NOTHING)
-    """Random trials before tpe and gp model what they saw."""
+    """Random trials before tpe and gp start to model the results."""
     objectives: list[str] | None = setting(None, affects=STUDY, each=tuple(COSTS))
-    """Costs that are made small besides the primary metric. Pruning and the best trial go by the primary metric."""
+    """Costs to minimise besides the primary metric. Pruning and the best trial go by the primary metric alone."""
     direction: str = one_of("auto", "auto", "maximize", "minimize", affects=STUDY)
-    """Of the primary metric; auto knows the tasks' own."""
+    """Whether a larger primary metric is better; auto knows it for the tasks' metrics."""
     pruner: str = setting("none", affects=NOTHING, options=registry.PRUNERS)
     """Which trials end early, judged by the primary metric at evaluations. asha is asynchronous successive halving
     (arXiv:1810.05934)."""
     min_complete: int = ranged(5, 0, affects=NOTHING)
-    """So many trials at least run to their end, whatever the pruner: no trial is pruned while it is one of the best so
-    many at its step. Those that fail or that you stop do not count."""
+    """Fewest trials that run to their end, whatever the pruner: a trial is not pruned while it is among the best
+    min_complete at its step. Trials that fail, or that you stop, do not count."""
     min_steps: int | None = ranged(None, 1, affects=NOTHING)
     """Optimiser steps before a trial may be pruned; null: total / reduction_factor^2 for asha and hyperband, else
     none."""
     reduction_factor: int = ranged(4, 2, 64, affects=NOTHING)
-    """asha, hyperband: about one in so many trials goes on at each rung."""
+    """asha, hyperband: about one trial in reduction_factor goes on at each rung."""
     pruner_startup_trials: int = ranged(5, 1, affects=NOTHING)
-    """median, wilcoxon: finished trials before the first is pruned."""
+    """median, wilcoxon: trials that must finish before the first is pruned."""
     lower: float | None = setting(None, affects=NOTHING)
     """threshold: a trial whose metric is below this is pruned."""
     upper: float | None = setting(None, affects=NOTHING)
     """threshold: a trial whose metric is above this is pruned."""
     device_hours: float | None = ranged(None, 0, above=True, affects=NOTHING)
-    """No trial begins once the trials have used so many hours of a device."""
+    """Budget in device hours, summed over all trials: once it is spent, no trial starts."""
     wall_hours: float | None = ranged(None, 0, above=True, affects=NOTHING)
-    """No trial begins so many hours after the study was made."""
+    """Budget in hours since the study began: once it is spent, no trial starts."""
     max_memory_gib: float | None = ranged(None, 0, above=True, affects=NOTHING)
-    """A trial that by itself needs more, as `check` estimates it, never runs: it ends as pruned before its
-    model is loaded. With train.micro_batch_size=auto it is what one row a pass needs."""
+    """A trial that needs more memory by itself, as `check` estimates it, is pruned before its model is loaded. With
+    train.micro_batch_size=auto the estimate is for one row per pass."""
     target: float | None = setting(None, affects=NOTHING)
-    """No trial begins once the primary metric is this good."""
+    """Once a trial's primary metric is this good, no further trial starts."""
     stop: str = one_of("budget", "budget", "when_settled", affects=NOTHING)
-    """when_settled: no trial begins once those that wait are expected to better the best metric by less than the
-    margin, judged by how the finished ones lie; it takes 8 of them."""
+    """when_settled: no trial starts once the remaining ones are expected to improve on the best by less than the
+    margin, judged by the finished ones, of which it needs 8."""
     margin: float | None = ranged(None, 0, above=True, affects=NOTHING)
-    """How much worse than the best one a cheaper configuration may be; null: 0.01, of a loss 1 %."""
+    """How much worse than the best a cheaper configuration may be; null takes 0.01, or 1 % of a loss."""
     repeats: int = ranged(0, 0, 1000, affects=NOTHING)
     """Runs with new seeds once the search is over, for each of the first `repeat_top`: all of them once, then those
     that may change the choice. It ends earlier where more runs, however many, are expected to gain less than a
     tenth of the margin."""
     repeat_top: int = ranged(3, 1, affects=NOTHING)
-    """How many of the best trials run again first, and beside them the cheapest within the margin."""
+    """How many of the best trials run again first; so does the cheapest within the margin."""
     enqueue: list[str] | None = setting(None, affects=STUDY)
     """Recipes tried first, each a string of overrides: 'lora.r=8 lora.lora_alpha=16'."""
     warm_start: list[str] | None = setting(None, affects=STUDY)
     """Folders of earlier studies whose finished trials the sampler learns from, where their values lie in the space."""
     workers: int = ranged(1, 1, 1024, affects=NOTHING)
-    """Processes that run trials at once; more than one takes Hydra's joblib launcher unless another is chosen."""
+    """Processes that run trials at once; several use Hydra's joblib launcher unless you choose another."""
     storage: str | None = setting(None, affects=STUDY)
     """Where the queue is kept: null is a journal file in the study's folder; postgresql://USER@HOST/DATABASE for
     machines that share no disk, the password in PGPASSWORD."""
     checkpoint_s: float = ranged(30.0, 0, affects=NOTHING)
     """Seconds of training between checkpoints; half as long after each death of a trial's worker."""
     lease_s: float = ranged(60.0, 1, affects=NOTHING)
-    """A worker on another machine that gives no sign of life for so many seconds is dead; its trials go back."""
+    """Seconds without a sign of life after which a worker on another machine counts as dead; its trials go back to the
+    queue."""
     max_retries: int = ranged(3, 0, 1000, affects=NOTHING)
-    """A trial whose workers died more often than this, each without getting further than the one before, fails; one
-    for whose sake the kernel killed them for want of memory fails at the second time."""
+    """A trial fails when its worker has died more often than this without progress in between, or twice because the
+    kernel ran out of memory."""
 
     def problems(self) -> list[str]:
         out: list[str] = registry.PRUNERS.get(self.pruner).problems(self)
@@ -574,9 +581,9 @@ class TrialSpec:
     tracking: TrackSpec
     search: SearchSpec
     outputs: str = setting("./outputs", affects=NOTHING)
-    """Root folder of what runs leave."""
+    """Folder that holds all studies."""
     study: str | None = setting(None, affects=NOTHING)
-    """Name of the study; null makes one from the time."""
+    """Name of the study; null makes one from the date and time."""
     overrides: tuple[str, ...] = ()
     """The strings this trial was made from: pasting them after `python -m lorasweep` runs it again."""
 
