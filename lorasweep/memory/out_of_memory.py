@@ -1,8 +1,10 @@
 """Out of memory: what is tried again in smaller passes, what is remembered, and what is said where nothing fits."""
 
+import ctypes
 import functools
 import gc
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -94,9 +96,18 @@ def attempt(action: Callable[[], None]) -> str:
     return why
 
 
+@functools.cache
+def _libc() -> ctypes.CDLL | None:
+    """Return the C library, None where it is not to be had so; only GNU's has malloc_trim."""
+    return ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
 def free() -> None:
-    """Give memory that nobody holds back to the device."""
+    """Give memory that nobody holds back to the device, and on Linux to the system: a container counts it as used."""
     gc.collect()
+    trim = getattr(_libc(), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if torch.backends.mps.is_available():

@@ -51,6 +51,10 @@ class Failures:
             self._endings.drop(running, str(lost))
         except Exception as error:
             self._fail(running, error)
+            _let_go(error)
+        else:
+            return
+        out_of_memory.free()
 
     @contextmanager
     def of_engine(self, blamed: Callable[[], Iterable[Running]]) -> Iterator[None]:
@@ -62,12 +66,23 @@ class Failures:
         except Exception as error:
             for running in blamed():
                 self._fail(running, error)
+            _let_go(error)
+        else:
+            return
+        out_of_memory.free()
 
     def _fail(self, running: Running, error: Exception) -> None:
         trace = trace_of(error, self._folder)
         if out_of_memory.is_out_of_memory(error):
             trace = f"{trace}\n{self._too_large(running)}"
         self._endings.fail(running, trace)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Let the frames that an error came through hold nothing any more: a step's tensors are among it."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def trace_of(error: Exception, folder: Path) -> str:

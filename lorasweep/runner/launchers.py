@@ -4,7 +4,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from lorasweep.config.overrides import Override, key_of, override_text
+from lorasweep.hardware import container
 
 Launch = Callable[[Callable[[Any], None], int], None]
 """(what each worker does, how many workers): returns when all have ended, raises what one of them raised."""
@@ -38,10 +41,14 @@ RAY_CLUSTER = (
 
 
 def launcher_overrides(own: Sequence[str], workers: int, folder: Path) -> list[str]:
-    """Return Hydra's overrides for so many workers: joblib unless a launcher is chosen; [] for one worker here."""
+    """Return Hydra's overrides for so many workers: joblib unless a launcher is chosen; [] for one worker here.
+
+    In a container with little memory a single worker is a process for itself too: where the kernel kills it, the study
+    goes on without the trial that was too large.
+    """
     given = dict(Override.of(word) for word in own)
     chosen = given.get("hydra/launcher")
-    if chosen is None and workers == 1:
+    if chosen is None and workers == 1 and not is_in_small_container():
         return list(own)
     launcher = chosen or "joblib"
     needed = LAUNCHER_NEEDS.get(launcher, ())
@@ -50,6 +57,12 @@ def launcher_overrides(own: Sequence[str], workers: int, folder: Path) -> list[s
     jobs = override_text(f"{folder}/submitit/%j")
     extra = [word.format(workers=workers, jobs=jobs) for word in needed if key_of(word) not in given]
     return [*own, *([] if chosen else ["hydra/launcher=joblib"]), *extra]
+
+
+def is_in_small_container() -> bool:
+    """Return whether a container gives less memory than the machine has: then the kernel kills who takes too much."""
+    limit = container.memory()
+    return limit is not None and limit.limit < psutil.virtual_memory().total
 
 
 def is_launchers(word: str) -> bool:

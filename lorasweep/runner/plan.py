@@ -48,7 +48,8 @@ def plan(request: Request, asked: Points | None = None) -> Plan:
     """
     asked = asked or points(request)
     here = not launchers.is_elsewhere(request.launcher)
-    keep = not request.launcher and asked.specs[0].search.workers == 1
+    is_alone = not request.launcher and asked.specs[0].search.workers == 1
+    keep = is_alone and not launchers.is_in_small_container()
     loaded = preflight(asked.specs, here, keep)
     never = _never(asked.specs, loaded, asked.space.keys) if here else []
     first = asked.specs[0]

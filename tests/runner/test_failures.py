@@ -1,6 +1,7 @@
 """An error ends the trial that it is of and no other; what is no trial's fault ends the worker."""
 
 import errno
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -92,3 +93,26 @@ def test_full_disk_behind_a_runtime_error_is_told_with_the_way_out(tmp_path, mon
 def test_secrets_are_not_in_the_trace(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh")
     assert "hf_abcdefgh" not in trace_of(RuntimeError("401 for hf_abcdefgh"), tmp_path)
+
+
+@pytest.mark.parametrize("block", ["of_trial", "of_engine"])
+def test_failed_trial_gives_back_what_its_step_held(failures, block):
+    """Bytes that are alive before and after are equal, though the error came through a frame that held them."""
+    held = []
+
+    def step() -> None:
+        activations = torch.ones(1000)
+        held.append(weakref.ref(activations))
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError("the step failed") from error
+
+    kept = []  # as a log handler or a debugger may keep the last error
+    with getattr(failures, block)((lambda: ["trial 1"]) if block == "of_engine" else "trial 1"):
+        try:
+            step()
+        except RuntimeError as error:
+            kept.append(error)
+            raise
+    assert kept and held[0]() is None

@@ -13,6 +13,7 @@ import pytest
 from support import studies
 
 from lorasweep.cli import main
+from lorasweep.runner import launchers
 from lorasweep.study.study import Study
 
 pytestmark = pytest.mark.integration
@@ -151,3 +152,27 @@ def test_second_interrupt_ends_at_once_and_the_study_can_be_resumed(tiny_bert, t
     study = Study.open(tmp_path / "s")
     study.reclaim()
     assert study.waiting() == 2
+
+
+@pytest.mark.slow
+def test_job_that_a_cluster_takes_away_saves_and_goes_on_by_itself(tiny_bert, tmp_path):
+    """submitit's local executor queues a job again as SLURM does, and its signal is the same."""
+    words = ["-m", "lora.r=1,2", "train.max_steps=300", "search.workers=1", "hydra/launcher=submitit_local"]
+    process = start(tiny_bert, tmp_path, *words)
+    study = until(tmp_path, lambda s: any(t.intermediate_values and t.state.name == "RUNNING" for t in s.trials()))
+    owner = next(t for t in study.trials() if t.state.name == "RUNNING").user_attrs["owner"]
+    os.kill(owner["pid"], signal.SIGUSR2)
+    code, said = ended(process)
+    assert code == 0, said
+    assert {o["pid"] for o in owners(tmp_path)} - {owner["pid"]}
+    logs = "".join(path.read_text() for path in tmp_path.glob("s/*/log.txt"))
+    assert "put back" in logs and "goes on from step" in logs
+    jobs = "".join(path.read_text() for path in tmp_path.glob("s/submitit/*/*_log.*"))
+    assert "Requeued job" in jobs
+
+
+def test_single_worker_of_a_small_container_is_a_process_for_itself(monkeypatch, tmp_path):
+    monkeypatch.setattr(launchers.container, "memory", lambda: None)
+    assert launchers.launcher_overrides([], 1, tmp_path) == []
+    monkeypatch.setattr(launchers.container, "memory", lambda: launchers.container.Memory(2**20, 0))
+    assert "hydra/launcher=joblib" in launchers.launcher_overrides([], 1, tmp_path)
