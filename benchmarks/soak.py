@@ -131,7 +131,9 @@ class Soak:
             time.sleep(0.5)
         for process in self.alive():
             self.orphans += 1
-            process.kill()
+            with suppress(psutil.Error):
+                print(f"orphan: {process.pid}, {time.time() - process.create_time():.0f} s old, {process.cmdline()}")
+                process.kill()
 
     # --- faults ------------------------------------------------------------------------------------------------------
 

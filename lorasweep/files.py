@@ -16,6 +16,12 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
+def with_path(error: OSError, path: Path) -> OSError:
+    """Return an error that names the file: the system names it where a file is opened, not where it is written."""
+    error.filename = error.filename or str(path)
+    return error
+
+
 @contextmanager
 def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
     """Yield a file that takes the place of `path` when the block ends: a reader or a kill sees the old or the new one.
@@ -30,6 +36,8 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:
+        raise with_path(error, path) from None
     finally:
         part.unlink(missing_ok=True)
 

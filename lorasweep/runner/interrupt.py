@@ -46,6 +46,11 @@ def _submitits() -> str | None:
     return f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}"
 
 
+def depth() -> int:
+    """Return how many blocks listen, within each other."""
+    return len(_listening)
+
+
 def is_heard() -> bool:
     """Return whether an end was asked for, in a block that listens."""
     return any(interrupts.count for interrupts in _listening)

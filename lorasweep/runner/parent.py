@@ -18,6 +18,9 @@ LOOK_EVERY_S = 1.0
 MOST_S = 60.0
 """Longest that an orphan saves; then it ends as by a kill, and its trials go on from their last checkpoints."""
 
+LOADING = 1
+"""Blocks that listen in a worker that has not begun to run trials: nothing is to be saved yet."""
+
 _idle = threading.Event()
 _watched: set[int] = set()
 """Processes that this one has a thread for."""
@@ -60,7 +63,7 @@ def _leave_after(launcher: Owner) -> None:
     wait = threading.Event()
     while lease.lives(launcher):
         wait.wait(LOOK_EVERY_S)
-    if not _idle.is_set():
+    if not _idle.is_set() and interrupt.depth() > LOADING:
         signal.raise_signal(signal.SIGTERM)
         _idle.wait(MOST_S)
     os._exit(interrupt.EXIT_INTERRUPTED)

@@ -26,7 +26,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from lorasweep.credentials import without_password
 from lorasweep.errors import ConfigError, StorageDown
-from lorasweep.files import FileLock
+from lorasweep.files import FileLock, with_path
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -137,9 +137,9 @@ class JournalFile(JournalFileBackend):
                 try:
                     _write_all(file, lines)
                     os.fsync(file.fileno())
-                except OSError:
+                except OSError as error:
                     file.truncate(end)
-                    raise
+                    raise with_path(error, Path(self._file_path)) from None
         finally:
             self._lock.release()
 

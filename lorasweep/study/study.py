@@ -20,13 +20,14 @@ from lorasweep.config.overrides import overlaid
 from lorasweep.config.spec import TrialSpec
 from lorasweep.credentials import without_password
 from lorasweep.errors import ConfigError, LostLease
+from lorasweep.files import read_json
 from lorasweep.hardware import container
 from lorasweep.search import pruners, samplers
 from lorasweep.search.space import Space
 from lorasweep.study import lease, repeats, storage
 from lorasweep.study.belief import expected_gain, near_enough
 from lorasweep.study.direction import better, upward
-from lorasweep.study.meta import Entry, StudyMeta, next_name, read_meta, search_spec, write_meta
+from lorasweep.study.meta import STUDY, Entry, StudyMeta, next_name, read_meta, search_spec, write_meta
 from lorasweep.study.result import RESULT, STORED
 from lorasweep.study.trial import Trial
 
@@ -421,7 +422,8 @@ class Study:
 
     def begin(self) -> None:
         """Start the wall clock, forget an earlier `stop --all`, and write a damaged study.json again."""
-        self._write_file()
+        if read_json(self.folder / STUDY) is None:
+            self._write_file()
         if "began" not in self._attributes():
             self._optuna.set_user_attr("began", time.time())
         self._optuna.set_user_attr("stop:all", None)

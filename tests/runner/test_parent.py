@@ -37,7 +37,7 @@ def launcher_of(follow, folder: Path):
 
 def test_worker_at_work_hears_its_launchers_death_and_ends_after_it(tmp_path):
     def follow(owner) -> None:
-        with parent.followed(owner), interrupt.heard() as interrupts:
+        with parent.followed(owner), interrupt.heard(), interrupt.heard() as interrupts:
             (tmp_path / "ready").touch()
             while not interrupts.count:
                 time.sleep(0.05)
@@ -49,6 +49,18 @@ def test_worker_at_work_hears_its_launchers_death_and_ends_after_it(tmp_path):
     launcher.join()
     started.until(lambda: started.gone(worker), LEAVE_S)
     assert (tmp_path / "saved").exists()
+
+
+def test_worker_that_still_loads_ends_at_once_with_its_launcher(tmp_path):
+    def follow(owner) -> None:
+        with parent.followed(owner), interrupt.heard():
+            (tmp_path / "ready").touch()
+            time.sleep(60)
+
+    launcher, worker = launcher_of(follow, tmp_path)
+    launcher.kill()
+    launcher.join()
+    started.until(lambda: started.gone(worker), LEAVE_S)
 
 
 def test_idle_worker_ends_with_its_launcher(tmp_path):

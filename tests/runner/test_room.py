@@ -99,9 +99,18 @@ def test_write_to_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeyp
         "predictions": lambda: example_scores.write(folder, task, "accuracy", rows, [{}]),
         "checkpoint": lambda: checkpoint.write(folder / "checkpoint.pt", {"weights": torch.zeros(3)}),
     }
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=f"No space left on device: '{folder}/"):
         writes[write]()
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_journal_on_a_full_disk_is_named(tmp_path, monkeypatch):
+    study = studies.study_of(tmp_path, [2])
+    before = (study.folder / "journal.log").read_bytes()
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{study.folder}/journal.log'"):
+        study.begin()
+    assert (study.folder / "journal.log").read_bytes() == before
 
 
 def test_study_on_a_full_disk_pauses_and_goes_on_with_every_trial(tiny_bert, tmp_path, monkeypatch, capsys):
