@@ -23,7 +23,7 @@ from lorasweep.study.study import Study
 
 
 def run(overrides: Sequence[str]) -> dict[str, Any]:
-    """Run one trial here, in a study of its own; return what its result.json holds, and the study's `folder`.
+    """Run one trial here, as a new study; return what its result.json holds, and the study's `folder`.
 
     Look at `state` first: a trial may have failed.
 

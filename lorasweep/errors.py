@@ -46,7 +46,7 @@ class Unpackable(LorasweepError):
 
 
 class MlflowDown(LorasweepError):
-    """MLflow did not answer, or answered with a failure of its own: worth another try later."""
+    """MLflow did not answer, or failed itself: worth another try later."""
 
 
 class MlflowRefused(LorasweepError):

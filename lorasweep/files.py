@@ -66,7 +66,7 @@ def cache_folder() -> Path:
 
 
 class FileLock:
-    """A lock on a file: among processes, and among the threads of one where each has an object of its own.
+    """A lock on a file, between processes, and between threads of one process that each have their own object.
 
     The system frees it when its holder dies. Where there is flock, those who wait are served in turn; a lock that is
     polled, as filelock's, starves one of several busy writers for seconds.

@@ -76,7 +76,7 @@ def _data_group(parsed: Sequence[Override]) -> list[str]:
 
 
 def _forget_old_model(model: dict[str, Any], group: Mapping[str, Any], given: Collection[str]) -> None:
-    """Drop what the model group says of its own checkpoint where the user names another one."""
+    """Drop what the model group says about its checkpoint where the user names another one."""
     if model["pretrained"] == group["pretrained"]:
         return
     for key in OF_THE_CHECKPOINT:

@@ -19,7 +19,7 @@ class Affects(Flag):
     """What changes with a key's value. Each key says so: caches, sharing, estimates and resuming go by it."""
 
     BASE = auto()
-    """Model, task or data: trials that differ here need bases of their own, and share no pass."""
+    """Model, task or data: trials that differ here need separate bases, and cannot share a pass."""
     TOKENS = auto()
     """The encoded examples, which are kept on disk for trials that agree here."""
     MEMORY = auto()

@@ -270,7 +270,7 @@ class DataSpec:
     max_eval_samples: int | None = ranged(None, 1, affects=TOKENS)
     """Largest number of rows in the eval split, and in the test split."""
     max_tokens: int | None = ranged(None, 4, 1_000_000, affects=TOKENS)
-    """Longer examples are cut to so many tokens; null finds a length by the data, the 99th percentile of train within
+    """Longest example, in tokens; longer ones are cut. null takes the 99th percentile of train's lengths, at most
     what the model reads, and says so."""
     too_long: str = one_of("auto", "auto", "drop", "truncate", "error", affects=TOKENS)
     """CAUSAL_LM: what to do with a training row whose prompt leaves no room for its answer. drop leaves it out and
@@ -307,7 +307,7 @@ class DataSpec:
     source_prefix: str = setting("", affects=TOKENS)
     """Text before each source, such as `summarize: `."""
     max_target_tokens: int = ranged(64, 2, 1_000_000, affects=TOKENS)
-    """Longer targets are cut to so many tokens."""
+    """Longest target, in tokens; longer ones are cut."""
     score_column: str | None = setting(None, affects=TOKENS)
     """FEATURE_EXTRACTION: column of the similarity of text_column and text_pair_column; null takes anchors and
     positives."""

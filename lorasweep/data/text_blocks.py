@@ -1,4 +1,4 @@
-"""Running text to blocks of whole paragraphs, each of at most so many of the model's own tokens."""
+"""Running text to blocks of whole paragraphs, none longer than a given number of the model's tokens."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ Count = Callable[[Sequence[str]], list[int]]
 """How many tokens each text has."""
 
 CHARACTERS_A_TOKEN = 3
-"""Where no model is asked: a block is so many characters a token long."""
+"""Characters counted as one token where there is no tokenizer to ask."""
 
 
 MOST_TOKENS, LEAST_TOKENS = 256, 32

@@ -51,7 +51,7 @@ def _product_s(device: torch.device, dtype: torch.dtype, size: int, tries: int) 
 
 
 NOTABLE = 2
-"""A format that is so many times slower than fp32 is told."""
+"""How many times slower than fp32 a format must be before the user is warned."""
 
 
 def slow(device: torch.device, dtype: torch.dtype) -> str:
@@ -112,12 +112,12 @@ def flops_a_token(model: Any, once: Collection[nn.Module] = ()) -> int:
 
 
 def rate(flops: int, tokens: int, seconds: float) -> float:
-    """Return the FLOP/s that a trial of so many FLOPs a token reached, padding not counted; 0 without a step."""
+    """Return the FLOP/s of a trial from its FLOPs per token, padding not counted; 0 before the first step."""
     return tokens * flops / seconds if seconds else 0.0
 
 
 def share(model: Any, reached: float) -> float:
-    """Return which share of the matmul peak so many FLOP/s are."""
+    """Return these FLOP/s as a share of the matmul peak."""
     return reached / peak_of(model) if reached else 0.0
 
 

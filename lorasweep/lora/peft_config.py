@@ -35,7 +35,7 @@ ADAPTED_DIMS = (2, 3)
 
 
 def config(lora: LoraSpec, task: TaskSpec, base: Base) -> LoraConfig:
-    """Return peft's config. Raises nothing of its own: `problems` has been asked before."""
+    """Return peft's config. It checks nothing: call `problems` first."""
     targets: Any = lora.target_modules
     layers, layers_pattern = lora.layers_to_transform, lora.layers_pattern
     if isinstance(targets, str) and targets in TARGET_PRESETS:

@@ -15,7 +15,7 @@ BITSANDBYTES = "bitsandbytes"
 
 @contextmanager
 def _without_bitsandbytes() -> Iterator[None]:
-    """Let bitsandbytes look as if it were not installed, unless it is there already."""
+    """Let bitsandbytes look as if it were not installed, unless it is imported already."""
     if BITSANDBYTES in sys.modules:
         yield
         return

@@ -16,7 +16,7 @@ from lorasweep.lora import adapter
 from lorasweep.tasks import task_state
 
 NAMED = 4
-"""A note names so many of the tensors that were left out."""
+"""How many of the tensors that were left out a note names."""
 
 MAGNITUDE = ".lora_magnitude_vector"
 """Ends the name of DoRA's lengths of a layer's rows in a saved adapter."""

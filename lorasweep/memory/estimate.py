@@ -191,7 +191,7 @@ def hopeless(spec: TrialSpec, task: Task, tokenizer: Any, examples: Examples) ->
 
 
 def free_gib(device: torch.device) -> float:
-    """Return what is free on the device, or in the machine or its container for one without a memory of its own."""
+    """Return what is free on the device, or in the machine or its container where the device uses main memory."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / GIB
     available = psutil.virtual_memory().available
@@ -326,7 +326,7 @@ class _Trials:
         return round(min(self.spec.train.prefix_cache_gib * GIB, size * tokens * (1 + len(one.others))))
 
     def _hold(self, meter: Meter) -> None:
-        """Count what is there before a pass; gradients stay from step to step."""
+        """Count what is allocated before a pass; gradients stay from step to step."""
         meter.hold("weights", [*self.base.model.parameters(), *self.base.model.buffers()])
         for attached, _ in self.seats:
             for parameter in attached.parameters():

@@ -25,7 +25,7 @@ WORDS = (
     *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
     "MPS backend out of memory",
 )
-"""How errors of no kind of their own say it: the allocator's for the CPU, CUDA's and its libraries', Apple's."""
+"""How errors without a class say that memory ran out: the allocator's for the CPU, CUDA's and its libraries', Apple's."""
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Limits:
         return True
 
     def evaluated(self, train: TrainSpec, evaluate: Callable[[int], None]) -> bool:
-        """Evaluate with so many rows a pass as fit; return False where not one fits."""
+        """Evaluate with as many rows per pass as fit; return False if not even one does."""
         while True:
             rows = min(train.eval_batch_size, self.eval_rows or train.eval_batch_size)
             if not attempt(functools.partial(evaluate, rows)):
@@ -68,7 +68,7 @@ class Limits:
             log.warning("out of memory: evaluation takes %d rows a pass from now on", self.eval_rows)
 
     def share_less(self, trials: int, why: str) -> None:
-        """Let so many trials share a pass from now on."""
+        """From now on let at most this many trials share a pass."""
         self.most = trials
         log.warning("at most %d trials share a pass from now on: %s", trials, why)
 
@@ -115,7 +115,7 @@ def free() -> None:
 
 
 def refusal(spec: TrialSpec, base: Base | None, task: Task, tokenizer: object, examples: Examples, rows: int) -> str:
-    """Return, in one line, what a trial needs with so many rows a pass, what there is, and which keys make it less."""
+    """Return, in one line, what a trial needs at this many rows per pass, what is free, and which keys lower it."""
     smaller = replace(spec, train=replace(spec.train, micro_batch_size=rows))
     missing = None if base is None else base.missing
     try:

@@ -136,7 +136,7 @@ def is_decoders(name: str) -> bool:
 
 
 def _row(inputs: Inputs, times: int) -> dict[str, Tensor]:
-    """Return the first row without its padding, so many times."""
+    """Return the first row without its padding, repeated."""
     mask_BT = inputs.get("attention_mask")
     length = int(mask_BT[0].sum()) if mask_BT is not None else inputs["input_ids"].shape[1]
     return {k: (v[:1] if is_decoders(k) else v[:1, :length]).repeat(times, 1) for k, v in inputs.items()}

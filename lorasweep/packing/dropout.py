@@ -32,7 +32,7 @@ class Draws:
             self._source.manual_seed(seed)
 
     def numbers(self, count: int) -> Tensor:
-        """Return so many int16, all values equally likely.
+        """Return `count` random int16, all values equally likely.
 
         Four come from one number of 64 bits: a third of the time of one draw each.
         """

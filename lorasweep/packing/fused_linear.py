@@ -52,7 +52,7 @@ class Plan:
     starts: Sequence[tuple[slice, Tensor, Tensor]] = ()
     """A and s B that PiSSA and OLoRA took out of the weight of some rows."""
     biases: Sequence[slice] = ()
-    """Rows with a bias of their own."""
+    """Rows whose trial trains the bias."""
 
 
 class PackedForward(torch.autograd.Function):

@@ -42,7 +42,7 @@ def on(model: Any, streams: Sequence[DropoutStream], shared: Pass | None = None,
     """Let the model's layers keep only their inputs. To be left when the backward pass has ended.
 
     `streams` are those of the trials' dropout; `shared` is the pass they share, which has to be on all the while;
-    `base` tells whether the base has a dropout of its own.
+    `base` tells whether the base's dropout is on.
     """
     with ExitStack() as undo:
         for block in blocks(model):

@@ -242,7 +242,7 @@ class Pass:
         )
 
     def _has_own(self, module: Any, at: slice, one: Layers) -> bool:
-        """Tell whether rows take a product with a weight of their own. Where that is W less the start, they may share
+        """Tell whether rows take a product with their trial's weight. Where that is W less the start, they may share
         the frozen product and have the start taken from it: the fewer rows, the more a weight costs.
         """
         if module not in one.own or module not in one.start:

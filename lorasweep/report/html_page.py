@@ -134,7 +134,7 @@ def _figure(figure: Figure) -> str:
 
 
 def _table(table: Table, caption: str, best: str | None = None) -> str:
-    """Return a table in a box of its own that scrolls; a head's button sorts it."""
+    """Return a table in a scrolling box; the buttons in its head sort it."""
     if not table.rows:
         return f"<p>{escape(table.empty)}</p>"
     head = "".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in table.head)

@@ -18,7 +18,7 @@ NO_SPACE_WORDS = (
     *("No space left on device", "Disk quota exceeded", "os error 28", "database or disk is full"),
     *("PytorchStreamWriter failed", "unexpected pos", "file write failed"),
 )
-"""How errors of no kind of their own say it: safetensors', pyarrow's and SQLite's; torch's."""
+"""How errors without a class for it say that the disk is full: safetensors', pyarrow's and SQLite's; torch's."""
 FULL_DISK_BYTES = 2**20
 """With less room a disk is as good as full."""
 

@@ -37,11 +37,11 @@ RAY_CLUSTER = (
     "+hydra.launcher.ray.init.object_store_memory=null",
     "+hydra.launcher.ray.remote.scheduling_strategy=SPREAD",
 )
-"""Ray refuses a size for a store that is there already; workers go to all nodes."""
+"""Ray refuses a size for an object store that already exists; workers go to all nodes."""
 
 
 def launcher_overrides(own: Sequence[str], workers: int, folder: Path) -> list[str]:
-    """Return Hydra's overrides for so many workers: joblib unless a launcher is chosen; [] for one worker here.
+    """Return Hydra's overrides for this many workers: joblib unless a launcher is chosen; [] for one worker here.
 
     In a container with little memory a single worker is a process for itself too: where the kernel kills it, the study
     goes on without the trial that was too large.

@@ -53,7 +53,7 @@ def pruner(*, at_rungs: bool = False, problems: Problems = _no_problems) -> Call
 
 
 def make_pruner(search: SearchSpec, total_steps: int) -> BasePruner:
-    """Return the pruner for a trial of so many optimiser steps."""
+    """Return the pruner for a trial of `total_steps` optimiser steps."""
     with study_view.quiet_optuna():
         return registry.PRUNERS.get(search.pruner).make(search, total_steps)
 

@@ -26,7 +26,7 @@ from lorasweep.search.space import Space
 from lorasweep.search.study_view import FirstObjective
 
 GENERATIONS = 4
-"""nsga2 splits a study's trials into so many generations, each of 4 to 50 trials."""
+"""Generations that nsga2 splits a study's trials into, each of 4 to 50 trials."""
 
 
 # --- points ----------------------------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def _suggest(trial: optuna.Trial, d: Dimension) -> Any:
 
 
 Make = Callable[[SearchSpec, int, int], BaseSampler]
-"""Takes the settings, a trial's number and a seed of its own; returns the sampler of that trial."""
+"""Takes the settings, a trial's number and its seed; returns the sampler of that trial."""
 
 Problems = Callable[[SearchSpec, Space], list[str]]
 """Says why a sampler cannot search a space."""

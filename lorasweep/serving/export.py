@@ -100,7 +100,7 @@ def merge(peft_model: Any) -> Any:
 
 
 def untie(peft_model: Any) -> None:
-    """Give each adapted layer a weight of its own where it shares one with a module (a head that is the word vectors):
+    """Copy the weight of each adapted layer that shares it with another module (a head that is the word vectors):
     the update is for it alone.
     """
     holders: dict[int, int] = {}

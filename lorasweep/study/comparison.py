@@ -18,7 +18,7 @@ LEVEL = 0.95
 POWER_Z = 0.84
 """Normal quantile of 80 %: a difference counts as visible where four of five studies would show it."""
 MAX_CANDIDATES = 150
-"""The set is found among so many of the best: pairs take K * K * R numbers."""
+"""How many of the best trials the confidence set is found among: pairs take K * K * R numbers."""
 SEED = 0
 
 

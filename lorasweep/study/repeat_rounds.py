@@ -27,7 +27,7 @@ WORTH_THE_REST = 0.1
 def next_round(study: Study) -> list[int]:
     """Queue the next repeats and return their numbers; [] where trials still wait, or none is worth it.
 
-    What is there already is not queued again, so that a study that was stopped anywhere goes on from there.
+    What exists is not queued again, so that a study that was stopped anywhere goes on from there.
     """
     if not study.search.repeats or study.waiting() or study.running() or study.spent():
         return []

@@ -210,7 +210,7 @@ class Spread:
     """Degrees of freedom."""
 
     def of_mean(self, count: int) -> float:
-        """Return the standard error of the mean of so many runs."""
+        """Return the standard error of the mean of `count` runs."""
         return self.error / math.sqrt(count)
 
 
@@ -243,7 +243,7 @@ def _resampled_units(found: Parts) -> tuple[np.ndarray | None, np.ndarray]:
 
 @lru_cache(maxsize=4)
 def _weights(count: int) -> np.ndarray:
-    """Return how often each resample has each of so many units, [R, U]: the same for every trial."""
+    """Return how often each resample has each unit, [R, U]; the same for every trial."""
     rng = np.random.default_rng([SEED, count])
     out_RU = np.empty((RESAMPLES, count), np.uint8)
     for row_U in out_RU:

@@ -69,7 +69,7 @@ class Study:
     def create(folder: Path, meta: StudyMeta, queue: Sequence[Entry], *, rename: bool = False) -> "Study":
         """Make the folder and fill the queue.
 
-        Where a study of this name is there already, `rename` takes the next free name, as for a name that the clock
+        Where a study of this name exists, `rename` takes the next free name, as for a name that the clock
         gave; else ConfigError is raised.
         """
         try:

@@ -110,7 +110,7 @@ def change(config: Any, raw: Tensor | None, logits: Tensor) -> Change | None:
 
 
 def is_frozen(head: Any) -> bool:
-    """Tell whether a head is a plain linear layer that no trial changes; a packed one has a forward of its own."""
+    """Tell whether a head is a plain linear layer that no trial changes; packing replaces the forward of others."""
     return (
         type(head) is nn.Linear and "forward" not in vars(head) and not any(p.requires_grad for p in head.parameters())
     )

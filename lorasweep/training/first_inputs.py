@@ -22,7 +22,7 @@ def first_inputs(spec: TrialSpec, base: Base, task: Task, prepared: Prepared) ->
     """Return the model inputs of the trial's first examples, on the base's device.
 
     A batch holds as many examples as the initialisation has to see at once: a pooler sees one row an example, and
-    peft's eva waits for ever for a module that sees fewer. Raises ConfigError where there are not so many examples.
+    peft's eva waits for ever for a module that sees fewer. Raises ConfigError where there are too few examples.
     """
     train, examples = spec.train, prepared.train
     init = spec.lora.init

@@ -216,7 +216,7 @@ class Prefix:
         return all(kept)
 
     def _until(self, depth: int, inputs: Inputs) -> Tensor:
-        """Return the states after so many layers; what follows them is not computed."""
+        """Return the states after the first `depth` layers; later layers are not computed."""
         assert self._stack is not None
 
         def stop(_: nn.Module, __: Any, output: Any) -> None:

@@ -26,13 +26,13 @@ from lorasweep.training.first_token import Place
 from lorasweep.training.loss_scale import LossScale
 
 START_STEPS = 5
-"""A trial's start loss is the mean over so many steps."""
+"""Steps whose mean loss is a trial's start loss."""
 
 LEAST_START = 0.01
 """What a start loss counts for at least: a trial that begins near zero may rise."""
 
 PATIENCE = 20
-"""A trial ends when its loss was over the limit for so many steps in a row."""
+"""Steps in a row with a loss over the limit that end a trial."""
 
 log = logging.getLogger(__name__)
 
