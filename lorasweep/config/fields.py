@@ -1,4 +1,4 @@
-"""What a config field may hold: declared beside it, read from its type and metadata, told in words."""
+"""What a config field may hold: declared beside it, read from its type and metadata, and said in words."""
 
 import ast
 import inspect

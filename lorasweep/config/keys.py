@@ -1,4 +1,4 @@
-"""Every setting with its default, what it takes and affects, and its meaning; docs/keys.md is made of them."""
+"""Every setting with its default, what it takes and affects, and its meaning; docs/keys.md is generated from them."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from lorasweep.config.spec import SECTIONS, TrialSpec
 
 EFFECTS = {
     Affects.BASE: "another base, task or data set is loaded; trials that differ here share no pass",
-    Affects.TOKENS: "examples are read and encoded anew",
+    Affects.TOKENS: "examples are read and encoded again",
     Affects.MEMORY: "the memory that a trial is estimated to need",
     Affects.RESULT: "what a trial computes: a checkpoint is for one value, and an exported adapter's card shows it",
     Affects.STUDY: "what a study asks: it stays as it is once the study has begun",

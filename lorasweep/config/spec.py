@@ -24,7 +24,7 @@ TARGET_PRESETS = ("all-linear", "attention", "mlp", "qv", "qkvo", "all")
 BASE = Affects.BASE | Affects.MEMORY | Affects.RESULT
 """Another frozen base is loaded."""
 TOKENS = BASE | Affects.TOKENS
-"""Examples are read and encoded anew, too."""
+"""Examples are read and encoded again, too."""
 MEMORY = Affects.MEMORY | Affects.RESULT
 """The trial computes something else, in tensors of other sizes."""
 RESULT = Affects.RESULT
@@ -421,7 +421,7 @@ class TrainSpec:
 
     @property
     def fixed_slots(self) -> int | None:
-        """The number of slots, or None where it is to be measured."""
+        """The number of slots, or None to measure it."""
         return self.slots if isinstance(self.slots, int) else None
 
     def problems(self) -> list[str]:

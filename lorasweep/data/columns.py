@@ -160,7 +160,7 @@ def _of_language_model(present: Sequence[str]) -> dict[str, str]:
 
 
 def _absent(missing: Mapping[str, str], table: Table, spec: DataSpec) -> str:
-    """Return what is to be said of columns that are not there; what the table has is listed once."""
+    """Return notes on columns that are missing; what the table has is listed once."""
     present = table.columns
     near = {c: get_close_matches(c, present, n=1, cutoff=0.6) for c in missing.values()}
     hints = "".join(f"; did you mean '{found[0]}' for '{c}'?" for c, found in near.items() if found)

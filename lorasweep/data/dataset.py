@@ -29,7 +29,7 @@ FEW = 0.01
 """Share of rows that may be left out because nothing can be learned of them; one always may."""
 
 SHOWN = 10
-"""Problems of single rows that are told one by one."""
+"""Most problems of single rows that a message lists."""
 
 CACHED = 4
 AROUND = 2
@@ -138,7 +138,7 @@ def _builtin(view: str) -> list[Record]:
 
 
 def _cut_running_text(tables: Mapping[str, Table], spec: DataSpec, count: text_blocks.Count) -> None:
-    """Put blocks in the place of the whole text of a file."""
+    """Put blocks in place of the whole text of a file."""
     for table in tables.values():
         if not all(row.unit == readers.WHOLE for row in table.rows):
             continue
@@ -155,7 +155,7 @@ def _cut_running_text(tables: Mapping[str, Table], spec: DataSpec, count: text_b
 def _with_label_columns(
     tables: dict[str, Table], asked: Mapping[str, str], spec: DataSpec
 ) -> tuple[dict[str, Table], DataSpec]:
-    """Return the tables with a column of lists in the place of label_columns, found where no label was named."""
+    """Return the tables with a column of lists in place of label_columns, found where no label was named."""
     train = tables["train"]
     if "label" not in asked or spec.source == "builtin":
         return tables, spec
@@ -182,7 +182,7 @@ def find_label(table: Table) -> bool:
 
 
 def _table_notes(tables: Mapping[str, Table], columns: Columns) -> list[str]:
-    """Return what is to be said of the files. Raises ConfigError where a column that is read stands in one twice."""
+    """Return notes on the files. Raises ConfigError where a column that is read stands in one twice."""
     problems = []
     for name, table in tables.items():
         for word, column in columns.by_field.items():
@@ -245,7 +245,7 @@ def _records(
 
 
 def _settle_labels(raw: dict[str, list[Record]], broken: dict[str, list[str]], problem_type: str) -> list[str]:
-    """Put class names in the place of what stands in the label column; a record without a label is broken."""
+    """Put class names in place of what stands in the label column; a record without a label is broken."""
     train = raw["train"]
     if not train or "label" not in train[0]:
         return []

@@ -27,7 +27,7 @@ Labels = Mapping[str, Sequence[Any]]
 
 def read_labels(labels: Labels, problem_type: str) -> tuple[dict[str, list[Any]], list[str]]:
     """Return the class name of each label, a list of them where a text has several, or a number for a regression, None
-    for no label; and what is to be said of it.
+    for no label; and notes on it.
     """
     if problem_type == "regression":
         return _each(labels, lambda v: None if is_missing(v) else number(v)), []

@@ -1,6 +1,6 @@
 """Files and hub data sets to tables: a reader for each kind of file.
 
-The owner of `datasets`. A row that cannot be read is told with file and line.
+The owner of `datasets`. A row that cannot be read is named by file and line.
 """
 
 from collections.abc import Callable, Iterator, Sequence

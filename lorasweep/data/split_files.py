@@ -110,7 +110,7 @@ def _no_match(name: str, split: str, folder: Path, present: Sequence[Path], ends
 
 
 def _unnamed(path: Path, named: dict[str, str], present: Sequence[Path], found: dict[str, list[Path]]) -> list[str]:
-    """Add the splits that a folder holds under their usual names; return what is to be said of it."""
+    """Add the splits that a folder holds under their usual names; return notes on it."""
     notes = []
     for name, words in USUAL.items():
         if name in named:

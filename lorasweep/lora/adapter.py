@@ -75,7 +75,7 @@ class Attached:
 
 
 def attach(base: Base, lora: LoraSpec, task: TaskSpec, seed: int, batches: Batches = tuple) -> Attached:
-    """Put a fresh adapter on the base: the head drawn anew, then A and B, all from `seed`.
+    """Put a fresh adapter on the base: the head drawn again, then A and B, all from `seed`.
 
     `batches` gives the model inputs that an initialisation looks at, if it does. Raises ConfigError for
     what a quantised base cannot do, and for parameters that lie in what the checkpoint lacks.

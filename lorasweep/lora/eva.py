@@ -11,7 +11,7 @@ from lorasweep.lora.peft_names import initialize_lora_eva_weights
 
 
 def finish(peft_model: Any, batches: Sequence[Mapping[str, Tensor]]) -> None:
-    """Let peft set A to the first singular vectors of each module's inputs, with ranks shared out anew."""
+    """Let peft set A to the first singular vectors of each module's inputs, with the ranks redistributed."""
     with peft_notices.left_out(), torch.no_grad():
         initialize_lora_eva_weights(
             peft_model,

@@ -77,7 +77,7 @@ class Init:
     in_peft: Callable[[LoraSpec], dict[str, Any]] = _as_it_is
     """Gives the arguments of peft's LoraConfig that ask for it."""
     saved: Mapping[str, Any] = field(default_factory=dict)
-    """What the saved adapter's config has for these, so that loading does not begin anew."""
+    """What the saved adapter's config has for these, so that loading does not initialise again."""
     finish: Callable[..., None] | None = None
     """Does what peft leaves undone, given the peft model, the settings, the base and a function that gives the model
     inputs of some training examples."""

@@ -1,4 +1,4 @@
-"""What a trial puts in the place of the base's modules and parameters: on the base while it is at work, else beside it.
+"""What a trial puts in place of the base's modules and parameters: on the base while it is at work, else beside it.
 
 To put it on or take it off moves references only. The base's own weights are never written to.
 """
@@ -177,7 +177,7 @@ def aliases(module: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def holding(module: nn.Module, own: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let a module compute with other tensors in the place of its own parameters."""
+    """Let a module compute with other tensors in place of its parameters."""
     base = {key: module._parameters[key] for key in own}
     try:
         module._parameters.update(own)  # type: ignore[arg-type]

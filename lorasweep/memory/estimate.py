@@ -259,7 +259,7 @@ class _Trials:
 
     @property
     def residuals(self) -> int:
-        """Bytes of a trial's weights in the place of the base's while it computes by itself."""
+        """Bytes of a trial's weights in place of the base's while it computes by itself."""
         if not self._changes_weights:
             return 0
         places = self.seats[0][0].swap.places

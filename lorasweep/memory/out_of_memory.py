@@ -25,7 +25,7 @@ WORDS = (
     *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
     "MPS backend out of memory",
 )
-"""How errors without a class say that memory ran out: the allocator's for the CPU, CUDA's and its libraries', Apple's."""
+"""How errors without a class say that memory ran out: the CPU allocator's, CUDA's and its libraries', Apple's."""
 
 log = logging.getLogger(__name__)
 

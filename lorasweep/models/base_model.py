@@ -233,7 +233,7 @@ def _loaded(spec: ModelSpec, loader: Any, new_head: bool = False, **kwargs: Any)
 
 
 def _head_notes(config: Any, task: Task) -> tuple[list[str], bool]:
-    """Return what is to be said of the head of a finished classifier, and whether it is replaced by a new one."""
+    """Return notes on the head of a finished classifier, and whether it is replaced by a new one."""
     labels = finished_head.labels(config, task.auto_class)
     if not labels:
         return [], False
@@ -415,7 +415,7 @@ def _ready(model: Any, tokenizer: Any, missing: tuple[str, ...], spec: ModelSpec
 
 
 def renew_missing(base: Base, seed: int) -> None:
-    """Draw the parameters that the checkpoint lacks anew, as transformers does, from `seed`."""
+    """Draw the parameters that the checkpoint lacks, as transformers does, from `seed`."""
     torch.manual_seed(seed)
     for name in base.missing:
         for module in base.model.get_submodule(name).modules():

@@ -30,7 +30,7 @@ Reader = Callable[[torch.dtype], Tensor]
 
 
 def loading(spec: ModelSpec, dtype: torch.dtype, skip: Iterable[str] = ()) -> dict[str, Any]:
-    """Return what transformers' loaders are told; {} without quantisation. Modules of `skip` stay as they are.
+    """Return arguments for transformers' loaders; {} without quantisation. Modules of `skip` stay as they are.
 
     Raises ConfigError where bitsandbytes is not installed.
     """

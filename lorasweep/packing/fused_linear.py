@@ -48,7 +48,7 @@ class Plan:
 
     runs: Sequence[Run]
     own: Sequence[tuple[slice, Tensor]] = ()
-    """Frozen weights of some rows in the place of the layer's."""
+    """Frozen weights of some rows in place of the layer's."""
     starts: Sequence[tuple[slice, Tensor, Tensor]] = ()
     """A and s B that PiSSA and OLoRA took out of the weight of some rows."""
     biases: Sequence[slice] = ()

@@ -52,7 +52,7 @@ class Layers:
     whole: dict[nn.Module, nn.Module] = field(default_factory=dict)
     """What computes in a module's place."""
     weights: dict[nn.Module, dict[str, Tensor]] = field(default_factory=dict)
-    """Parameters in the place of the module's own."""
+    """Parameters in place of the module's."""
     own: dict[nn.Module, Tensor] = field(default_factory=dict)
     """Base weights that the initialisation changed: LoftQ's, and W_res of PiSSA and OLoRA where it is kept."""
     start: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)

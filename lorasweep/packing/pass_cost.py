@@ -1,4 +1,4 @@
-"""What a forward and backward pass costs by itself, beside its tokens; and how many trials should share one, for that.
+"""The fixed cost of a forward and backward pass, beside that of its tokens; and how many trials should share one for it.
 
 A pass over N tokens (padding included) takes about a + b N seconds. Costs are in tokens here: a / b is the overhead.
 """
@@ -51,7 +51,7 @@ class Comparison:
         self._costs: dict[bool, list[float]] = {True: [], False: []}
 
     def together(self, who: tuple[int, ...]) -> bool:
-        """Tell whether these trials' next step is to be taken in common passes."""
+        """Tell whether these trials take their next step in common passes."""
         if who != self._who:
             self._who, self._costs = who, {True: [], False: []}
         spared = self.spared

@@ -1,4 +1,4 @@
-"""How a trial ends: its result written, its MLflow run ended, the study told, the screen shown."""
+"""How a trial ends: its result written, its MLflow run ended, the study updated, the screen shown."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ class Endings:
         self._forget = forget
 
     def finish(self, running: Running, result: TrialResult) -> None:
-        """Write result.json, end the MLflow run, tell the study; in this order, so that what is told is there."""
+        """Write result.json, end the MLflow run, update the study, in this order: what the study names then exists."""
         self.study.ensure_ours(running.number)
         if result.params is not None:
             running.log_result(result)

@@ -19,7 +19,7 @@ from lorasweep.study.study import ENDED, Study
 
 EXIT_OK, EXIT_FAILED_TRIALS = 0, 3
 MOST_REASONS = 3
-"""Reasons that are told where no trial was completed."""
+"""Most reasons to print where no trial was completed."""
 LAUNCHES_WITHOUT_PROGRESS = 3
 POLL_S = 1.0
 

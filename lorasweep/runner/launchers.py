@@ -30,7 +30,7 @@ LAUNCHER_NEEDS = {
     "submitit_local": SUBMITIT,
     "submitit_slurm": SUBMITIT[:2],
 }
-"""What a launcher has to be told, unless the user says otherwise."""
+"""Settings of a launcher, unless the user gives others."""
 
 RAY_HERE = ("+hydra.launcher.ray.init.num_cpus={workers}",)
 RAY_CLUSTER = (

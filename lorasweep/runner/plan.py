@@ -38,7 +38,7 @@ class Plan:
     first: TrialSpec
     """The spec of its first trial."""
     never: Sequence[str] = ()
-    """What is to be said of points that need more memory than allowed, a line each."""
+    """Notes on points that need more memory than allowed, a line each."""
 
 
 def plan(request: Request, asked: Points | None = None) -> Plan:

@@ -144,7 +144,7 @@ class Running:
         )
 
     def told(self, result: TrialResult) -> tuple[str, list[float] | None]:
-        """Return the state and the values that the study is told; a pruned trial keeps its last primary metric."""
+        """Return the state and the values for the study; a pruned trial keeps its last primary metric."""
         value = result.metric.value if result.metric else math.nan
         objectives = self.study.search.objectives or []
         if result.state == "FAIL":

@@ -1,6 +1,6 @@
 """One process: claims trials and feeds the engine, whose events go to the folder, MLflow, the study and the screen.
 
-An ended trial's result.json is written first, then its MLflow run ends, then the study is told; a worker killed in
+An ended trial's result.json is written first, then its MLflow run ends, then the study is updated; a worker killed in
 between leaves a trial that the next owner only has to tell.
 """
 
@@ -313,7 +313,7 @@ def prepare(study: Study, loaded: Mapping[str, workload.Workload]) -> None:
 
 
 def run_worker(folder: str, divide: bool) -> None:
-    """Run the study's trials in this process, with its part of the threads if they are to be divided."""
+    """Run the study's trials in this process, with its share of the threads where workers divide them."""
     study = Study.open(Path(folder))
     every = study.first_spec().model.device_map is not None
     with device.own(study.search.workers, every, divide=divide) as divides:

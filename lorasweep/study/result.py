@@ -156,7 +156,7 @@ class TrialResult:
         return {name: float(value) for name, value in values.items() if value is not None}
 
     def objective(self, cost: str) -> float:
-        """Return a cost as the sampler is told it: infinity, the worst, where it is not known."""
+        """Return a cost for the sampler: infinity, the worst, where it is not known."""
         return self.costs.get(cost, math.inf)
 
     def stored(self) -> dict[str, Any]:

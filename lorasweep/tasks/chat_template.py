@@ -45,7 +45,7 @@ def chats(
     """Return row and turns of each example of the chats, the chat up to its last answer, opened as a model is asked for
     one, and a note on chats that are left out.
 
-    A chat is one example, or one for each answer where the template writes earlier turns anew when one follows: each
+    A chat is one example, or one for each answer where the template rewrites earlier turns when one follows: each
     then has the history as the model sees it when it answers. Raises ConfigError where the tokenizer has no template,
     and where that refuses more chats than data.bad_rows allows.
     """

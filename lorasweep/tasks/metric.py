@@ -189,7 +189,7 @@ def _found(weights_RN: np.ndarray, first: Sequence[Cell], second: Sequence[Cell]
 
 @combination
 def found_f1(weights_RN: np.ndarray, first: Sequence[Cell], second: Sequence[Cell]) -> np.ndarray:
-    """F1 of items that are to be found."""
+    """F1 of items to find."""
     right_R, predicted_R, there_R = _found(weights_RN, first, second)
     return 2 * right_R / (predicted_R + there_R)
 

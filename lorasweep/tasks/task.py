@@ -222,7 +222,7 @@ class Task(ABC):
 
     @abstractmethod
     def fields(self, spec: DataSpec) -> Fields:
-        """Return the fields of an input that is to be answered."""
+        """Return the fields of an input to predict for."""
 
     @abstractmethod
     def blank(self, fields: Record) -> Record:
@@ -263,7 +263,7 @@ class Task(ABC):
         return {}
 
     def pipeline_prompt(self, tokenizer: Any, spec: DataSpec) -> str:
-        """Return what the pipeline is to read in the place of a `{prompt}`; other braces are doubled."""
+        """Return what the pipeline reads in place of a `{prompt}`; other braces are doubled."""
         return "{prompt}"
 
     # --- batches ---

@@ -1,6 +1,6 @@
 """Examples that were made once for a data set, a tokenizer and a task's settings, in files that are mapped into memory.
 
-<outputs>/.tokens/<key>/about.json    names of the inputs, checksums, what encoding told the task
+<outputs>/.tokens/<key>/about.json    names of the inputs, checksums, what the task learned by encoding
                         <split>.ids.npy     [inputs, tokens of all examples], int32
                         <split>.places.npy  [examples, 4], int64: row, supervised, ends in the other two files
                         <split>.rest.npy    target and info of all examples, pickled one by one
@@ -38,7 +38,7 @@ MAKING = "making-"
 
 PACKAGES = ("lorasweep", "transformers", "tokenizers")
 OWN = ("spec", "tokenizer", "notes", "found")
-"""Attributes of a task that are not what encoding told it."""
+"""Attributes of a task that encoding does not set."""
 
 COLUMNS = ("ids", "places", "rest")
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, pickle.UnpicklingError, EOFError)
@@ -46,7 +46,7 @@ DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, pickle.Unpi
 log = logging.getLogger(__name__)
 
 NO_EXAMPLES = ("__init__", "batches", "metric", "task_state", "token_cache")
-"""Files of this room whose code decides nothing of the examples; a change of another one makes them anew."""
+"""Files of this room whose code decides nothing of the examples; a change of another one makes them again."""
 
 
 class _Plain(pickle.Unpickler):
@@ -143,7 +143,7 @@ def _digest(files: Sequence[Path]) -> str:
 
 
 def read(folder: Path, held: Sequence[type]) -> tuple[dict[str, Sequence[Example]], dict[str, Any]] | None:
-    """Return the examples of each split, and what encoding told the task; None where there is no whole store."""
+    """Return the examples of each split, and what the task learned by encoding; None where there is no whole store."""
     if not folder.is_dir():
         return None
     try:
@@ -159,7 +159,7 @@ def read(folder: Path, held: Sequence[type]) -> tuple[dict[str, Sequence[Example
 
 
 def tell(task: Task, tokenizer: Any, facts: Mapping[str, Any]) -> None:
-    """Tell a task what encoding would have told it."""
+    """Set what a task would have learned by encoding."""
     task.notes += facts["notes"]
     for name, value in facts["told"].items():
         setattr(task, name, tuple(value) if isinstance(value, list) else value)
@@ -190,7 +190,7 @@ def _checksum(path: Path) -> int:
 def encoded(
     task: Task, records: Mapping[str, Sequence[Record]], tokenizer: Any, spec: DataSpec
 ) -> tuple[dict[str, Sequence[Example]], dict[str, Any]]:
-    """Return the examples of each split, made now, and what that told the task."""
+    """Return the examples of each split, encoded now, and what the task learned by it."""
     before, notes = dict(vars(task)), len(task.notes)
     same_rows = spec if spec.too_long == "error" else replace(spec, too_long="truncate")
     examples: dict[str, Sequence[Example]] = {
@@ -203,7 +203,7 @@ def encoded(
 def write(
     folder: Path, splits: Mapping[str, Sequence[Example]], facts: Mapping[str, Any], held: Sequence[type]
 ) -> bool:
-    """Write a store; return whether there is one now. Without room or the right to write, there is none."""
+    """Write a store; return whether it exists now. Without room, or the right to write, it does not."""
     part = folder.parent / f"{MAKING}{uuid.uuid4().hex}"
     try:
         part.mkdir(parents=True)
@@ -219,7 +219,7 @@ def write(
 
 
 def _take_place(part: Path, folder: Path, held: Sequence[type]) -> None:
-    """Rename a store to its name, in the place of a damaged one; where another process was faster, leave its store."""
+    """Rename a store to its name, in place of a damaged one; where another process was faster, leave its store."""
     try:
         part.rename(folder)
     except OSError:
