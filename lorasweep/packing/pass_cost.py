@@ -1,4 +1,4 @@
-"""The fixed cost of a forward and backward pass, beside that of its tokens; and how many trials should share one for it.
+"""The fixed cost of a forward and backward pass, beside that of its tokens; how many trials should share one for it.
 
 A pass over N tokens (padding included) takes about a + b N seconds. Costs are in tokens here: a / b is the overhead.
 """
