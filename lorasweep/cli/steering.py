@@ -45,8 +45,8 @@ def _show(study: Study) -> None:
     left = _time_left(study)
     if left is not None:
         print(f"about {left / 60:.0f} minutes left" if left > 90 else "less than two minutes left")
-    if study.waiting() and study.spent():
-        print(f"no more trials begin: {study.spent()}")
+    if study.waiting() and study.not_begun():
+        print(f"no more trials begin: {study.not_begun()}")
     elif (study.waiting() or study.running()) and not study.alive():
         print(f"no worker runs; go on with: python -m lorasweep resume {console.shown(study.folder)}")
 

@@ -520,14 +520,16 @@ class SearchSpec:
     target: float | None = setting(None, affects=NOTHING)
     """Once a trial's primary metric is this good, no further trial starts."""
     stop: str = one_of("budget", "budget", "when_settled", affects=NOTHING)
-    """when_settled: no trial starts once the remaining ones are expected to improve on the best by less than the
-    margin, judged by the finished ones, of which it needs 8."""
+    """when_settled: no trial of the search starts once the remaining ones are expected to improve on the best by less
+    than the margin, judged by the finished ones, of which it needs 8. Repeats run then."""
     margin: float | None = ranged(None, 0, above=True, affects=NOTHING)
     """How much worse than the best a cheaper configuration may be; null takes 0.01, or 1 % of a loss."""
-    repeats: int = ranged(0, 0, 1000, affects=NOTHING)
+    repeats: int | str = ranged(0, 0, 1000, word="auto", affects=NOTHING)
     """Runs with new seeds once the search is over, for each of the first `repeat_top`: all of them once, then those
     that may change the choice. It ends earlier where more runs, however many, are expected to gain less than a
-    tenth of the margin."""
+    tenth of the margin. auto: until, as far as seeds tell, none of the others can be better than the best by more than
+    the margin (95 %), or device_hours or wall_hours is spent; without those, after as many as the search had trials,
+    but three for each at least."""
     repeat_top: int = ranged(3, 1, affects=NOTHING)
     """How many of the best trials run again first; so does the cheapest within the margin."""
     enqueue: list[str] | None = setting(None, affects=STUDY)

@@ -16,7 +16,8 @@ from lorasweep.files import read_json
 from lorasweep.report import importance
 from lorasweep.search import samplers
 from lorasweep.study import answer, repeats, wording
-from lorasweep.study.answer import Answer, Candidate
+from lorasweep.study.answer import Answer
+from lorasweep.study.candidate import Candidate
 from lorasweep.study.direction import upward
 from lorasweep.study.meta import StudyMeta
 from lorasweep.study.result import TrialResult, result_of
@@ -118,24 +119,13 @@ class StudyData:
     @property
     def folder(self) -> str:
         """The study's folder as a person types it."""
-        return f"{self.meta.outputs.rstrip('/')}/{self.meta.name}".removeprefix("./")
+        return self.meta.place
 
     @property
     def best(self) -> TrialData | None:
         """The trial that the answer names."""
         best = self.answer.best
         return next((t for t in self.trials if best and t.number == best.number), None)
-
-    @property
-    def baseline(self) -> Mapping[str, float]:
-        """What trivial answers reach on the eval split."""
-        return (self.best.result.baseline if self.best else None) or {}
-
-    @property
-    def no_better(self) -> str:
-        """A sentence where the best is no better than a trivial answer, "" elsewhere."""
-        best = self.answer.best
-        return self.answer.no_better(best.value, self.baseline) if best else ""
 
     @property
     def fingerprints(self) -> list[str]:

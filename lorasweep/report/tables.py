@@ -37,8 +37,7 @@ def progress(data: StudyData) -> str:
     """Return how many trials there are in each state."""
     counts = [(len(data.of(state)), word) for state, word in STATES.items()]
     told = ", ".join(f"{n} {word}" for n, word in counts if n)
-    trivial = f" {data.no_better}" if data.no_better else ""
-    return f"{counted(len(data.trials), 'trial')}: {told or 'none'}.{trivial}"
+    return f"{counted(len(data.trials), 'trial')}: {told or 'none'}."
 
 
 def reading(data: StudyData) -> str:
@@ -142,7 +141,7 @@ def origins(data: StudyData) -> Table:
         ["data fingerprint", ", ".join(data.fingerprints) or "not known"],
         ["seeds", ", ".join(map(str, seeds)) or "not known"],
         *([k, v] for k, v in data.facts.items()),
-        *([k.replace("_", " "), f"{v:.4f} on the evaluation split"] for k, v in data.baseline.items()),
+        *([k.replace("_", " "), f"{v:.4f} on the evaluation split"] for k, v in data.answer.baseline.items()),
         ["report made", data.made],
     ]
     return Table(head=["what", "value"], rows=rows)

@@ -9,12 +9,13 @@ from lorasweep.config.measures import COSTS
 from lorasweep.config.spec import TrackSpec
 from lorasweep.credentials import redact
 from lorasweep.study import answer, repeats, wording
-from lorasweep.study.answer import Answer, Candidate
+from lorasweep.study.answer import Answer
+from lorasweep.study.candidate import Candidate
 from lorasweep.study.result import TrialResult, read_result
 from lorasweep.study.study import Study
 
 
-def show(study: Study, test: Mapping[str, float], outputs: str, found: Answer, track: TrackSpec) -> None:
+def show(study: Study, outputs: str, found: Answer, track: TrackSpec) -> None:
     """Print the table, the answer with its rerun lines, and where to compare in MLflow."""
     meta = study.meta
     again = {t.number: t.user_attrs for t in study.trials() if repeats.is_repeat(t)}
@@ -22,12 +23,11 @@ def show(study: Study, test: Mapping[str, float], outputs: str, found: Answer, t
     results = [read_result(study.trial_folder(trial.number)) for trial in study.trials()]
     rows = [_row(r, meta.swept, again.get(r.number)) for r in results if r is not None]
     console.table(f"study {meta.name}", columns, rows)
-    never = sum("never_begun" in t.user_attrs for t in study.trials())
-    if never:
-        most = study.search.max_memory_gib
-        print(f"{never} of {len(study.trials())} trials were never begun: over search.max_memory_gib={most}")
+    print()
+    for line in wording.sentences(found):
+        print(line)
     if found.best is not None:
-        _show_best(study, found.best, test, found, track)
+        _show_best(study, found.best, track)
         if len(found.candidates) > 1:
             _show_others(found, found.best)
         if found.best.result.overrides:
@@ -47,31 +47,21 @@ def _ui(outputs: str, track: TrackSpec) -> str:
     return shlex.join(["python", "-m", "lorasweep", "ui", *where])
 
 
-def _show_best(study: Study, best: Candidate, test: Mapping[str, float], found: Answer, track: TrackSpec) -> None:
+def _show_best(study: Study, best: Candidate, track: TrackSpec) -> None:
+    """Print how to run the best again, and where its adapter is."""
     folder, result = study.trial_folder(best.number), best.result
-    baseline = result.baseline or {}
-    print(f"\n{wording.sentences(found)[0]}{_beside(baseline)}")
-    trivial = found.no_better(best.value, baseline)
-    if trivial:
-        print(f"{trivial} Perhaps it needs more steps or another learning rate.")
     if not result.rerun:  # it ran on a machine without our disk
         return
-    if test:
-        known = {k: v for k, v in test.items() if k in baseline}
-        print(f"the test split was read once, after choosing{_beside(known)}")
-    print(f"run it again: {result.rerun}")
+    print(f"\nrun it again: {result.rerun}")
     kept = track.save_adapters != "none"
     print(f"its adapter:  {console.shown(folder / 'adapter') if kept else 'not kept (tracking.save_adapters=none)'}")
 
 
 def _show_others(found: Answer, best: Candidate) -> None:
-    """Print what may be as good as the best, what is cheaper and near enough, and the Pareto front."""
-    print()
-    for line in wording.sentences(found)[1:]:
-        print(line)
+    """Print how to run the cheapest one near enough, and those on the Pareto front."""
     cheap = found.cheapest
     if cheap is not None and cheap.number != best.number:
-        print(f"run that again: {cheap.result.rerun}")
+        print(f"run the cheapest again: {cheap.result.rerun}")
     print("Pareto front: no other trial beats these in quality and cost at once:")
     for c in found.front:
         against = ", ".join(m.title for cost, m in COSTS.items() if c.number in found.fronts[cost])
@@ -96,10 +86,3 @@ def _row(result: TrialResult, swept: list[str], repeat: Mapping[str, Any] | None
         "-" if result.adapter_mb is None else f"{result.adapter_mb:.2f}",
         result.state + (f" ({'; '.join(notes)})" if notes else ""),
     ]
-
-
-def _beside(baseline: Mapping[str, float]) -> str:
-    """Return the trivial answers' scores in brackets, to be read beside a trial's."""
-    if not baseline:
-        return ""
-    return " (" + ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in baseline.items()) + ")"

@@ -49,7 +49,7 @@ def items(study: Study, track: TrackSpec) -> list[Item]:
     """Return what ended trials leave that nobody needs. Adapters stay as long as a trial waits or runs."""
     trials = study.trials()
     ended = [t.number for t in trials if t.state in ENDED]
-    over = len(ended) == len(trials) or bool(study.spent())
+    over = len(ended) == len(trials) or bool(study.not_begun() and not study.ready())
     stay = kept(study, track) if over else set(ended)
     out = []
     for number in ended:

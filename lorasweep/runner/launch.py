@@ -102,7 +102,7 @@ def _run_workers(study: Study, launch: Launch, interrupts: Any) -> None:
     work = functools.partial(parent.work, str(study.folder), not device.threads_are_given(), lease.me())
     while not _stopped(study, interrupts):
         worker.settle(study)
-        if not study.waiting() or study.spent():
+        if not study.ready():
             if not study.running():
                 return
             time.sleep(POLL_S)  # somebody else's workers are still at it
@@ -143,7 +143,7 @@ def _settle_adapters(study: Study, spec: Any) -> None:
 
 def finish(study: Study, loaded: Mapping[str, Any]) -> int:
     """Score the winner on the test split, close the study in MLflow, print the table; return the exit code."""
-    from lorasweep.report import html_page, terminal
+    from lorasweep.report import html_page, tables, terminal
     from lorasweep.runner import outcome
     from lorasweep.study import answer, wording
     from lorasweep.tracking import runs
@@ -160,12 +160,15 @@ def finish(study: Study, loaded: Mapping[str, Any]) -> int:
     html_page.write_if_possible(study, found)
     spec = study.first_spec()
     runs.close_study(
-        spec, study.meta.mlflow_parent, scores, ok=not failed and study.best() is not None, folder=study.folder
+        spec,
+        study.meta.mlflow_parent,
+        scores,
+        ok=not failed and study.best() is not None,
+        folder=study.folder,
+        answer=tables.plain(wording.text(found)),
     )
-    terminal.show(study, test, study.meta.outputs, found, spec.tracking)
+    terminal.show(study, study.meta.outputs, found, spec.tracking)
     _settle_adapters(study, spec)
-    if study.waiting():
-        print(f"{study.waiting()} trials were not begun: {study.spent()}")
     if study.best() is None:
         print(f"no trial was completed: {_reasons(study)}")
         return EXIT_FAILED_TRIALS

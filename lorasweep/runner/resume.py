@@ -126,7 +126,7 @@ def work(study: Study) -> int:
     with interrupt.heard() as interrupts:
         while not interrupts.count and "all" not in study.stops():
             worker.settle(study)
-            if study.waiting() and not study.spent():
+            if study.ready():
                 worker.run_worker(str(study.folder), not device.threads_are_given())
             elif study.running():
                 time.sleep(2)  # its owner may die

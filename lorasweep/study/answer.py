@@ -22,97 +22,22 @@ from lorasweep.config.measures import COSTS
 from lorasweep.credentials import redact
 from lorasweep.files import replace_file
 from lorasweep.study import comparison, repeats, significance
-from lorasweep.study.belief import near_enough
+from lorasweep.study.belief import Doubt, near_enough
+from lorasweep.study.candidate import Candidate, Gap, Tested, cheapest, front, in_order
 from lorasweep.study.comparison import Rivals
 from lorasweep.study.direction import better, upward
+from lorasweep.study.next_run import Next, failed_again, is_seeds, more_seeds
 from lorasweep.study.provenance import REGISTERS
-from lorasweep.study.result import TrialResult, result_of
+from lorasweep.study.result import result_of
 from lorasweep.study.significance import Interval
 from lorasweep.study.study import Study
 from lorasweep.tasks.metric import Parts
 
-NOISE = {"train_s": 0.1, "peak_gib": 0.02}
-"""Measured costs: shares by which two runs of the same work differ."""
 BEST = "best.yaml"
 Read = Callable[[int], Parts | None]
 """From a trial's number to what each eval example adds to its metric."""
 FEWEST_ROWS, FEWEST_GROUPS = 30, 10
 """Eval examples, or groups of them where they belong together, below which nothing is compared."""
-
-
-@dataclass(frozen=True)
-class Tested:
-    """The metric of a trial's adapter on the test split, which chose nothing."""
-
-    number: int
-    value: float
-    interval: Interval | None
-    """95 %, over the test examples; None: the trial left no answers to them."""
-
-
-@dataclass(frozen=True)
-class Gap:
-    """How much worse than the best a candidate is; positive: the best is better."""
-
-    value: float
-    interval: Interval
-    """95 %."""
-    at_most: float
-    """Upper end of the one-sided 95 % interval."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A complete configuration, with all its seeds."""
-
-    result: TrialResult
-    """Of its trial; of several seeds, of the first."""
-    values: tuple[float, ...]
-    """The primary metric of each run that is reported: of its repeats, or of all its runs where there are none."""
-    value: float
-    """Their mean."""
-    searched: float
-    """The primary metric of the search's own run."""
-    repeated: bool
-    """Whether it ran again with new seeds, which alone make `values`."""
-    standard_error: float | None
-    """Of `value`, over eval examples and seeds, as far as they are known; None: nothing tells."""
-    interval: Interval | None
-    """95 %, over the same."""
-    scored: tuple[int, ...] = ()
-    """The trials that make `values`."""
-    gap: Gap | None = None
-    """How much worse than the best, on the same examples; None: not compared."""
-    alike: bool | None = None
-    """Whether it may be as good as the best: it is in the model confidence set; None: not compared."""
-    failed: tuple[int, ...] = ()
-    """Repeats that did not end complete: it is not chosen."""
-
-    @property
-    def number(self) -> int:
-        return self.result.number
-
-    @property
-    def costs(self) -> Mapping[str, float]:
-        """By name, those that are known."""
-        return self.result.costs
-
-    @property
-    def seeds(self) -> int:
-        """With how many seeds it is reported."""
-        return len(self.values)
-
-    def is_comparable(self, other: "Candidate") -> bool:
-        """Return whether both metrics are of the same eval rows; results that do not say are taken to be."""
-        ours, theirs = self.result.eval_fingerprint, other.result.eval_fingerprint
-        return ours == theirs or not ours or not theirs
-
-    @property
-    def label(self) -> str:
-        point = ", ".join(
-            f"{k}={console.short(v)}" for k, v in self.result.params_swept.items() if k != repeats.SEED_KEY
-        )
-        return f"trial {self.number}" + (f" ({point})" if point else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +70,24 @@ class Answer:
     """The best one on each other set of eval rows: a metric of other rows says nothing about who is better."""
     ended: Mapping[str, int] = field(default_factory=dict)
     """State -> trials of the search, repeats aside."""
+    waiting: int = 0
+    """Trials that wait."""
+    not_begun: str = ""
+    """Why those do not begin; "" where they will."""
+    again: int = 0
+    """Repeats that have ended."""
+    is_auto: bool = False
+    """Whether repeats are run until the margin is met."""
+    over_memory: int = 0
+    """Pruned trials that were never begun: they need more than search.max_memory_gib."""
+    objectives: Sequence[str] = ()
+    """Costs that the search made small too."""
+    doubt: Doubt | None = None
+    """What seeds leave open about the choice; None before they tell anything."""
+    next: Next | None = None
+    """What to run next; None where nothing is known that would tell more."""
+    lacks_rows: bool = False
+    """Whether what is left open is the eval examples' doing: more seeds would not tell."""
 
     @property
     def alike(self) -> list[Candidate]:
@@ -161,11 +104,24 @@ class Answer:
         """With how many candidates the best was compared."""
         return sum(c.alike is not None for c in self.candidates)
 
-    def no_better(self, value: float, baseline: Mapping[str, float]) -> str:
-        """Return a sentence where a metric is no better than that of a trivial answer, "" elsewhere."""
-        for name, trivial in baseline.items():
-            if name.endswith(f"_{self.metric}") and not better(value, trivial, self.maximize):
-                return f"It is no better than the trivial answer ({name.replace('_', ' ')} {trivial:.4f})."
+    @property
+    def is_too_few(self) -> bool:
+        """Whether the eval split has too few independent examples for a comparison."""
+        if self.groups is not None:
+            return self.groups < FEWEST_GROUPS
+        return 0 < self.rows < FEWEST_ROWS
+
+    @property
+    def baseline(self) -> Mapping[str, float]:
+        """What trivial answers reach on the best one's eval split, by name."""
+        return (self.best.result.baseline if self.best else None) or {}
+
+    @property
+    def not_beaten(self) -> str:
+        """The trivial answer that the best is no better than; "" where it is."""
+        for name, trivial in self.baseline.items():
+            if self.best and name.endswith(f"_{self.metric}") and not better(self.best.value, trivial, self.maximize):
+                return name
         return ""
 
     @property
@@ -181,8 +137,14 @@ def answer(study: Study) -> Answer:
     empty = Answer(
         metric=study.meta.metric,
         maximize=maximize,
-        going_on=bool(study.waiting() + study.running()),
+        going_on=bool(study.ready() + study.running()),
         ended=_ended(trials),
+        waiting=study.waiting(),
+        not_begun=study.not_begun() if study.waiting() else "",
+        again=sum(t.state.is_finished() for t in trials if repeats.is_repeat(t)),
+        over_memory=sum("never_begun" in t.user_attrs for t in trials),
+        objectives=study.search.objectives or (),
+        is_auto=study.search.repeats == repeats.AUTO,
     )
     runs, first = repeats.runs(trials), study.best()
     if first is None:
@@ -198,7 +160,7 @@ def answer(study: Study) -> Answer:
     best = judged[first.number]
     own = scores(best.scored[0])
     margin = near_enough(study.search.margin, study.meta.bounds, best.value)
-    return replace(
+    said = replace(
         empty,
         candidates=list(judged.values()),
         best=best,
@@ -214,7 +176,29 @@ def answer(study: Study) -> Answer:
         cheapest=cheapest(best, list(judged.values()), margin),
         fronts={cost: front([judged[n] for n in here], cost, maximize) for cost in COSTS},
         apart=_best_of_others(list(judged.values()), best, maximize),
+        doubt=repeats.doubt(trials, maximize),
     )
+    return said if said.going_on else _with_next(said, study, names, rivals)
+
+
+def _with_next(found: Answer, study: Study, names: Sequence[int], rivals: Rivals | None) -> Answer:
+    """Return the answer with what to run next: more seeds, unless nothing is open or examples are what lacks."""
+    best, alone = found.best, len(found.candidates) == 1
+    assert best is not None, "it was looked for before"
+    if alone and found.ended.get("FAIL"):
+        return replace(found, next=failed_again(study.meta.place, study.search, best, found.ended["FAIL"]))
+    if not found.compared and found.is_too_few and not alone:
+        return replace(found, lacks_rows=True)
+    near = [c for c in found.alike if c.gap is not None and c.gap.at_most >= found.margin]
+    if found.by_seeds and not near:
+        return found
+    if rivals is not None and found.by_seeds:
+        place = names.index(best.number)
+        if not any(is_seeds(rivals, place, names.index(c.number)) for c in near):
+            return replace(found, lacks_rows=True)
+    others = [c for c in found.candidates if c is not best and not c.failed and c.is_comparable(best)]
+    first = [*found.alike, *(c for c in in_order(others, found.maximize) if c not in found.alike)]
+    return replace(found, next=more_seeds(study.meta.place, study.search, best, first, found.again))
 
 
 def _best_of_others(candidates: Sequence[Candidate], best: Candidate, maximize: bool) -> list[Candidate]:
@@ -321,11 +305,13 @@ def _judged(
 
 
 def _tested(study: Study, best: Candidate) -> Tested | None:
-    value = (best.result.test or {}).get(study.meta.metric)
-    if value is None:
+    if best.result.test is None or study.meta.metric not in best.result.test:
         return None
+    value = best.result.test[study.meta.metric]
     found = study.scores(best.number, "test")
-    return Tested(best.number, value, significance.interval(found) if found is not None else None)
+    interval = significance.interval(found) if found is not None else None
+    trivial = {name: best.result.test[name] for name in best.result.baseline or {} if name in best.result.test}
+    return Tested(best.number, value, interval, trivial)
 
 
 def _corrected(
@@ -336,41 +322,6 @@ def _corrected(
         return None
     parts = [scores(judged[n].scored[0]) for n in names]
     return significance.without_choice([s for s in parts if s is not None], study.meta.maximize)
-
-
-# --- what is nearly as good for less ---------------------------------------------------------------------------------
-
-
-def cheapest(best: Candidate, candidates: Sequence[Candidate], margin: float) -> Candidate | None:
-    """Return the candidate with fewest trainable parameters of those shown to be within the margin of the best.
-
-    The best itself where no cheaper one is shown to be; None where costs are not known, or nothing was compared.
-    """
-    if "trainable" not in best.costs or all(c.gap is None for c in candidates):
-        return None
-    near = [c for c in candidates if c.gap is not None and c.gap.at_most < margin and "trainable" in c.costs]
-    fewer = [c for c in near if c.costs["trainable"] < best.costs["trainable"] and not c.failed]
-    return min([best, *fewer], key=lambda c: (c.costs["trainable"], c.gap.value if c.gap else 0.0, c.number))
-
-
-def front(candidates: Sequence[Candidate], cost: str, maximize: bool) -> list[int]:
-    """Return the candidates that no other one beats in metric and cost at once, cheapest first.
-
-    Measured costs that differ by no more than their noise are equal.
-    """
-    noise = 1 + NOISE.get(cost, 0.0)
-    priced = [c for c in in_order(candidates, maximize) if cost in c.costs]
-    kept = [
-        c
-        for place, c in enumerate(priced)
-        if all(other.costs[cost] > noise * c.costs[cost] for other in priced[:place])
-    ]
-    return [c.number for c in sorted(kept, key=lambda c: c.costs[cost])]
-
-
-def in_order(candidates: Sequence[Candidate], maximize: bool) -> list[Candidate]:
-    """Return candidates with the best metric first."""
-    return sorted(candidates, key=lambda c: (-upward(c.value, maximize), c.number))
 
 
 # --- best.yaml -------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorasweep.study.comparison import fit_seeds
+from lorasweep.study.comparison import LEVEL, Rivals, fit_seeds, quantile, worst_loss
 from lorasweep.study.direction import upward
 
 SMALLEST_PRIOR_SHARE = 0.05
@@ -85,6 +85,37 @@ def belief(runs: Mapping[int, Mapping[int, float]], maximize: bool) -> Belief:
     variance = {k: 1 / (1 / prior + n / run_variance) for k, n in counts.items()}
     expected = {k: variance[k] * (centre / prior + counts[k] * means[k] / run_variance) for k in means}
     return Belief(expected, variance, run_variance)
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """What seeds leave open about a choice: one-sided 95 %, for each configuration by itself."""
+
+    number: int
+    """The configuration that may be better than the chosen one by most; the chosen one where it is alone."""
+    at_most: float
+    """By how much; where it is alone, by how much its mean may be off."""
+
+
+def doubt(runs: Mapping[int, Mapping[int, float]], chosen: int, maximize: bool) -> Doubt | None:
+    """Return how much better than the chosen configuration another one may be, as far as seeds tell.
+
+    `runs` are those of configurations with several seeds. None before seeds tell anything.
+    """
+    if chosen not in runs or len(runs[chosen]) < 2:
+        return None
+    if len(runs) == 1:
+        values = list(runs[chosen].values())
+        error = statistics.stdev(values) / math.sqrt(len(values))
+        return Doubt(chosen, quantile(LEVEL, len(values) - 1) * error)
+    fit = fit_seeds(runs)
+    if fit is None:
+        return None
+    place, no_examples_KR = fit.names.index(chosen), np.zeros((len(runs), 2))
+    rivals = Rivals(upward(fit.mean_K, maximize), no_examples_KR, fit.covariance_KK, fit.free)
+    ahead = {n: worst_loss(rivals, k, place) for k, n in enumerate(fit.names) if k != place}
+    number = max(ahead, key=lambda n: (ahead[n], -n))
+    return Doubt(number, max(ahead[number], 0.0))
 
 
 def expected_gain(values: Sequence[float], more: int) -> float:

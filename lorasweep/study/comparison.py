@@ -89,9 +89,10 @@ class Rivals:
     def error(self, first: int, second: int) -> float:
         """Return the standard error of a difference: over examples and over seeds, added as variances."""
         examples = np.var(self._finite(self.replicates_KR[first] - self.replicates_KR[second]), ddof=1)
-        return math.sqrt(float(examples) + self._seed_variance(first, second))
+        return math.sqrt(float(examples) + self.seed_variance(first, second))
 
-    def _seed_variance(self, first: int, second: int) -> float:
+    def seed_variance(self, first: int, second: int) -> float:
+        """Return the seeds' part of that error's square."""
         if self.seeds_KK is None:
             return 0.0
         c = self.seeds_KK
@@ -99,7 +100,7 @@ class Rivals:
 
     def degrees(self, first: int, second: int) -> float:
         """Return the degrees of freedom of that error: infinite where the examples alone make it (Satterthwaite)."""
-        seeds, total = self._seed_variance(first, second), self.error(first, second) ** 2
+        seeds, total = self.seed_variance(first, second), self.error(first, second) ** 2
         if not self.free or not seeds:
             return math.inf
         return self.free * (total / seeds) ** 2
@@ -112,7 +113,7 @@ class Rivals:
 def difference_interval(rivals: Rivals, first: int, second: int, level: float = LEVEL) -> tuple[float, float, float]:
     """Return first minus second (positive: the first is better) and the ends of its two-sided interval."""
     value = float(rivals.mean_K[first] - rivals.mean_K[second])
-    half = _quantile((1 + level) / 2, rivals.degrees(first, second)) * rivals.error(first, second)
+    half = quantile((1 + level) / 2, rivals.degrees(first, second)) * rivals.error(first, second)
     return value, value - half, value + half
 
 
@@ -124,10 +125,11 @@ def shown_within(rivals: Rivals, best: int, other: int, margin: float) -> bool:
 def worst_loss(rivals: Rivals, best: int, other: int) -> float:
     """Return how much worse than `best` the other one may be: the upper end of a one-sided 95 % interval."""
     value = float(rivals.mean_K[best] - rivals.mean_K[other])
-    return value + _quantile(LEVEL, rivals.degrees(best, other)) * rivals.error(best, other)
+    return value + quantile(LEVEL, rivals.degrees(best, other)) * rivals.error(best, other)
 
 
-def _quantile(level: float, free: float) -> float:
+def quantile(level: float, free: float) -> float:
+    """Return the quantile of Student's t; of the normal distribution with infinite degrees of freedom."""
     from scipy.special import ndtri, stdtrit
 
     return float(ndtri(level) if math.isinf(free) else stdtrit(free, level))

@@ -55,6 +55,11 @@ class StudyMeta:
     high: float | None = None
 
     @property
+    def place(self) -> str:
+        """The study's folder as a person types it."""
+        return f"{self.outputs.rstrip('/')}/{self.name}".removeprefix("./")
+
+    @property
     def shown_unit(self) -> str:
         return self.unit or older_scale(self.metric)[1]
 

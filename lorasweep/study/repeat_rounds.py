@@ -4,8 +4,12 @@ The first round takes the best `search.repeat_top` and the cheapest that is near
 configurations (a difference needs two runs of one seed) of which one more run is expected to better the choice most.
 It ends when the budget, `search.repeats` runs for each of the first round, is spent, or when no number of runs is
 expected to gain a tenth of the margin and the best has two new seeds.
+
+With `search.repeats=auto` each later round takes the best and the one that may be better by most, until that is less
+than the margin. Source: S. Kalyanakrishnan et al., PAC Subset Selection in Stochastic Multi-armed Bandits, 2012.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +24,8 @@ from lorasweep.study.study import Study
 RUNS_A_ROUND = 2
 FRESH_RUNS_OF_THE_BEST = 2
 """The mean that is reported is one of new seeds: of this many at least, where the budget has them."""
+FEWEST_AUTO_RUNS = 3
+"""Repeats that `search.repeats=auto` has for each of the first round, where no hours limit it."""
 WORTH_THE_REST = 0.1
 """Of the margin: what more runs, however many, have to be expected to gain. One run alone seldom gains as much."""
 
@@ -29,20 +35,50 @@ def next_round(study: Study) -> list[int]:
 
     What exists is not queued again, so that a study that was stopped anywhere goes on from there.
     """
-    if not study.search.repeats or study.waiting() or study.running() or study.spent():
+    if not study.search.repeats or study.ready() or study.running() or study.spent():
         return []
     found = _chosen(study)
     again = repeats.repeats(study.trials())
-    left = study.search.repeats * len(found.candidates) - sum(len(rounds) for rounds in again.values())
+    left = _most(study, found) - sum(len(rounds) for rounds in again.values())
     if left <= 0:
         return []
     untried = [n for n in found.candidates if not again.get(n)]
     number = 1 if untried else 1 + max(r for rounds in again.values() for r in rounds)
-    members = untried or _worth_a_run(study, found)[: min(RUNS_A_ROUND, left)]
+    most = study.search.repeats
+    wanted = _doubtful(study, found) if most == repeats.AUTO else _worth_a_run(study, int(most))
+    members = untried or wanted[: int(min(RUNS_A_ROUND, left))]
     return study.run_again(found, [_entry(study.trial(n), found, number) for n in members])
 
 
-def _worth_a_run(study: Study, found: Race) -> list[int]:
+def _most(study: Study, found: Race) -> float:
+    """Return how many repeats there may be."""
+    search = study.search
+    if search.repeats != repeats.AUTO:
+        return int(search.repeats) * len(found.candidates)
+    if search.device_hours or search.wall_hours:
+        return math.inf
+    return max(FEWEST_AUTO_RUNS * len(found.candidates), sum(not repeats.is_repeat(t) for t in study.trials()))
+
+
+def _doubtful(study: Study, found: Race) -> list[int]:
+    """Return the best and the configuration that may be better by most; [] where that is less than the margin.
+
+    Before seeds tell which that is, the next best one.
+    """
+    best = study.best()
+    trials, maximize = study.trials(), study.meta.maximize
+    if best is None or best.number in repeats.failed(trials):
+        return []
+    doubt = repeats.doubt(trials, maximize)
+    fresh = len(repeats.repeats(trials).get(best.number, {}))
+    margin = near_enough(study.search.margin, study.meta.bounds, best.values[0])
+    if doubt is not None and doubt.at_most < margin and fresh >= FRESH_RUNS_OF_THE_BEST:
+        return []
+    others = [doubt.number] if doubt is not None else found.candidates
+    return list(dict.fromkeys([best.number, *others]))
+
+
+def _worth_a_run(study: Study, most: int) -> list[int]:
     """Return the configurations of which one more run may change the choice, the most helpful first."""
     held = repeats.beliefs(study.trials(), study.meta.maximize)
     if held is None:
@@ -55,9 +91,7 @@ def _worth_a_run(study: Study, found: Race) -> list[int]:
     if held.left_open() >= WORTH_THE_REST * margin:
         return ranked
     best = study.best()
-    if best is None or len(repeats.repeats(study.trials()).get(best.number, {})) >= min(
-        FRESH_RUNS_OF_THE_BEST, study.search.repeats
-    ):
+    if best is None or len(repeats.repeats(study.trials()).get(best.number, {})) >= min(FRESH_RUNS_OF_THE_BEST, most):
         return []
     return [best.number, *(n for n in ranked if n != best.number)]
 

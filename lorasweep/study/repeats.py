@@ -17,8 +17,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lorasweep.config.overrides import key_of, without
 from lorasweep.config.spec import TrainSpec
-from lorasweep.study.belief import Belief, belief
+from lorasweep.study import belief
+from lorasweep.study.belief import Belief, Doubt
 
+AUTO = "auto"
+"""Value of search.repeats: until the margin is met or the budget is spent."""
 MOST_SEED = 2**32
 SEED_KEY = "train.seed"
 ENDED_BADLY = (TrialState.FAIL, TrialState.PRUNED)
@@ -78,7 +81,10 @@ def _setting(trial: FrozenTrial) -> Any:
 
 
 def runs(trials: Sequence[FrozenTrial]) -> dict[int, list[FrozenTrial]]:
-    """Return the complete runs of each configuration, by its first trial: the search's own, then its repeats."""
+    """Return the complete runs of each configuration, by its first trial: the search's own, then its repeats.
+
+    A point that the search drew again trained the same model with the same seed: that is one run, the first.
+    """
     found = complete(trials)
     first: dict[Any, int] = {}
     for trial in found:
@@ -86,7 +92,9 @@ def runs(trials: Sequence[FrozenTrial]) -> dict[int, list[FrozenTrial]]:
     out: dict[int, list[FrozenTrial]] = {number: [] for number in first.values()}
     again = repeats(trials)
     for trial in found:
-        out[first[_setting(trial)]].append(trial)
+        members = out[first[_setting(trial)]]
+        if seed_of(trial) not in map(seed_of, members):
+            members.append(trial)
     for trial in found:
         rounds = again.get(trial.number, {})
         ended = [rounds[r] for r in sorted(rounds)]
@@ -133,7 +141,15 @@ def beliefs(trials: Sequence[FrozenTrial], maximize: bool) -> Belief | None:
     allowed = {n: by_seed(members) for n, members in found.items() if n not in bad}
     if not allowed:
         allowed = {n: by_seed(members) for n, members in found.items()}
-    return belief(allowed, maximize) if allowed else None
+    return belief.belief(allowed, maximize) if allowed else None
+
+
+def doubt(trials: Sequence[FrozenTrial], maximize: bool) -> Doubt | None:
+    """Return what seeds leave open about the choice; None before they tell anything."""
+    best, bad = leader(trials, maximize), failed(trials)
+    several = {n: by_seed(found) for n, found in runs(trials).items() if n not in bad}
+    several = {n: found for n, found in several.items() if len(found) > 1}
+    return belief.doubt(several, best.number, maximize) if best is not None else None
 
 
 def leader(trials: Sequence[FrozenTrial], maximize: bool) -> FrozenTrial | None:

@@ -195,8 +195,8 @@ class Study:
         with self._store.exclusive():
             trial_id = self._dropped_answer()
             if trial_id is None:
-                waiting = self._store.ids(self._id, TrialState.WAITING)
-                if not waiting or self.spent():
+                waiting = self._ready()
+                if not waiting:
                     return None
                 first = self._attributes()
                 trial_id = next((i for i in waiting if f"first:{i}" in first), None)
@@ -261,10 +261,30 @@ class Study:
             best = self.best()
             if best is not None and not better(budget.target, best.values[0], self.meta.maximize):
                 return f"search.target={budget.target:g} is reached by trial {best.number}"
-        return self._settled() if budget.stop == "when_settled" else ""
+        return ""
 
-    def _settled(self) -> str:
+    @storage.patient
+    def ready(self) -> int:
+        """Return how many waiting trials may begin: none once a budget is spent, repeats alone in a settled study."""
+        return len(self._ready())
+
+    def _ready(self) -> list[int]:
+        waiting = self._store.ids(self._id, TrialState.WAITING)
+        if not waiting or self.spent():
+            return []
+        if not self.settled():
+            return waiting
+        return [i for i in waiting if repeats.is_repeat(self._store.optuna.get_trial(i))]
+
+    def not_begun(self) -> str:
+        """Return why trials that wait do not begin, or nothing."""
+        return self.spent() or self.settled()
+
+    @storage.patient
+    def settled(self) -> str:
         """Return why the trials that wait could not change the answer by more than the margin, or nothing."""
+        if self.search.stop != "when_settled":
+            return ""
         trials = self.trials()
         found = [t.values[0] for t in repeats.complete(trials)]
         left = sum(t.state == TrialState.WAITING and not repeats.is_repeat(t) for t in trials)

@@ -2,19 +2,31 @@
 
 from collections.abc import Sequence
 
-from lorasweep.study.answer import FEWEST_GROUPS, FEWEST_ROWS, Answer, Candidate, better
+from lorasweep.config.measures import COSTS
+from lorasweep.study.answer import FEWEST_GROUPS, Answer
+from lorasweep.study.candidate import Candidate
+from lorasweep.study.direction import better
 
 MOST_NAMED = 6
 """Candidates that a sentence names; the table has all."""
 
 
 def sentences(found: Answer) -> list[str]:
-    """Return the answer: the best, what may be as good, what was compared, what is cheaper, what was left out."""
+    """Return the answer: what to use and how good it is on unseen rows, what would do as well, what is cheaper, what
+    was not shown or left out, and what to run next.
+    """
     best = found.best
     if best is None:
-        return [_nothing(found)]
-    compared = [_best(found, best), _others(found, best), _population(found, best), _cheaper(found, best)]
-    out = [*compared, _apart(found), _left_out(found)]
+        return [s for s in (_nothing(found), _not_begun(found)) if s]
+    compared = [
+        _others(found, best),
+        _population(found, best),
+        _cheaper(found, best),
+        _front(found),
+        _seeds(found, best),
+    ]
+    out = [_best(found, best), _unseen(found, best), _trivial(found), *compared]
+    out += [_apart(found), _left_out(found), _not_begun(found), _next(found)]
     return [s for s in out if s]
 
 
@@ -51,6 +63,34 @@ def _best(found: Answer, best: Candidate) -> str:
     return line
 
 
+def _unseen(found: Answer, best: Candidate) -> str:
+    """Return what is not known of unseen rows, and where an interval is too narrow."""
+    said = []
+    if found.tested is None and not found.going_on:
+        said.append("How good it is on unseen rows is not known: the test split was not read.")
+    if found.groups is not None and found.groups < FEWEST_GROUPS and best.interval is not None:
+        said.append(f"With {counted(found.groups, 'group')} of rows that belong together the intervals are too narrow.")
+    return " ".join(said)
+
+
+def _trivial(found: Answer) -> str:
+    """Return what trivial answers reach, to be read beside the best one's metric."""
+    if not found.baseline:
+        return ""
+    on_test = found.tested.baseline if found.tested else {}
+    parts = [
+        f"{name.replace('_', ' ')} {value:.4f} on eval" + (f", {on_test[name]:.4f} on test" if name in on_test else "")
+        for name, value in found.baseline.items()
+    ]
+    said = f"To compare with: {'; '.join(parts)}."
+    if found.not_beaten:
+        what = f"{found.not_beaten.replace('_', ' ')} {found.baseline[found.not_beaten]:.4f}"
+        said += (
+            f" It is no better than the trivial answer ({what}); perhaps it needs more steps or another learning rate."
+        )
+    return said
+
+
 def _tested(found: Answer, best: Candidate) -> str:
     """Return the test metric, which chose nothing, and whose it is."""
     tested = found.tested
@@ -68,16 +108,19 @@ def _others(found: Answer, best: Candidate) -> str:
     if not others:
         return "It is the only complete one."
     if not found.compared:
-        count, fewest = (found.rows, FEWEST_ROWS) if found.groups is None else (found.groups, FEWEST_GROUPS)
-        few = 0 < count < fewest
-        why = f"{_examples(found)} are too few" if few else "nothing tells how sure the choice is"
+        if found.is_too_few:
+            why = f"{_examples(found)} {'are' if found.rows != 1 or found.groups else 'is'} too few"
+        elif best.repeated or best.seeds > 1:
+            why = "too few configurations ran with several seeds"
+        else:
+            why = "nothing tells how sure the choice is"
         return f"It was compared with no other: {why}."
     said = []
     if found.alike:
         said.append(f"As good as it, for all these data show: {_list(found, found.alike)}.")
     if found.worse:
         said.append(f"Worse: {_numbers(found.worse)}.")
-    if found.visible is not None:
+    if found.visible is not None and _is_seen(found.visible):
         said.append(f"A difference under {found.visible:.4f} does not show with {_examples(found)}.")
     return " ".join(said)
 
@@ -102,8 +145,8 @@ def _population(found: Answer, best: Candidate) -> str:
     if not found.by_seeds:
         models = counted(found.compared + 1, "trained model")
         return (
-            f"These are {models}, one seed each, compared on the same eval examples (model confidence set, 95 %); "
-            "another seed may order the configurations otherwise: search.repeats=3 tells."
+            f"These are {models}, one seed each, compared on the same {_examples(found)} (model confidence set, 95 %); "
+            "another seed may order the configurations otherwise."
         )
     alone = len(found.candidates) - 1 - found.compared
     left = f" {counted(alone, 'other')} ran with one seed and {_is(alone)} not compared." if alone else ""
@@ -118,6 +161,9 @@ def _cheaper(found: Answer, best: Candidate) -> str:
     if cheap is None:
         return ""
     if cheap.number == best.number:
+        others = [c.costs["trainable"] for c in found.candidates if c.is_comparable(best) and "trainable" in c.costs]
+        if best.costs["trainable"] <= min(others):
+            return "No other one has fewer trainable parameters."
         return f"No cheaper one is shown to be within {found.margin:.4f} of it (search.margin)."
     share = cheap.costs["trainable"] / best.costs["trainable"]
     return (
@@ -127,20 +173,100 @@ def _cheaper(found: Answer, best: Candidate) -> str:
 
 
 def _left_out(found: Answer) -> str:
-    bad = [c for c in found.candidates if c.failed]
+    bad = [c for c in found.candidates if c.failed and c is not found.best]
     said = []
+    if found.best is not None and found.best.failed:
+        said.append(
+            f"{counted(len(found.best.failed), 'repeat')} of the best did not end complete: take it with care, "
+            "no configuration has ended all its runs."
+        )
     if bad:
         said.append(f"Not chosen, because a repeat did not end complete: {_numbers(bad)}.")
     rest = {state: n for state, n in found.ended.items() if state != "COMPLETE"}
     if rest:
         total = sum(found.ended.values())
-        said.append(f"Of {counted(total, 'trial')} {_states(rest)}; only finished ones are compared.")
+        rule = "; only finished ones are compared" if len(found.candidates) > 1 else ""
+        said.append(f"Of {counted(total, 'trial')} {_states(rest)}{rule}.")
+    if found.over_memory:
+        said.append(
+            f"{found.over_memory} {_was(found.over_memory)} never begun: more memory than search.max_memory_gib allows."
+        )
     return " ".join(said)
 
 
+def _not_begun(found: Answer) -> str:
+    if not found.waiting or not found.not_begun:
+        return ""
+    return f"{counted(found.waiting, 'trial')} {_was(found.waiting)} not begun: {found.not_begun}."
+
+
+def _front(found: Answer) -> str:
+    """Return the Pareto front of each cost that the search made small too."""
+    said = []
+    for cost in found.objectives:
+        numbers = found.fronts.get(cost, ())
+        shown = [c for n in numbers for c in found.candidates if c.number == n]
+        if shown:
+            beat = "has none that beats it" if len(shown) == 1 else "have none that beats them"
+            text = _numbers(shown)
+            said.append(f"{text[:1].upper()}{text[1:]} {beat} in {found.metric} and {COSTS[cost].title} at once.")
+    return " ".join(said)
+
+
+def _seeds(found: Answer, best: Candidate) -> str:
+    """Return how far repeats until the margin came."""
+    doubt = found.doubt
+    if not found.is_auto or doubt is None or not found.again or found.going_on:
+        return ""
+    after = counted(found.again, "repeat")
+    if doubt.number == best.number:
+        return f"search.repeats=auto: after {after} seeds leave its mean unsure by {doubt.at_most:.4f} (95 %)."
+    if not _is_seen(doubt.at_most):
+        return (
+            f"search.repeats=auto: after {after}, no other configuration that ran again is better, as far as seeds "
+            "tell (95 %)."
+        )
+    if doubt.at_most < found.margin:
+        return (
+            f"search.repeats=auto: after {after}, no other configuration that ran again is better by more than "
+            f"{found.margin:.4f} (search.margin) as far as seeds tell: at most {doubt.at_most:.4f} (95 %)."
+        )
+    return (
+        f"search.repeats=auto: {after} {_is(found.again)} spent, and trial {doubt.number} may still be better by up to "
+        f"{doubt.at_most:.4f} as far as seeds tell (95 %), more than {found.margin:.4f} (search.margin)."
+    )
+
+
+def _next(found: Answer) -> str:
+    """Return what to run next and how long that takes."""
+    if found.going_on:
+        return ""
+    if found.lacks_rows:
+        return (
+            f"What is unsure comes from the {_examples(found)}: more seeds would not tell, a larger eval split would."
+        )
+    if found.next is None:
+        return (
+            f"Nothing is left to run for a margin of {found.margin:.4f}: each one compared is worse, or shown to be "
+            "within it."
+        )
+    runs = counted(found.next.runs, "run")
+    long = "" if found.next.seconds is None else f", about {_long(found.next.seconds)}"
+    return f"To know more, run: {found.next.command} ({found.next.what}; at most {runs}{long})."
+
+
+def _long(seconds: float) -> str:
+    """Return a time as a person would say it."""
+    if seconds < 90:
+        return counted(max(1, round(seconds)), "second")
+    if seconds < 90 * 60:
+        return counted(round(seconds / 60), "minute")
+    return f"{seconds / 3600:.1f} hours"
+
+
 def _states(counts: dict[str, int]) -> str:
-    words = {"PRUNED": "pruned", "FAIL": "failed", "COMPLETE": "finished"}
-    return ", ".join(f"{n} {_was(n)} {words.get(state, state.lower())}" for state, n in counts.items())
+    words = {"PRUNED": "{} {} pruned", "FAIL": "{} failed", "COMPLETE": "{} finished"}
+    return ", ".join(words[state].format(n, _was(n)) for state, n in counts.items())
 
 
 def _list(found: Answer, candidates: Sequence[Candidate]) -> str:
@@ -156,6 +282,8 @@ def _gap(found: Answer, candidate: Candidate) -> str:
     worse, ahead = ("lower", "higher") if found.maximize else ("higher", "lower")
     word = worse if gap.value >= 0 else ahead
     low, high = gap.interval.low, gap.interval.high
+    if not _is_seen(gap.value):
+        return "no difference" + (f" ({low:.4f} to {high:.4f})" if _is_seen(low) or _is_seen(high) else "")
     if gap.value < 0:
         low, high = -high, -low
     return f"{abs(gap.value):.4f} {word} ({low:.4f} to {high:.4f})"
@@ -171,6 +299,11 @@ def _numbers(candidates: Sequence[Candidate]) -> str:
 def counted(number: int, noun: str) -> str:
     """Return `1 trial`, `2 trials`."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def _is_seen(value: float) -> bool:
+    """Return whether a number is more than 0 as it is written."""
+    return f"{abs(value):.4f}" != f"{0:.4f}"
 
 
 def _is(number: int) -> str:

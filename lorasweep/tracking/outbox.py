@@ -72,6 +72,8 @@ class Ledger:
     """Pairs: path in the folder, folder in the run."""
     summary: dict[str, float] = field(default_factory=dict)
     """Metrics that stand in no metrics.jsonl: the winner's, in the study's run; `objective`, in a trial's."""
+    answer: str = ""
+    """A study's answer, in Markdown."""
     covered: int = -1
     """Points up to this step cannot be written again, so MLflow may have them."""
     status: str | None = None

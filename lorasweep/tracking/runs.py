@@ -71,9 +71,15 @@ def open_study(spec: TrialSpec, name: str, note: str) -> str | None:
 
 
 def close_study(
-    spec: TrialSpec, parent: str | None, metrics: Mapping[str, float], ok: bool, folder: Path | None = None
+    spec: TrialSpec,
+    parent: str | None,
+    metrics: Mapping[str, float],
+    ok: bool,
+    folder: Path | None = None,
+    answer: str = "",
 ) -> None:
-    """End the study's run with the winner's metrics, and send what MLflow missed of its trials.
+    """End the study's run with the winner's metrics and the answer in Markdown, and send what MLflow missed of its
+    trials.
 
     Without `folder`, the study is the one in the outputs folder whose run is `parent`.
     """
@@ -83,7 +89,8 @@ def close_study(
         return
     flush()
     note.summary = {k: float(v) for k, v in metrics.items()}
-    note.tags[outbox.NOTE] = redact(study_description.answer(folder, metrics) or note.tags.get(outbox.NOTE, ""))
+    note.answer = redact(answer)
+    note.tags[outbox.NOTE] = redact(study_description.answer(folder, note) or note.tags.get(outbox.NOTE, ""))
     _add_report(folder, note)
     note.end("FINISHED" if ok else "FAILED", outbox.now_ms())
     note.save(folder)
@@ -360,7 +367,7 @@ def _retell(mirror: Mirror, folder: Path, counts: SyncCounts) -> None:
         return
     box = Outbox(folder, note, live=False, taken=taken)
     try:
-        text = redact(study_description.answer(folder, note.summary)) if note.status else ""
+        text = redact(study_description.answer(folder, note)) if note.status else ""
         if text:
             note.tags[outbox.NOTE], note.behind = text, True
             mirror.push(box)

@@ -359,7 +359,7 @@ def test_points_over_the_limit_are_never_begun(tiny_bert, tmp_path, monkeypatch,
     out = capsys.readouterr().out
     assert begun == [s.train.batch_size for s in tried] == [4]
     assert out.index("point 0 (train.batch_size=32) needs about") < out.index("study s: 2 trials")
-    assert "1 of 2 trials were never begun: over search.max_memory_gib" in out
+    assert "1 was never begun: more memory than search.max_memory_gib allows." in out
     first, second = results(tmp_path / "s")
     assert (first["state"], second["state"]) == ("PRUNED", "COMPLETE")
     assert "needs about" in first["reason"] and "never begun" in first["reason"] and "metric" not in first
@@ -387,7 +387,8 @@ def test_sampled_trials_over_the_limit_end_without_loading(tiny_bert, tmp_path, 
     assert set(states) == {"PRUNED", "COMPLETE"} and len(found) == 6
     assert all(r["params_swept"]["train.batch_size"] == 32 for r in states["PRUNED"])
     assert set(loaded) == {4}
-    assert f"{len(states['PRUNED'])} of 6 trials were never begun" in capsys.readouterr().out
+    assert f"Of 6 trials {len(states['PRUNED'])} were pruned" in (out := capsys.readouterr().out)
+    assert f"{len(states['PRUNED'])} were never begun: more memory" in out
 
 
 def test_limit_that_leaves_no_trial_is_refused_before_anything_is_written(tiny_bert, tmp_path, capsys):

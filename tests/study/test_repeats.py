@@ -113,6 +113,80 @@ def test_repeats_end_when_no_run_is_expected_to_gain(tmp_path):
     assert study.best().number == 2
 
 
+def test_auto_repeats_until_seeds_leave_less_than_the_margin_open(tmp_path):
+    study = searched(tmp_path, repeats="auto", repeat_top=3, trials=4)
+    drawn = {2: [0.80, 0.79, 0.81, 0.80], 1: [0.795, 0.795, 0.80, 0.79], 0: [0.60, 0.60, 0.605, 0.60]}
+    rounds = []
+    while round_ := repeat_rounds.next_round(study):
+        rounds.append([study.trial(n).user_attrs["repeat_of"] for n in round_])
+        for origin in rounds[-1]:
+            end(study, drawn[origin].pop(0))
+    assert rounds[0] == [2, 1, 0]
+    assert rounds[1:] and all(round_ == [2, 1] for round_ in rounds[1:]), "the best and the one that may be better"
+    found = answer.answer(study)
+    assert found.doubt.number == 1 and found.doubt.at_most < found.margin
+    said = f"after {found.again} repeats, no other configuration that ran again is better by more than 0.0100"
+    assert said in wording.text(found)
+    assert f"at most {found.doubt.at_most:.4f}" in wording.text(found)
+
+
+def test_auto_ends_at_its_bound_and_says_what_stayed_open(tmp_path):
+    study = searched(tmp_path, repeats="auto", repeat_top=2, margin=0.0001)
+    count = 0
+    while round_ := repeat_rounds.next_round(study):
+        for number in round_:
+            count += 1
+            even = study.trial(number).user_attrs["repeat"] % 2
+            origin = study.trial(number).user_attrs["repeat_of"]
+            end(study, 0.80 + (0.02 if even and origin == 1 else 0.0))
+    assert count == repeat_rounds.FEWEST_AUTO_RUNS * 2
+    text = wording.text(answer.answer(study))
+    assert "search.repeats=auto" in text and "6 repeats are spent" in text and "may still be better by up to" in text
+
+
+@pytest.mark.parametrize("hours", ["device_hours", "wall_hours"])
+def test_auto_goes_on_to_the_hours_that_it_is_given(tmp_path, hours):
+    study = searched(tmp_path, repeats="auto", repeat_top=2, margin=0.0001, **{hours: 9.0})
+    for _ in range(5):
+        for number in repeat_rounds.next_round(study):
+            end(study, 0.7 + 0.02 * (number % 3))
+    assert repeat_rounds.next_round(study), "more than the bound of a study without hours"
+    study.begin()
+    study.change_search({hours: 1e-9})
+    assert study.spent() and study.ready() == 0 and repeat_rounds.next_round(study) == []
+
+
+def test_auto_does_not_repeat_what_fails_without_end(tmp_path):
+    study = searched(tmp_path, values=(0.6,), repeats="auto", device_hours=1.0)
+    for number in repeat_rounds.next_round(study):
+        assert study.claim() == number
+        study.tell(number, "FAIL", None, {"reason": "out of luck"})
+    assert repeat_rounds.next_round(study) == []
+
+
+@pytest.mark.parametrize("most", [1, "auto"])
+def test_settled_study_repeats_its_best_while_trials_of_the_search_still_wait(tmp_path, most):
+    study = study_of(tmp_path, [2, 4, 8, 16] * 2 + [2, 4], repeats=most, stop="when_settled", margin=0.05)
+    for k in range(8):
+        end(study, 0.70 + 0.01 * (k % 2), trainable=100 + k)
+    assert study.settled() and study.ready() == 0 and study.claim() is None
+    again = repeat_rounds.next_round(study)
+    assert len(again) >= 1 and study.ready() == len(again)
+    end(study, 0.7)
+    assert repeats_of(study)
+    while study.ready():
+        end(study, 0.7)
+    found = answer.answer(study)
+    assert not found.going_on, "the trials that wait do not begin"
+    assert "2 trials were not begun: search.stop=when_settled: 2 more trials like the 8 finished ones" in wording.text(
+        found
+    )
+
+
+def repeats_of(study: Study) -> list[int]:
+    return [t.number for t in study.trials() if repeats.is_repeat(t) and t.state.name == "COMPLETE"]
+
+
 def test_minimised_metric_is_chosen_the_other_way(tmp_path):
     study = study_of(tmp_path, [2, 4], maximize=False, repeats=1)
     end(study, 2.0), end(study, 1.0)

@@ -13,14 +13,16 @@ from lorasweep.study import answer, repeat_rounds, repeats
 from lorasweep.tasks.metric import Parts
 
 EXAMPLES = 400
-BOUNDS = {"accuracy": (0.0, 1.0), "loss": (0.0, math.inf)}
+BOUNDS = {"accuracy": (0.0, 1.0), "loss": (0.0, math.inf), "pearson": (-1.0, 1.0)}
 
 
 class Drawn:
     """A study whose runs are drawn by draw(configuration, seed) -> metric, Parts."""
 
     def __init__(self, draw, *, metric="accuracy", maximize=True, **search):
-        self.meta = SimpleNamespace(metric=metric, maximize=maximize, name="drawn", bounds=BOUNDS[metric])
+        self.meta = SimpleNamespace(
+            metric=metric, maximize=maximize, name="drawn", place="outputs/drawn", bounds=BOUNDS[metric]
+        )
         self.search = SearchSpec(**search)
         self.draw, self.list, self.race, self.drawn = draw, [], repeats.Race(), {}
 
@@ -55,6 +57,12 @@ class Drawn:
 
     def waiting(self):
         return 0
+
+    def ready(self):
+        return 0
+
+    def not_begun(self):
+        return ""
 
     def running(self):
         return 0
@@ -100,5 +108,17 @@ def losses(rng, excess, *, examples=200):
         return loss_N.sum() / tokens_N.sum(), Parts(
             "loss", "ratio", np.arange(examples), loss_N, tokens_N, (0.0, float("inf"))
         )
+
+    return draw
+
+
+def regressions(rng, noise, *, examples=200):
+    """Return a `draw` of predicted numbers: `noise` of each configuration beside the label's own spread of 1."""
+    label_N = rng.standard_normal(examples)
+
+    def draw(k, seed):
+        predicted_N = label_N + noise[k] * rng.standard_normal(examples)
+        parts = Parts("pearson", "pearson", np.arange(examples), predicted_N, label_N, (-1.0, 1.0))
+        return parts.value, parts
 
     return draw

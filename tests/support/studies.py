@@ -1,6 +1,7 @@
 """Studies whose trials end without training, and settings with which real ones end in seconds."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -42,23 +43,44 @@ def study_of(folder: Path, ranks: list[int], *, maximize: bool = True, **search)
     return Study.create(folder / name, meta, [Entry(SPACE.line({"lora.r": r}), {"lora.r": r}) for r in ranks])
 
 
+def _predictions(value: float, shift: int) -> list[dict]:
+    right = np.roll(np.arange(ROWS) < round(value * ROWS), shift)
+    return [
+        {"row": i, "loss": value + 0.01 * (i % 5), "supervised": 1, "prediction": int(ok), "label": 1}
+        for i, ok in enumerate(right)
+    ]
+
+
 def end(
-    study: Study, value: float, *, trainable: int = 100, train_s: float = 1.0, shift: int = 0, eval_rows: str = ""
+    study: Study,
+    value: float,
+    *,
+    trainable: int = 100,
+    train_s: float = 1.0,
+    shift: int = 0,
+    eval_rows: str = "",
+    groups: int = 0,
+    test: float | None = None,
+    baseline: float | None = None,
+    more: Sequence[float] = (),
 ) -> int:
-    """End the next trial with a share of right answers (or a mean loss); `shift` says which examples are right."""
+    """End the next trial with a share of right answers (or a mean loss); `shift` says which examples are right.
+
+    `test` is the same on the test split, `baseline` what the majority reaches on both, `more` the values of further
+    objectives.
+    """
     number = study.claim()
     assert number is not None
     folder = study.trial_folder(number)
     folder.mkdir()
     kind = study.meta.metric
-    right = np.roll(np.arange(ROWS) < round(value * ROWS), shift)
-    found = [
-        {"row": i, "loss": value + 0.01 * (i % 5), "supervised": 1, "prediction": int(ok), "label": 1}
-        for i, ok in enumerate(right)
-    ]
     task = make(TaskSpec(name="SEQ_CLS"))
     task.classes = ["no", "yes"]
-    example_scores.write(folder, task, kind, found, [{}] * ROWS)
+    records = [{"group": i % groups} if groups else {} for i in range(ROWS)]
+    example_scores.write(folder, task, kind, _predictions(value, shift), records)
+    if test is not None:
+        example_scores.write(folder, task, kind, _predictions(test, shift), records, example_scores.TEST_NAME)
+    trivial = {} if baseline is None else {f"majority_{kind}": baseline}
     known = study.trial(number).user_attrs
     result = TrialResult(
         number=number,
@@ -70,11 +92,13 @@ def end(
         metric=Metric(name=kind, value=value, maximize=study.meta.maximize),
         params=Params(trainable=trainable),
         eval_fingerprint=eval_rows,
+        baseline=trivial or None,
+        test=None if test is None else {kind: test, **trivial},
         train_s=train_s,
         eval_s=0.1,
         adapter_mb=trainable / 10,
         peak_gib=1.0,
     )
     write_result(folder, result)
-    study.tell(number, "COMPLETE", [value], result.stored())
+    study.tell(number, "COMPLETE", [value, *more], result.stored())
     return number

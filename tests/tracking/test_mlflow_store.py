@@ -251,11 +251,11 @@ def test_description_of_a_study_holds_question_answer_and_rerun_line(tmp_path, s
     )
     write_meta(tmp_path / "s", meta)
     scores = {"best_trial": 0, "best_eval_f1": 0.25, "test_f1": 0.125}
-    runs.close_study(spec, parent, scores, ok=True, folder=tmp_path / "s")
+    runs.close_study(spec, parent, scores, ok=True, folder=tmp_path / "s", answer="Trial 0 is best.")
     client = MlflowClient(store)
     note = client.get_run(parent).data.tags[outbox.NOTE]
     assert "**Question**: Which rank?" in note
-    assert f"**Best**: `lora.r=8`, [trial 0](#/runs/{run.run_id}), eval f1 0.2500, test f1 0.1250" in note
+    assert f"**Answer**: Trial 0 is best.\n\n**Best run**: [trial 0](#/runs/{run.run_id})" in note
     assert f"`{rerun}`" in note
     assert "python -m lorasweep report outputs/s`" in note
     assert rerun in client.get_run(run.run_id).data.tags[outbox.NOTE]
