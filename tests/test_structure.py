@@ -67,9 +67,10 @@ TESTED_IN = {
         "runner.rehearsal",
     },
     "lora/test_inits.py": {"lora.eva", "lora.loftq", "models.layer_stack", "training.first_inputs"},
-    "lora/test_adapter.py": {"lora.module_swap", "models.target_modules"},
+    "lora/test_adapter.py": {"lora.module_swap"},
     "lora/test_round_trip.py": {"lora.peft_notices", "training.evaluation"},
     "memory/test_estimate.py": {"memory.meter", "runner.check"},
+    "models/test_target_modules.py": {"models.module_kinds"},
     "models/test_quantization.py": {"models.base_model", "runner.preflight"},
     "packing/test_packed_pass.py": {"packing.dropout", "training.engine"},
     "report/test_search_figures.py": {

@@ -31,6 +31,7 @@ MEASURES = {
     "peak_gib": Measure("peak memory", "GiB", is_cost=True, in_mlflow=True, in_storage=True, phrase="{:.2f} GiB"),
     "worker_peak_gib": Measure("highest memory of its worker", "GiB", in_mlflow=True),
     "steps": Measure("optimiser steps", "count", in_storage=True),
+    "learning_rate": Measure("highest learning rate", "per step", in_storage=True),
     "eval_s": Measure("evaluation time", "device s", in_mlflow=True, in_storage=True),
     "device_s": Measure("device time", "device s", in_storage=True),
     "wall_s": Measure("time from its begin to its end", "s", in_mlflow=True),

@@ -16,7 +16,7 @@ from lorasweep.config.fields import Affects, affects, one_of, ranged, setting
 from lorasweep.config.measures import COSTS
 from lorasweep.errors import did_you_mean
 
-TARGET_PRESETS = ("all-linear", "attention", "mlp", "qv", "qkvo", "all")
+TARGET_PRESETS = ("all-linear", "attention", "mlp", "qv", "qkvo", "experts", "all")
 """Words for target_modules that stand for the right names in each model family."""
 
 # What a key affects, strongest first: each of these holds what follows from it.
@@ -122,8 +122,10 @@ class LoraSpec:
     lora_dropout: float = ranged(0.0, 0, 0.95, affects=MEMORY)
     """Probability that an input of A is set to zero while training, 0 to 0.95."""
     target_modules: str | list[str] = setting("all-linear", affects=MEMORY)
-    """Modules to adapt: names (suffixes) as a list, one regular expression, or one of the words
-    all-linear, attention, mlp, qv, qkvo, all, which know the names of each model family."""
+    """Modules to adapt: names (suffixes) as a list, one regular expression, or a word that knows each model family's
+    names. attention: what mixes tokens, in a hybrid's other layers what stands in its place; qv, qkvo: attention's
+    queries, values, keys, output; mlp: feed-forward networks and experts; experts: those alone; all: attention and mlp;
+    all-linear: every linear layer but heads."""
     exclude_modules: str | list[str] | None = setting(None, affects=MEMORY)
     """Modules to leave out again: names (suffixes) as a list, or one regular expression."""
     target_parameters: list[str] | None = setting(None, affects=MEMORY)
@@ -356,8 +358,11 @@ class DataSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSpec:
-    learning_rate: float = ranged(1e-3, 0, 1, above=True, affects=RESULT)
-    """Peak learning rate of AdamW."""
+    learning_rate: float | str = ranged(1e-3, 0, 1, above=True, word="auto", affects=RESULT)
+    """Peak learning rate of AdamW; auto reckons it from the task, the model's hidden size, batch_size, the adapter's
+    scale and its start (docs/lora.md), and says what it came to."""
+    lr_multiple: float = ranged(1.0, 0, 1000, above=True, affects=RESULT)
+    """What learning_rate=auto is multiplied by; search it from 0.25 to 4."""
     weight_decay: float = ranged(0.0, 0, 10, affects=RESULT)
     """Decoupled weight decay of AdamW, on matrices only (no biases, no norms)."""
     adam_beta1: float = ranged(0.9, 0, 0.9999, affects=RESULT)
@@ -397,8 +402,11 @@ class TrainSpec:
     """Examples per forward pass of an evaluation."""
     eval_every: int | None = ranged(None, 1, affects=RESULT)
     """Optimiser steps between evaluations; null evaluates after each epoch."""
-    max_loss_ratio: float | None = ranged(10.0, 1, above=True, affects=RESULT)
-    """A trial whose loss stays above this multiple of its first loss is pruned; null never prunes for it."""
+    max_loss_ratio: float | str | None = setting(
+        "auto", affects=RESULT, range=(1, math.inf, True), word="auto", earlier=10.0
+    )
+    """A trial whose loss stays above this multiple of its first loss is pruned; null never prunes for it. auto: 3 for
+    tasks that write text, whose loss cannot rise tenfold (uniform over 49,000 words it is 10.8 nats), else 10."""
     optimizer: str = one_of("adamw", "adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", affects=MEMORY)
     """AdamW with fp32 moments, or one of bitsandbytes' (extra `quant`): moments in 8 bits, in memory that a GPU may
     page out, or both."""
@@ -425,13 +433,18 @@ class TrainSpec:
         return self.slots if isinstance(self.slots, int) else None
 
     def problems(self) -> list[str]:
-        micro = self.micro_batch_size
+        out, micro = [], self.micro_batch_size
+        if self.lr_multiple != 1 and self.learning_rate != "auto":
+            out.append(
+                f"train.lr_multiple: multiplies train.learning_rate=auto alone, got {self.lr_multiple:g} beside a "
+                f"learning_rate of {self.learning_rate:g}; set train.learning_rate=auto, or leave lr_multiple out"
+            )
         if isinstance(micro, int) and micro > self.batch_size:
-            return [
+            out += [
                 f"train.micro_batch_size: must be at most train.batch_size, got {micro} of {self.batch_size}; "
                 "it is the part of a step's batch that one forward pass takes"
             ]
-        return []
+        return out
 
 
 @dataclass(frozen=True, kw_only=True)

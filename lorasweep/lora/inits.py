@@ -46,6 +46,8 @@ class Init:
     """As it is written; N stands for a whole number from 1."""
     takes: Callable[[object], bool] | None = None
     """Tells the values that it stands for; None: its name."""
+    rate: float = 1.0
+    """How train.learning_rate=auto differs for it: it begins farther from zero."""
     layers: frozenset[str]
     """Kinds of what an adapter lies on, out of the above, that it has a start for."""
     start: str = "the fresh adapter equals the base model"
@@ -99,6 +101,9 @@ def problems(lora: LoraSpec, quantization: str) -> list[str]:
 
 # --- drawn at random -------------------------------------------------------------------------------------------------
 
+FARTHER = 0.25
+"""What a start with a larger A, or with the base's main directions, leaves of the learning rate."""
+
 EVERYTHING = frozenset({LINEAR, CONV1D, EMBEDDING, EXPERTS, OTHER})
 
 add(Init(name="true", takes=lambda value: value is True, layers=EVERYTHING, lora_bias=True))
@@ -111,7 +116,7 @@ add(
         start="init_lora_weights=false draws B too: the fresh adapter differs from the base model",
     )
 )
-add(Init(name="gaussian", layers=EVERYTHING))
+add(Init(name="gaussian", layers=EVERYTHING, rate=FARTHER))
 
 
 # --- out of the base's weights ---------------------------------------------------------------------------------------
@@ -129,11 +134,12 @@ def _is_pissa_niter(value: object) -> bool:
 
 
 # peft's olora decomposes the weight as it lies, which for Conv1D is the transposed one
-add(Init(name="olora", layers=frozenset({LINEAR}), changes_base=True, on_quantised=_rounded_anew))
-add(Init(name="pissa", layers=frozenset({LINEAR, CONV1D}), changes_base=True, on_quantised=_rounded_anew))
+add(Init(name="olora", rate=FARTHER, layers=frozenset({LINEAR}), changes_base=True, on_quantised=_rounded_anew))
+add(Init(name="pissa", rate=FARTHER, layers=frozenset({LINEAR, CONV1D}), changes_base=True, on_quantised=_rounded_anew))
 add(
     Init(
         name="pissa_niter_N",
+        rate=FARTHER,
         takes=_is_pissa_niter,
         layers=frozenset({LINEAR, CONV1D}),
         changes_base=True,
@@ -222,6 +228,7 @@ def _finish_eva(peft_model: Any, lora: LoraSpec, base: Any, batches: Any) -> Non
 add(
     Init(
         name="eva",
+        rate=FARTHER,
         layers=frozenset({LINEAR, CONV1D}),
         sees=lambda lora: lora.eva_directions,
         sees_rule="r * eva_rho",

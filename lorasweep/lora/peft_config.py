@@ -13,21 +13,28 @@ from lorasweep import tasks
 from lorasweep.config.spec import TARGET_PRESETS, LoraSpec, TaskSpec
 from lorasweep.errors import did_you_mean
 from lorasweep.lora import inits
-from lorasweep.lora.peft_names import LoraConfig, check_target_module_exists, get_pattern_key
+from lorasweep.lora.peft_names import (
+    LoraConfig,
+    check_target_module_exists,
+    convert_peft_config_for_transformers,
+    get_pattern_key,
+)
 from lorasweep.models import finished_head, quantization
 from lorasweep.models.base_model import LINEAR, Base
 from lorasweep.models.target_modules import (
     EXPERTS,
     described_layers,
+    expert_parameters,
     has_fused_experts,
     head_problems,
     layers_of,
     preset_names,
+    preset_notes,
     target_problems,
     unadaptable_problems,
 )
 
-WITH_EXPERTS = ("mlp", "all", "all-linear")
+WITH_EXPERTS = ("mlp", "experts", "all", "all-linear")
 """Presets that take in the experts of a mixture-of-experts model."""
 
 ADAPTED_DIMS = (2, 3)
@@ -37,16 +44,18 @@ ADAPTED_DIMS = (2, 3)
 def config(lora: LoraSpec, task: TaskSpec, base: Base) -> LoraConfig:
     """Return peft's config. It checks nothing: call `problems` first."""
     targets: Any = lora.target_modules
+    parameters = lora.target_parameters
     layers, layers_pattern = lora.layers_to_transform, lora.layers_pattern
     if isinstance(targets, str) and targets in TARGET_PRESETS:
-        targets, layers, layers_pattern = _preset(base, task, lora), None, None
+        targets, parameters = _preset(base, task, lora)
+        layers, layers_pattern = None, None
     return LoraConfig(
         r=lora.r,
         lora_alpha=whole(lora.alpha),
         lora_dropout=lora.lora_dropout,
         target_modules=targets,
         exclude_modules=lora.exclude_modules,
-        target_parameters=lora.target_parameters,
+        target_parameters=parameters,
         bias=lora.bias,  # type: ignore[arg-type]
         lora_bias=lora.lora_bias,
         use_rslora=lora.use_rslora,
@@ -70,17 +79,58 @@ def _alphas(lora: LoraSpec) -> dict[str, Any]:
     return alphas
 
 
-def _preset(base: Base, task: TaskSpec, lora: LoraSpec) -> Any:
-    """Return what peft is given for a preset: full names, or peft's own words where experts are among them."""
+def _preset(base: Base, task: TaskSpec, lora: LoraSpec) -> tuple[Any, list[str] | None]:
+    """Return peft's target_modules and target_parameters for a preset.
+
+    Modules go by their full names, or by peft's own words where it turns experts' names into parameters itself.
+    """
     preset = str(lora.target_modules)
     names = preset_names(base, tasks.kind(task.name).head_names, preset)
     if lora.layers_to_transform is not None:
         names = _within_layers(names, lora)
-    if not has_fused_experts(base) or preset not in WITH_EXPERTS:
-        return names
+    if not takes_experts(lora, base):
+        return names, lora.target_parameters
+    if not converts_experts(base):
+        return names, sorted({*(lora.target_parameters or ()), *expert_parameters(base)})
     if preset == "all-linear":
-        return preset
-    return [n for n in names if n.rpartition(".")[2] not in EXPERTS] + list(EXPERTS)
+        return preset, lora.target_parameters
+    return [n for n in names if n.rpartition(".")[2] not in EXPERTS] + list(EXPERTS), lora.target_parameters
+
+
+def takes_experts(lora: LoraSpec, base: Base) -> bool:
+    """Tell whether target_modules takes in experts that a layer keeps in one tensor.
+
+    all-linear does where peft has it so: where it knows how earlier versions kept them as linear layers.
+    """
+    targets = lora.target_modules
+    if not has_fused_experts(base):
+        return False
+    if isinstance(targets, str):
+        return targets in WITH_EXPERTS and (targets != "all-linear" or converts_experts(base))
+    return bool(set(targets) & set(EXPERTS))
+
+
+def converts_experts(base: Base) -> bool:
+    """Tell whether peft turns the names that experts' layers had in transformers 4 into parameters of this model."""
+    asked = LoraConfig(target_modules=list(EXPERTS))
+    convert_peft_config_for_transformers(asked, base.model, None)
+    return bool(asked.target_parameters)
+
+
+def notes(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
+    """Return what target_modules finds only a part of, where it is a preset."""
+    if not isinstance(lora.target_modules, str) or lora.target_modules not in TARGET_PRESETS:
+        return []
+    preset, heads = lora.target_modules, tasks.kind(task.name).head_names
+    out = preset_notes(base, heads, preset, takes_experts(lora, base))
+    if takes_experts(lora, base) and converts_experts(base):
+        left = [n for n in preset_names(base, heads, preset) if n.rpartition(".")[2] in EXPERTS]
+        if left:
+            out.append(
+                f"lora.target_modules={preset}: peft adapts the experts, and {len(left)} linear layers of these names "
+                f"stay as they are ('{left[0]}' for one)"
+            )
+    return out
 
 
 def _within_layers(names: list[str], lora: LoraSpec) -> list[str]:
@@ -132,9 +182,7 @@ def _choice(lists: list[str]) -> str:
 
 def _expert_problems(lora: LoraSpec, base: Base) -> list[str]:
     """Return what peft cannot do on the experts that target_modules takes in."""
-    targets = lora.target_modules
-    meant = targets in WITH_EXPERTS if isinstance(targets, str) else bool(set(targets) & set(EXPERTS))
-    if not meant or lora.target_parameters or not has_fused_experts(base):
+    if lora.target_parameters or not takes_experts(lora, base):
         return []
     out = replace(lora, target_parameters=list(EXPERTS)).parameter_problems()
     if lora.layers_to_transform is not None:
@@ -153,7 +201,8 @@ def problems(lora: LoraSpec, task: TaskSpec, base: Base, device: torch.device | 
     if out:
         return out
     wanted = config(lora, task, base)
-    out = target_problems(base, lora.target_modules, list(wanted.target_modules or [])) + _expert_problems(lora, base)
+    resolved = [*(wanted.target_modules or ()), *(wanted.target_parameters or ())]
+    out = target_problems(base, lora.target_modules, resolved) + _expert_problems(lora, base)
     out = out or _kind_problems(lora, wanted, base) or _tied_problems(lora, wanted, base)
     out += inits.problems(lora, base.quantization) + _init_problems(lora, wanted, base)
     names = [n for n, _ in base.model.named_modules()]

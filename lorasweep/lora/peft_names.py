@@ -54,6 +54,7 @@ with _without_bitsandbytes():
     from peft.tuners.tuners_utils import check_target_module_exists
     from peft.utils import ModulesToSaveWrapper
     from peft.utils.other import get_pattern_key
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
 for _name in ("is_bnb_available", "is_bnb_4bit_available"):
     _question = getattr(peft.import_utils, _name)
@@ -70,6 +71,7 @@ __all__ = [
     "ModulesToSaveWrapper",
     "PeftModel",
     "check_target_module_exists",
+    "convert_peft_config_for_transformers",
     "get_pattern_key",
     "get_peft_model",
     "get_peft_model_state_dict",

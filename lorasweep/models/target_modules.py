@@ -9,29 +9,13 @@ from lorasweep.config.spec import TARGET_PRESETS
 from lorasweep.errors import did_you_mean
 from lorasweep.models import base_model
 from lorasweep.models.base_model import Base
-
-ATTENTION = (
-    r"[qkvo]_proj|out_proj|qkv_proj|query_key_value|query|key|value|attention\.output\.dense|attn\.dense|c_attn|attn\.c_proj"
-    r"|[qkv]_lin|out_lin|q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj|(?:Self|EncDec)Attention\.[qkvo]"
-)
-MLP = (
-    r"gate_proj|up_proj|down_proj|gate_up_proj|fc1|fc2|intermediate\.dense|(?<!attention\.)output\.dense|c_fc|mlp\.c_proj"
-    r"|ffn\.lin[12]|dense_h_to_4h|dense_4h_to_h|wi|wi_0|wi_1|wo"
-)
-PRESETS = {
-    "attention": ATTENTION,
-    "mlp": MLP,
-    "qv": r"q_proj|v_proj|query|value|query_key_value|c_attn|qkv_proj|[qv]_lin|(?:Self|EncDec)Attention\.[qv]",
-    "qkvo": (
-        r"[qkvo]_proj|out_proj|query|key|value|attention\.output\.dense|[qkv]_lin|out_lin"
-        r"|(?:Self|EncDec)Attention\.[qkvo]"
-    ),
-    "all": f"{ATTENTION}|{MLP}",
-}
-"""Names of the modules of each kind over the model families; the last parts of a module's path."""
+from lorasweep.models.module_kinds import Kind, kind_of, reads_no_text
 
 ADAPTABLE = (*base_model.LINEAR, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Layers that peft's LoRA adapts, beside quantised ones."""
+
+NO_ADAPTER = {kind: "out_proj" for kind in ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")}
+"""Model type -> the layers that peft refuses to adapt there, since Mamba's kernels read their weights directly."""
 
 
 # --- targets ---------------------------------------------------------------------------------------------------------
@@ -44,6 +28,7 @@ def linear_names(base: Base, heads: Sequence[str]) -> list[str]:
     """
     model = base.model
     head = model.get_output_embeddings()
+    refused = NO_ADAPTER.get(model.config.model_type)
     return [
         name
         for name, module in model.named_modules()
@@ -51,16 +36,111 @@ def linear_names(base: Base, heads: Sequence[str]) -> list[str]:
         and module is not head
         and not (head is None and name in heads)
         and name not in base.missing
+        and name.rpartition(".")[2] != refused
     ]
 
 
 def preset_names(base: Base, heads: Sequence[str], preset: str) -> list[str]:
     """Return the full names of the modules that a preset means in this model."""
-    names = linear_names(base, heads)
-    if preset != "all-linear":
-        pattern = re.compile(rf"(?:.*\.)?(?:{PRESETS[preset]})")
-        names = [n for n in names if pattern.fullmatch(n)]
-    return names
+    return [n for n in linear_names(base, heads) if preset == "all-linear" or is_meant(preset, kind_of(n))]
+
+
+def is_meant(preset: str, kind: Kind) -> bool:
+    """Tell whether a preset takes in linear layers of a kind."""
+    match preset:
+        case "qv" | "qkvo":
+            return bool(kind.roles & set(preset))
+        case "attention":
+            return kind.block in ("attention", "mixer")
+        case "mlp":
+            return kind.block == "mlp"
+        case "experts":
+            return kind.expert
+        case _:
+            return kind.block != "other"
+
+
+def expert_parameters(base: Base) -> list[str]:
+    """Return the 3-D parameters that hold the experts of a layer, by what their names end in in every layer."""
+    names = [n for n, p in base.model.named_parameters() if p.dim() == 3 and n.split(".")[-2] == "experts"]
+    return sorted({".".join(name.split(".")[-3:]) for name in names if kind_of(f"{name}.weight").block == "mlp"})
+
+
+def preset_notes(base: Base, heads: Sequence[str], preset: str, with_experts: bool) -> list[str]:
+    """Return what a preset finds only a part of, or takes in beside what its name says. `with_experts` tells whether
+    the experts that a layer keeps in one tensor are adapted, too.
+    """
+    kinds = {name: kind_of(name) for name in linear_names(base, heads)}
+    if preset == "all-linear":
+        return _all_linear_notes(base, kinds, with_experts)
+    layers = {_layer(n): "" for n, kind in kinds.items() if kind.block != "other"}
+    experts = {_layer(n): "" for n, _ in base.model.named_parameters() if ".experts." in n} if with_experts else {}
+    notes = []
+    for part in ("attention", "mlp") if preset == "all" else (preset,):
+        meant = {name: kind for name, kind in kinds.items() if is_meant(part, kind)}
+        there = {_layer(name) for name in meant} | (set(experts) if part in ("mlp", "experts") else set())
+        lacking = [layer for layer in layers if layer not in there]
+        if preset == "all":  # which finds all that a layer has, where layers of either kind take turns
+            lacking = [] if there else list(layers)
+        if lacking and (there or preset == "all"):
+            others = {
+                n.rpartition(".")[2] for n, kind in kinds.items() if _layer(n) in lacking and kind.block != "other"
+            }
+            notes.append(
+                f"lora.target_modules={preset}: {len(lacking)} of {len(layers)} layers have no {WORDS[part]} that LoRA "
+                f"adapts as linear layers ({_some(others)} there)"
+            )
+        mixers = [name for name, kind in meant.items() if kind.block == "mixer"]
+        if mixers:
+            short = {".".join(n.split(".")[-2:]) for n in mixers}
+            notes.append(
+                f"lora.target_modules={preset}: in {len({_layer(n) for n in mixers})} of {len(layers)} layers "
+                f"{_some(short)} take attention's place"
+            )
+        joined = {n.rpartition(".")[2] for n, kind in meant.items() if part == "qv" and "k" in kind.roles}
+        if joined:
+            notes.append(f"lora.target_modules=qv: {_some(joined)} holds the keys, too: they are one matrix")
+    return notes
+
+
+WORDS = {
+    "attention": "attention",
+    "mlp": "feed-forward network",
+    "qv": "queries and values",
+    "qkvo": "queries, keys, values and outputs",
+    "experts": "experts",
+}
+
+
+def _all_linear_notes(base: Base, kinds: Mapping[str, Kind], with_experts: bool) -> list[str]:
+    notes = []
+    experts = expert_parameters(base)
+    if experts and not with_experts:
+        notes.append(
+            f"lora.target_modules=all-linear: experts ({', '.join(experts)}) are no linear layers here and stay as "
+            "they are; lora.target_modules=all adapts them"
+        )
+    unread = [name for name in kinds if reads_no_text(name)]
+    if unread:
+        notes.append(
+            f"lora.target_modules=all-linear: {len(unread)} of {len(kinds)} modules read no text ('{unread[0]}' for "
+            "one) and learn nothing; lora.target_modules=all leaves them out"
+        )
+    return notes
+
+
+def _layer(name: str) -> tuple[str, str]:
+    """Return which layer a module lies in: what holds the lists of layers, and the first number in the name.
+
+    XLM has a list of attentions and one of feed-forward networks; both make up its layers.
+    """
+    match = re.match(r"(.*?)[^.]+\.(\d+)(?:\.|$)", name)
+    return (match[1], match[2]) if match else ("", "")
+
+
+def _some(names: Collection[str], most: int = 5) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:most]) + (", ..." if len(ordered) > most else "")
 
 
 def layers_of(names: Iterable[str], patterns: str | list[str] | None) -> dict[str, list[int]]:
@@ -97,7 +177,7 @@ def _span(indices: Sequence[int]) -> str:
 
 def has_fused_experts(base: Base) -> bool:
     """Tell whether the model keeps all experts of a layer in one 3-D tensor, as transformers 5 does."""
-    return any(name.endswith("experts.gate_up_proj") for name, _ in base.model.named_parameters())
+    return bool(expert_parameters(base))
 
 
 EXPERTS = ("gate_proj", "up_proj", "down_proj")

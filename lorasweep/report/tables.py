@@ -54,12 +54,16 @@ def leaders(data: StudyData) -> Table:
     """Return every trial, the best first; then those without a metric."""
     keys = list(dict.fromkeys(chain([a.key for a in data.axes], *(t.point for t in data.trials))))
     head = ["trial", "state", f"eval {data.meta.metric}", "95 % interval", "against the best", *keys]
+    by_rule = any("train.learning_rate=auto" in t.result.overrides for t in data.trials)
+    head += ["highest learning rate"] if by_rule else []
     head += ["trainable parameters", "device s", "adapter MB", "reason"]
     ranked = chain.from_iterable(_in_order(data, state) for state in STATES)
-    return Table(head=head, rows=[_leader(data, t, keys) for t in ranked], empty="No trial yet.")
+    rows = [_leader(data, trial, keys, by_rule) for trial in ranked]
+    return Table(head=head, rows=rows, empty="No trial yet.")
 
 
-def _leader(data: StudyData, trial: TrialData, keys: Sequence[str]) -> list[str]:
+def _leader(data: StudyData, trial: TrialData, keys: Sequence[str], by_rule: bool) -> list[str]:
+    rate = trial.result.learning_rate
     return [
         str(trial.number),
         STATES[trial.state] + (f", repeat of {trial.repeat_of}" if trial.repeat_of is not None else ""),
@@ -67,6 +71,7 @@ def _leader(data: StudyData, trial: TrialData, keys: Sequence[str]) -> list[str]
         trial.interval or "-",
         data.standing(trial) or "-",
         *(short(trial.point[k]) if k in trial.point else "-" for k in keys),
+        *([f"{rate:.2g}" if rate is not None else "-"] if by_rule else []),
         _count(trial.result.trainable),
         _number(trial.result.device_s, 1),
         _number(trial.result.adapter_mb, 2),

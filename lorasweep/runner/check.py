@@ -16,13 +16,13 @@ from torch import nn
 from lorasweep import console
 from lorasweep.config.spec import TrialSpec
 from lorasweep.hardware import device, matmul_peak
-from lorasweep.lora import adapter
+from lorasweep.lora import adapter, peft_config
 from lorasweep.memory import estimate
 from lorasweep.models import base_model, quantization, target_modules
 from lorasweep.packing import packed_pass, pass_cost
 from lorasweep.tasks.batches import step_counts
 from lorasweep.tasks.task import Example
-from lorasweep.training import workload
+from lorasweep.training import learning_rate, workload
 
 LOADED_BYTES = 2**30
 """Local checkpoints up to this size are loaded; larger ones stay on the meta device."""
@@ -174,6 +174,8 @@ def show(spec: TrialSpec, work: workload.Workload) -> None:
     """Print everything about one trial, a line a fact."""
     found = plan(spec, work)
     counts, train = found.counts, spec.train
+    notes = [*work.data.notes, *work.notes, *work.task.notes]
+    notes += peft_config.notes(spec.lora, spec.task_type, work.skeleton)
     micro = train.rows
     lines = {
         "model": f"{spec.model.pretrained}, {counts.total - counts.trainable:,} parameters",
@@ -181,7 +183,7 @@ def show(spec: TrialSpec, work: workload.Workload) -> None:
         "task": f"{work.task.name}, ranked by {spec.task_type.primary or work.task.primary}",
         "data": f"{work.data.name}, fingerprint {work.data.fingerprint[:12]}, "
         + ", ".join(f"{k} {len(v):,}" for k, v in work.data.splits.items()),
-        "notes": "; ".join([*work.data.notes, *work.notes, *work.task.notes]) or "none",
+        "notes": "; ".join(notes) or "none",
         "labels": labels(work.data.splits["train"]),
         "tokens": lengths(work.examples["train"], work.data_spec.max_tokens or 0),
         "example": example(work),
@@ -193,6 +195,7 @@ def show(spec: TrialSpec, work: workload.Workload) -> None:
         f"bias {counts.bias:,}, modules_to_save {counts.modules_to_save:,}",
         "adapter": f"{found.adapter_mb:.2f} MB" + (", saved with twice the rank" if spec.lora.changes_base else ""),
         "start": start(spec),
+        "rate": rate(spec, work),
         "batch": f"{train.batch_size} examples a step in {math.ceil(train.batch_size / micro)} passes of {micro}"
         + ("" if work.task.divisible or micro == train.batch_size else ", each told from the rows of its pass alone"),
         "steps": f"{found.steps} in all, {found.steps_per_epoch} an epoch",
@@ -233,6 +236,12 @@ def start(spec: TrialSpec) -> str:
     """Say whether the fresh adapter leaves the base model's answers as they are."""
     init = spec.lora.init
     return (init.start_quantised if spec.model.quantization != "none" else "") or init.start
+
+
+def rate(spec: TrialSpec, work: workload.Workload) -> str:
+    """Say how high the learning rate goes."""
+    auto = learning_rate.said(spec, work.task, work.skeleton.model)
+    return auto or f"train.learning_rate={spec.train.learning_rate:g} at its highest"
 
 
 def labels(records: Sequence[Mapping[str, Any]]) -> str:

@@ -8,7 +8,7 @@ from lorasweep.config.spec import TrialSpec
 from lorasweep.console import Display
 from lorasweep.errors import LostLease
 from lorasweep.hardware import matmul_peak
-from lorasweep.lora import adapter
+from lorasweep.lora import adapter, peft_config
 from lorasweep.memory import estimate
 from lorasweep.runner import outcome
 from lorasweep.runner.endings import Endings
@@ -19,7 +19,7 @@ from lorasweep.study.result import Reload
 from lorasweep.study.study import Study
 from lorasweep.tasks import task_state
 from lorasweep.tracking import outbox
-from lorasweep.training import checkpoint
+from lorasweep.training import checkpoint, learning_rate
 from lorasweep.training.engine import Engine, EvalEvent, Event, StepEvent, TrialBegan, TrialEnded
 from lorasweep.training.workload import Workload
 
@@ -59,7 +59,7 @@ class Events:
     def _begin(self, running: Running, event: TrialBegan, trainer: Engine) -> None:
         running.counts = adapter.counts(event.attached)
         running.step, running.total_steps, running.last = event.step, event.total_steps, event.last
-        running.flops = event.flops_a_token
+        running.flops, running.peak_rate = event.flops_a_token, event.peak_rate
         running.tokens = event.carried.get("tokens", 0)
         running.began -= event.carried.get("wall_s", 0.0)
         work = self._workload(running.spec)
@@ -68,7 +68,10 @@ class Events:
             run.params(running.spec, running.swept)
             run.dataset(work.data, running.spec)
         running.log.info("%d steps, %s, data %s", event.total_steps, running.counts, work.data.fingerprint[:12])
-        notes = (*work.data.notes, *work.notes, *work.task.notes, *event.notes)
+        presets = peft_config.notes(running.spec.lora, running.spec.task_type, work.skeleton)
+        notes = (*work.data.notes, *work.notes, *work.task.notes, *presets, *event.notes)
+        rate = learning_rate.said(running.spec, work.task, work.skeleton.model)
+        notes = (*notes, rate) if rate else notes
         provenance.add_data(running.folder, work.data, notes)
         for note in notes:
             running.log.info("%s", note)
@@ -170,6 +173,7 @@ class Events:
             eval_fingerprint=work.data.eval_fingerprint,
             reload=self._leave_answers(running, last, event.state, trainer) if last else None,
             steps=event.step,
+            learning_rate=running.peak_rate,
             adapter_mb=adapter_mb,
             train_s=event.train_s,
             eval_s=event.eval_s,

@@ -11,6 +11,7 @@ from lorasweep.config.overrides import key_of
 from lorasweep.config.spec import SearchSpec, TrialSpec
 from lorasweep.data import dataset
 from lorasweep.errors import ConfigError
+from lorasweep.lora import peft_config
 from lorasweep.memory import estimate
 from lorasweep.runner import launchers, room
 from lorasweep.runner.points import Points, points
@@ -21,7 +22,7 @@ from lorasweep.study import provenance
 from lorasweep.study.meta import Entry, StudyMeta, new_name
 from lorasweep.study.study import Study
 from lorasweep.tasks.metric import Metric
-from lorasweep.training import workload
+from lorasweep.training import learning_rate, workload
 from lorasweep.training.workload import Workload
 
 # --- making a study --------------------------------------------------------------------------------------------------
@@ -39,6 +40,8 @@ class Plan:
     """The spec of its first trial."""
     never: Sequence[str] = ()
     """Notes on points that need more memory than allowed, a line each."""
+    notes: Sequence[str] = ()
+    """What a person may want to know of what the trials adapt."""
 
 
 def plan(request: Request, asked: Points | None = None) -> Plan:
@@ -59,7 +62,8 @@ def plan(request: Request, asked: Points | None = None) -> Plan:
     metric = loaded[workload.key(first)].task.metric(_shared_metric(asked.specs, loaded))
     meta = _meta(request, asked.space, first, metric)
     meta = replace(meta, data=_data(asked.specs, loaded))
-    return Plan(Path(meta.outputs).resolve() / meta.name, meta, asked.entries, loaded, first, never)
+    notes = [*_notes(asked.specs, loaded), *_rates(asked.specs, loaded)]
+    return Plan(Path(meta.outputs).resolve() / meta.name, meta, asked.entries, loaded, first, never, notes)
 
 
 # --- what is known of them before they run ---------------------------------------------------------------------------
@@ -87,6 +91,21 @@ def _never(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload], swept: Se
     if lines and len(lines) == len(specs):
         raise ConfigError([f"search.max_memory_gib: no trial is left; {line}" for line in lines])
     return lines
+
+
+def _notes(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload]) -> list[str]:
+    """Return what the trials' presets find only a part of, each once."""
+    different = {(workload.key(s), str(s.lora.target_modules)): s for s in specs}
+    found = [peft_config.notes(s.lora, s.task_type, loaded[group].skeleton) for (group, _), s in different.items()]
+    return list(dict.fromkeys(note for notes in found for note in notes))
+
+
+def _rates(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload]) -> list[str]:
+    """Return what train.learning_rate=auto came to over the points; nothing where all rates are given."""
+    works = [(s, loaded[workload.key(s)]) for s in specs if s.train.learning_rate == "auto"]
+    rates = {learning_rate.peak(spec, work.task, work.skeleton.model) for spec, work in works}
+    span = " to ".join(f"{rate:.2g}" for rate in sorted({min(rates), max(rates)})) if rates else ""
+    return [f"train.learning_rate=auto came to {span}"] if rates else []
 
 
 # --- study.json ------------------------------------------------------------------------------------------------------

@@ -60,10 +60,11 @@ def _sampled(space: Space, search: SearchSpec, problems: list[str]) -> tuple[lis
     problems += samplers.problems(search, space)
     if not space.keys and not problems:
         problems.append(f"search.sampler: {search.sampler} needs something to vary, e.g. lora.r=4,8,16")
-    recipes = _recipes(space, search)
+    trials = search.trials or DEFAULT_TRIALS
+    recipes = _recipes(space, search)[:trials]
     lines = [space.line(point) for point in space.corners()] + [space.line(given) + extra for given, extra in recipes]
     entries = [Entry(given=given, extra=extra) for given, extra in recipes]
-    return lines, entries + [Entry()] * ((search.trials or DEFAULT_TRIALS) - len(recipes))
+    return lines, entries + [Entry()] * (trials - len(recipes))
 
 
 def _recipes(space: Space, search: SearchSpec) -> list[tuple[dict[str, Value], list[str]]]:

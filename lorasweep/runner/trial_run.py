@@ -38,6 +38,8 @@ class Running:
     counts: adapter.Counts | None = None
     """None until the engine has begun it."""
     tokens: int = 0
+    peak_rate: float | None = None
+    """The highest learning rate of its course."""
     flops: int = 0
     """A token's."""
     train_s: float | None = None

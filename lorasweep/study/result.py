@@ -111,6 +111,8 @@ class TrialResult:
     """The saved adapter, loaded again with plain peft onto a fresh base, against the trained one."""
     steps: int | None = None
     """Optimiser steps it has taken."""
+    learning_rate: float | None = None
+    """The highest of its course: train.learning_rate, or what auto came to."""
     adapter_mb: float | None = None
     """Size of the saved adapter."""
     train_s: float | None = None

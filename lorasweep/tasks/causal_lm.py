@@ -32,6 +32,7 @@ class CausalLM(Task):
     name = "CAUSAL_LM"
     auto_class = "AutoModelForCausalLM"
     peft_type = "CAUSAL_LM"
+    most_loss_ratio = 3.0
     pipeline = "text-generation"
     builtin = "topics"
     answers_with: ClassVar[Mapping[str, Any]] = {"generate": True, "generate_samples": None}
@@ -44,6 +45,10 @@ class CausalLM(Task):
         self.stop: tuple[int, ...] = ()
         """Token that ends an assistant's turn, beside the end token."""
         self.head = Head()
+
+    @property
+    def base_rate(self) -> float:
+        return 3e-4
 
     def measures(self) -> Sequence[Metric]:
         return (*TOKEN_METRICS, generation.EXACT_MATCH) if self.spec.generate else TOKEN_METRICS

@@ -92,6 +92,11 @@ class FeatureExtraction(Task):
         return dict.fromkeys(("spearman", "pearson"), "all scores are equal")
 
     @property
+    def base_rate(self) -> float:
+        """Of anchors and positives: the rows of a pass teach one another, and a lower rate is usual."""
+        return super().base_rate if self.scored else 1e-4
+
+    @property
     def divisible(self) -> bool:
         """Rows of a pass are one another's wrong answers, unless pairs have scores."""
         return self.scored

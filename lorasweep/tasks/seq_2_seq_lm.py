@@ -25,6 +25,7 @@ class Seq2SeqLM(Task):
     name = "SEQ_2_SEQ_LM"
     auto_class = "AutoModelForSeq2SeqLM"
     peft_type = "SEQ_2_SEQ_LM"
+    most_loss_ratio = 3.0
     pipeline = "text2text-generation"
     builtin = "naming"
     answers_with: ClassVar[Mapping[str, Any]] = {"generate": True, "generate_samples": None}
@@ -35,6 +36,10 @@ class Seq2SeqLM(Task):
         self.tokenizer: Any = None
         self.start_id: int | None = None
         self.head = Head()
+
+    @property
+    def base_rate(self) -> float:
+        return 1e-3
 
     def measures(self) -> Sequence[Metric]:
         return (*TOKEN_METRICS, *generation.measures()) if self.spec.generate else TOKEN_METRICS

@@ -97,6 +97,8 @@ class Task(ABC):
     """Classes besides plain values that its examples hold: the token cache reads no others."""
     answers_with: ClassVar[Mapping[str, Any]] = {}
     """Keys of task_type that differ where the model is to answer."""
+    most_loss_ratio: ClassVar[float] = 10.0
+    """What train.max_loss_ratio=auto means."""
     one_answer: ClassVar[bool] = False
     """Whether the model answers once a text, not once a token."""
     labels_tokens: ClassVar[bool] = False
@@ -151,6 +153,15 @@ class Task(ABC):
     def undefined(self, data: Data, split: str) -> dict[str, str]:
         """Return metric -> reason for metrics that have no value on a split, whatever the model answers."""
         return {}
+
+    def loss_ratio(self, asked: float | str | None) -> float | None:
+        """Return train.max_loss_ratio as a number, or None for no limit."""
+        return self.most_loss_ratio if isinstance(asked, str) else asked
+
+    @property
+    def base_rate(self) -> float:
+        """What train.learning_rate=auto starts from: the rate for 16 examples a step and 2,000 hidden units."""
+        return 4e-4
 
     @property
     def divisible(self) -> bool:

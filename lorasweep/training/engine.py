@@ -24,6 +24,7 @@ from lorasweep.tasks.task import Batch, Prediction, Task
 from lorasweep.training import base_traits, checkpoint, evaluation, first_token, optimizer, prefix_cache
 from lorasweep.training.events import EvalEvent, Event, Job, StepEvent, TrialBegan, TrialEnded
 from lorasweep.training.first_inputs import first_inputs
+from lorasweep.training.learning_rate import peak
 from lorasweep.training.optimizer import learning_rate
 from lorasweep.training.passes import Passes
 from lorasweep.training.slot import Slot, Step, fits, new_slot
@@ -149,14 +150,23 @@ class Engine:
         try:
             saved = saved if saved is not None and fits(saved, attached) else None
             notes = (transfer.take_over(attached, job.start_from),) if job.start_from and saved is None else ()
-            slot = new_slot(job, attached, self.prepared.train, saved, self.device, self.traits)
+            rate = peak(spec, self.task, self.base.model)
+            slot = new_slot(job, attached, self.prepared.train, rate, saved, self.device, self.traits)
         except BaseException:
             adapter.detach(attached)
             raise
         self.slots.append(slot)
         carried = saved["carried"] if saved else {}
         return TrialBegan(
-            slot.number, slot.total_steps, attached, slot.flops_a_token, slot.step, carried, slot.last, notes
+            slot.number,
+            slot.total_steps,
+            attached,
+            slot.peak_rate,
+            slot.flops_a_token,
+            slot.step,
+            carried,
+            slot.last,
+            notes,
         )
 
     def _seat(self, slot: Slot | None) -> None:
@@ -273,12 +283,12 @@ class Engine:
         began, slot = time.perf_counter(), step.slot
         train = slot.spec.train
         loss = step.loss
-        rate = learning_rate(train, slot.step, slot.total_steps)
+        rate = learning_rate(train, slot.peak_rate, slot.step, slot.total_steps)
         self._update(slot, rate, norm)
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise Unstable(f"the loss is {loss} and the gradient's norm {norm} at step {slot.step}")
         slot.step += 1
-        slot.pruned = slot.pruned or slot.limit.reason(loss, train.max_loss_ratio)
+        slot.pruned = slot.pruned or slot.limit.reason(loss, self.task.loss_ratio(train.max_loss_ratio))
         slot.train_s += step.seconds + time.perf_counter() - began
         slot.energy_j += step.joules
         return StepEvent(slot.number, slot.step, slot.total_steps, loss, rate, norm, step.tokens, slot.train_s)

@@ -30,6 +30,8 @@ class TrialBegan:
     total_steps: int
     attached: Attached
     """On the base until the iteration goes on."""
+    peak_rate: float
+    """The highest learning rate of its course."""
     flops_a_token: int = 0
     """Of a step's linear layers."""
     step: int = 0

@@ -20,17 +20,17 @@ def adamw(name: str) -> type[torch.optim.Optimizer]:
     ]
 
 
-def learning_rate(train: TrainSpec, step: int, total: int) -> float:
-    """Return the rate of the 0-based `step`, as transformers' schedules have it."""
+def learning_rate(train: TrainSpec, peak: float, step: int, total: int) -> float:
+    """Return the rate of the 0-based `step`, as transformers' schedules have it; `peak` is the highest."""
     warm = math.ceil(total * train.warmup_ratio)
     if step < warm:
-        return train.learning_rate * step / max(1, warm)
+        return peak * step / max(1, warm)
     if train.lr_scheduler_type == "constant":
-        return train.learning_rate
+        return peak
     done = (step - warm) / max(1, total - warm)
     if train.lr_scheduler_type == "cosine":
-        return train.learning_rate * max(0.0, 0.5 * (1 + math.cos(math.pi * done)))
-    return train.learning_rate * max(0.0, 1 - done)
+        return peak * max(0.0, 0.5 * (1 + math.cos(math.pi * done)))
+    return peak * max(0.0, 1 - done)
 
 
 ALIGNED = 16
@@ -78,7 +78,8 @@ def norms(optimizers: Sequence[Flats]) -> list[float]:
 
 
 def optimizer(named: Mapping[str, nn.Parameter], spec: TrialSpec) -> Any:
-    """Return AdamW over what trains: vectors without weight decay, and B faster than A with LoRA+.
+    """Return AdamW over what trains: vectors without weight decay, and B faster than A with LoRA+. Each step brings its
+    learning rate.
 
     The parameters keep shapes and values; their storage, and that of their gradients, becomes a part of a long one.
     """
@@ -93,8 +94,7 @@ def optimizer(named: Mapping[str, nn.Parameter], spec: TrialSpec) -> Any:
         {"params": [_flattened(some, by_rank)], "weight_decay": decay, "lr_ratio": ratio}
         for (decay, ratio, *_), some in sorted_out.items()
     ]
-    how: dict[str, Any] = {"lr": train.learning_rate, "betas": (train.adam_beta1, train.adam_beta2)}
-    how["eps"] = train.adam_epsilon
+    how: dict[str, Any] = {"betas": (train.adam_beta1, train.adam_beta2), "eps": train.adam_epsilon}
     if train.optimizer == "adamw":
         return FlatAdamW(groups, **how, fused=True)
     return type("FlatSmallAdamW", (Flats, adamw(train.optimizer)), {})(groups, **how)

@@ -68,6 +68,8 @@ class Slot:
     batches: Iterator[list[Example]]
     steps_per_epoch: int
     total_steps: int
+    peak_rate: float
+    """The highest learning rate of its course."""
     alone: str
     """Why no other trial may share its forward passes, if so."""
     base_bits: int
@@ -221,6 +223,7 @@ def new_slot(
     job: Job,
     attached: adapter.Attached,
     examples: Sequence[Example],
+    peak_rate: float,
     saved: Mapping[str, Any] | None,
     device: torch.device,
     traits: BaseTraits,
@@ -245,6 +248,7 @@ def new_slot(
         batches=epochs(examples, train.batch_size, train.seed, saved["step"] if saved else 0),
         steps_per_epoch=per_epoch,
         total_steps=total,
+        peak_rate=peak_rate,
         alone=packed_pass.alone_reason(job.spec)
         or traits.alone
         or packed_pass.scattered_reason(layers, traits.scattered),

@@ -50,6 +50,7 @@ ELSEWHERE = {
     "train.prefix_cache_gib": "tests/training/test_prefix_cache.py",
     "train.eval_batch_size": "trials with other sizes are evaluated apart",
     "train.max_loss_ratio": "tests/training/test_checkpoint.py",
+    "train.lr_multiple": "tests/training/test_learning_rate.py",
     "train.optimizer": "tests/hardware/test_device.py",
     "train.device": "one for all trials of a base",
     "train.precision": "one for all trials of a base; tests/training/test_precision.py",
