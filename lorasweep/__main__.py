@@ -2,6 +2,6 @@
 
 import sys
 
-from lorasweep.cli.main import main
+from lorasweep.cli.main import program
 
-sys.exit(main())
+sys.exit(program())

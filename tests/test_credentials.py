@@ -18,7 +18,7 @@ from lorasweep import tasks
 from lorasweep.cli import main
 from lorasweep.config import compose, sweep_file
 from lorasweep.config.overrides import override_text
-from lorasweep.credentials import redact, take_out
+from lorasweep.credentials import redact, tracking_uri
 from lorasweep.errors import ConfigError
 from lorasweep.lora import adapter
 from lorasweep.models import base_model
@@ -130,8 +130,8 @@ def test_no_secret_is_in_what_a_refused_command_says(words, tiny_bert, tmp_path,
 
 def test_password_of_a_database_that_mlflow_uses_goes_to_the_environment(monkeypatch):
     monkeypatch.setenv("PGPASSWORD", "")
-    kept = take_out("tracking.uri=postgresql+psycopg://me:pa%40ss@host/db")
-    assert (kept, os.environ["PGPASSWORD"]) == ("tracking.uri=postgresql+psycopg://me@host/db", "pa@ss")
+    kept = tracking_uri("postgresql+psycopg://me:pa%40ss@host/db")
+    assert (kept, os.environ["PGPASSWORD"]) == ("postgresql+psycopg://me@host/db", "pa@ss")
 
 
 def test_secret_is_taken_out_wherever_it_stands(monkeypatch):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lorasweep.config.overrides import Override, without
 from lorasweep.config.spec import NAME_RULE, is_name
-from lorasweep.credentials import take_out
+from lorasweep.credentials import database_url
 from lorasweep.errors import ConfigError
 from lorasweep.runner.request import Request
 from lorasweep.study.study import Study
@@ -36,7 +36,7 @@ def find(name: str | None, words: Sequence[str]) -> tuple[Study, Request]:
 def _in_database(url: str, name: str, outputs: Path) -> Study:
     if not is_name(name):
         raise ConfigError([f"study: {NAME_RULE}, got '{name}'; name the database's study with study=NAME"])
-    return Study.join(take_out(url), name, outputs)
+    return Study.join(database_url(url, "STUDY"), name, outputs)
 
 
 def refuse_more(request: Request, rule: str) -> None:

@@ -5,8 +5,15 @@ import sys
 from collections.abc import Sequence
 
 from lorasweep.cli import commands
-from lorasweep.credentials import redact
+from lorasweep.credentials import guard_stderr, hide_arguments, redact
 from lorasweep.errors import ConfigError, LorasweepError, did_you_mean
+
+
+def program() -> int:
+    """Run the command line of this process, whose secrets neither `ps` nor a library's message shows."""
+    hide_arguments()
+    guard_stderr()
+    return main()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

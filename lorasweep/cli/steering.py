@@ -9,6 +9,7 @@ from lorasweep import console
 from lorasweep.cli.find import PLACE, find, refuse_more
 from lorasweep.cli.parser import Options
 from lorasweep.config.overrides import key_of
+from lorasweep.credentials import redact
 from lorasweep.errors import ConfigError
 from lorasweep.study.result import result_of, write_result
 from lorasweep.study.study import ENDED, Study
@@ -98,7 +99,7 @@ def stop(options: Options) -> int:
     trial = study.trial(number)
     if trial.state in ENDED:
         raise ConfigError([f"{number}: this trial has ended, {trial.state.name}"])
-    reason = f"stopped by hand: {why}"
+    reason = redact(f"stopped by hand: {why}")
     if study.end_waiting(number, reason):
         _leave_result(study, trial, reason)
     else:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from lorasweep.credentials import guard_stderr
 from lorasweep.runner import interrupt
 from lorasweep.study import lease
 from lorasweep.study.lease import Owner
@@ -28,6 +29,8 @@ _watched: set[int] = set()
 
 def work(folder: str, divide: bool, launcher: Owner, config: object) -> None:
     """What a launcher runs in each worker's process. It listens to signals before it loads what trains."""
+    if launcher.pid != os.getpid():
+        guard_stderr()
     with followed(launcher), interrupt.heard():
         from lorasweep.runner import worker
 

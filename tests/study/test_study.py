@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from lorasweep.config.spec import SearchSpec
-from lorasweep.credentials import take_out, without_password
+from lorasweep.credentials import database_url, without_password
 from lorasweep.errors import ConfigError, LostLease, StorageDown
 from lorasweep.hardware import container
 from lorasweep.search import space
@@ -413,8 +413,8 @@ def test_password_stays_out_of_what_is_written():
 
 def test_password_goes_to_the_environment(monkeypatch):
     monkeypatch.setenv("PGPASSWORD", "")
-    kept = take_out("search.storage=postgresql://me:s%40cret@host/db")
-    assert kept == "search.storage=postgresql://me@host/db"
+    kept = database_url("postgresql://me:s%40cret@host/db")
+    assert kept == "postgresql://me@host/db"
     assert os.environ["PGPASSWORD"] == "s@cret"
 
 

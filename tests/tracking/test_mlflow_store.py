@@ -19,7 +19,7 @@ from support.mlflow_server import Server, free_port, in_file, in_mlflow, remembe
 from support.tracked_runs import TAGS, VALUES, made, runs_in, start, write
 
 from lorasweep.config import compose
-from lorasweep.credentials import take_out
+from lorasweep.credentials import tracking_uri
 from lorasweep.study.meta import StudyMeta, write_meta
 from lorasweep.study.result import Metric, TrialResult, write_result
 from lorasweep.tracking import outbox, runs
@@ -394,7 +394,7 @@ def test_without_tracking_only_the_file_is_written(tmp_path):
 def test_credentials_of_a_server_go_to_the_environment(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "")
-    kept = take_out("tracking.uri=http://me:s%40cret@host:5000")
-    assert kept == "tracking.uri=http://host:5000"
+    kept = tracking_uri("http://me:s%40cret@host:5000")
+    assert kept == "http://host:5000"
     assert (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]) == ("me", "s@cret")
-    assert take_out("tracking.uri=http://host:5000") == "tracking.uri=http://host:5000"
+    assert tracking_uri("http://host:5000") == "http://host:5000"
