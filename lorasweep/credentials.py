@@ -23,7 +23,19 @@ HIDDEN = "***"
 
 # --- what looks like a secret ----------------------------------------------------------------------------------------
 
-DATABASES = ("postgres", "mysql", "mariadb", "mssql", "oracle", "redis", "mongodb", "amqp", "cockroachdb", "ssh", "sftp")
+DATABASES = (
+    "postgres",
+    "mysql",
+    "mariadb",
+    "mssql",
+    "oracle",
+    "redis",
+    "mongodb",
+    "amqp",
+    "cockroachdb",
+    "ssh",
+    "sftp",
+)
 """Schemes, by their beginnings, whose URLs name a user without harm, and whose paths hold no @."""
 
 _BEGIN = r"(?:(?<![A-Za-z0-9\\])|(?<=\\)(?![nrt])|(?<=\\[nrt]))"
@@ -48,9 +60,7 @@ _QUERY = re.compile(
 )
 """A parameter of a URL that opens something."""
 
-_SETTING = re.compile(
-    rf"(?i)({_NAME}=)(\\*'[^']*'|\\*\"[^\"]*\"|&#x27;[^&]*&#x27;|&quot;[^&]*&quot;|{_run('&,;)}')}+)"
-)
+_SETTING = re.compile(rf"(?i)({_NAME}=)(\\*'[^']*'|\\*\"[^\"]*\"|&#x27;[^&]*&#x27;|&quot;[^&]*&quot;|{_run('&,;)}')}+)")
 """`password=...` of a connection string, a shell line or an error."""
 _IN_A_PATH = re.compile(r"(?:/|\\(?![nrt]))[\w.-]*$")
 """What stands before a folder's name: `/token=3/part.csv` is one."""
@@ -72,7 +82,7 @@ _HEADER = re.compile(
 _SHAPES = re.compile(
     rf"{_BEGIN}(?:"
     r"hf_[A-Za-z0-9]{16,}|api_org_[A-Za-z0-9]{16,}"  # Hugging Face
-    r"|sk-(?=[\w-]{0,99}[A-Za-z0-9]{20}|(?=[\w-]{0,99}\d)[\w-]{0,99}[A-Za-z0-9]{16})[\w-]{16,}"  # OpenAI, Anthropic and others
+    r"|sk-(?=[\w-]{0,99}[A-Za-z0-9]{20}|(?=[\w-]{0,99}\d)[\w-]{0,99}[A-Za-z0-9]{16})[\w-]{16,}"  # OpenAI and others
     r"|[srp]k_(?:live|test)_[A-Za-z0-9]{12,}"  # Stripe
     r"|gh[opusr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"
     r"|gl(?:pat|ptt|dt|rt|cbt|ft|soat|agent|imt|oas|ffct)-[\w-]{16,}"  # GitLab
@@ -84,7 +94,21 @@ _SHAPES = re.compile(
     r")"
 )
 _MARKS = (
-    *("hf_", "api_org_", "sk-", "k_live_", "k_test_", "gho_", "ghp_", "ghu_", "ghs_", "ghr_", "github_pat_", "gl", "AKIA"),
+    *(
+        "hf_",
+        "api_org_",
+        "sk-",
+        "k_live_",
+        "k_test_",
+        "gho_",
+        "ghp_",
+        "ghu_",
+        "ghs_",
+        "ghr_",
+        "github_pat_",
+        "gl",
+        "AKIA",
+    ),
     *("ASIA", "ABIA", "ACCA", "AGPA", "AIDA", "AROA", "AIPA", "ANPA", "ANVA", "AIza", "ya29.", "xox", "xapp-", "npm_"),
     *("pypi-", "dapi", "dckr_pat_", "r8_", "eyJ"),
 )

@@ -127,7 +127,7 @@ NAMES = ["HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "SM
 
 
 @pytest.mark.parametrize("name", [*NAMES, "DATABASE_URL"])
-@pytest.mark.parametrize("value", ["Zq7Wv9Kx3 Lm5/Np1R=&<", 'pä"ss\'Zq7Wv9Kx', "pa55wd"])
+@pytest.mark.parametrize("value", ["Zq7Wv9Kx3 Lm5/Np1R=&<", "pä\"ss'Zq7Wv9Kx", "pa55wd"])
 def test_secret_of_the_environment_is_hidden_however_it_is_written(name, value, monkeypatch):
     if name == "DATABASE_URL" and (value == "pa55wd" or '"' in value or " " in value):
         value = "Zq7Wv9Kx3Lm5"
@@ -137,7 +137,12 @@ def test_secret_of_the_environment_is_hidden_however_it_is_written(name, value, 
 
 
 def test_variables_that_are_no_secrets_are_not_looked_for(monkeypatch):
-    for name, value in {"PWD": "/home/me/work", "SSH_ASKPASS": "/usr/bin/ask", "MY_TOKEN": "ordinal", "KEY": "abc"}.items():
+    for name, value in {
+        "PWD": "/home/me/work",
+        "SSH_ASKPASS": "/usr/bin/ask",
+        "MY_TOKEN": "ordinal",
+        "KEY": "abc",
+    }.items():
         monkeypatch.setenv(name, value)
     text = "/home/me/work /usr/bin/ask ordinal abc"
     assert redact(text) == text
@@ -206,14 +211,18 @@ def test_setting_that_cannot_do_without_its_secret_is_refused(word, monkeypatch)
 
 
 def test_chat_template_is_no_secret():
-    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% set token='abc' %}{{ f(token=x, password='y') }}"
+    template = (
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}{% set token='abc' %}{{ f(token=x, password='y') }}"
+    )
     word = f"data.chat_template={override_text(template)}"
     assert Request.of([word]).overrides == [word]
 
 
 def test_sweep_file_is_asked_at_the_same_door(tmp_path):
     file = tmp_path / "s.yaml"
-    file.write_text(f"# Is hf_{LONG} good?\noverrides: ['model.pretrained=x']\nspace: {{data.path: ['a', 'hf_{LONG}']}}\n")
+    file.write_text(
+        f"# Is hf_{LONG} good?\noverrides: ['model.pretrained=x']\nspace: {{data.path: ['a', 'hf_{LONG}']}}\n"
+    )
     with pytest.raises(ConfigError, match=r"data\.path: holds what looks like a secret"):
         Request.of([], str(file))
     file.write_text(file.read_text().replace(f"'hf_{LONG}'", "'b'"))
@@ -263,7 +272,7 @@ def watched(seen: list[bytes]) -> Iterator[None]:
 
     def look() -> None:
         while not ended.wait(0.5):
-            seen += [line for line in command_lines() if S.encode() in line]
+            seen.extend(line for line in command_lines() if S.encode() in line)
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -293,7 +302,12 @@ def carried_out(commands: list[list[str]], folder: Path, monkeypatch, capfd) -> 
 @pytest.mark.slow
 def test_whole_study_writes_no_secret_and_goes_on(tiny_bert, tmp_path, monkeypatch, capfd):
     words = [*study_words(tiny_bert, tmp_path / "outputs"), "search.workers=2"]
-    others = [["add", "outputs/s", "lora.r=3"], ["resume", "outputs/s"], ["report", "outputs/s"], ["export", "outputs/s"]]
+    others = [
+        ["add", "outputs/s", "lora.r=3"],
+        ["resume", "outputs/s"],
+        ["report", "outputs/s"],
+        ["export", "outputs/s"],
+    ]
     said = carried_out([words, *others], tmp_path, monkeypatch, capfd)
     assert (S.lower() in said, leaks(tmp_path)) == (False, [])
     assert "***" in (tmp_path / "outputs/s/study.json").read_text()
