@@ -71,14 +71,15 @@ def _row(study: Study, trial: Any) -> dict[str, Any]:
     return row | {"reason": result.reason, "rerun": result.rerun}
 
 
-def load_best(folder: str | Path, trial: int | None = None) -> tuple[Any, Any]:
+def load_best(folder: str | Path, trial: int | None = None, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """Return the best trial's peft model in evaluation mode, on a GPU where there is one, and its tokenizer.
 
-    Numbers that it gives are in the data's units. `trial` names another one. Raises ConfigError where it has left no
+    Numbers that it gives are in the data's units. `trial` names another one, and `trust_remote_code` lets code run
+    that comes with its base. Raises ConfigError where it has left no
     adapter.
     """
     study = Study.open(Path(folder).resolve())
-    loaded = winner.load(study.trial_folder(winner.pick(study, trial)))
+    loaded = winner.load(study.trial_folder(winner.pick(study, trial)), trusted=trust_remote_code)
     import torch
 
     with torch.no_grad():

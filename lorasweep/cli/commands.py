@@ -23,6 +23,11 @@ def _takes_settings(parser: Parser, meaning: str) -> None:
     parser.add_argument("words", metavar="KEY=VALUE", nargs="*", help=meaning)
 
 
+def _takes_trust(parser: Parser) -> None:
+    meaning = "run code that comes with the study's model, where the study asks for it"
+    parser.add_argument("--trust-remote-code", action="store_true", help=meaning)
+
+
 WHERE = "outputs=FOLDER, where the study lies elsewhere; study=NAME, which of a database's"
 
 
@@ -63,6 +68,7 @@ def _resume(parser: Parser) -> None:
     _takes_settings(parser, "search.* keys that change, hydra/launcher=...")
     parser.add_argument("--failed", action="store_true", help="run failed trials again")
     parser.add_argument("--changed-data", action="store_true", help="go on though a file of the data has changed")
+    _takes_trust(parser)
 
 
 def _status(parser: Parser) -> None:
@@ -75,6 +81,7 @@ def _add(parser: Parser) -> None:
     _takes_settings(parser, "what this trial has otherwise")
     parser.add_argument("--like", metavar="NUMBER", type=number, help="begin with the settings of this trial")
     parser.add_argument("--from-weights", action="store_true", help="with --like: go on from that trial's adapter")
+    _takes_trust(parser)
 
 
 def _stop(parser: Parser) -> None:
@@ -83,14 +90,21 @@ def _stop(parser: Parser) -> None:
     parser.add_argument("--all", action="store_true", help="stop the study, as one Ctrl-C does; resume goes on")
 
 
+def _work(parser: Parser) -> None:
+    _study_alone(parser)
+    _takes_trust(parser)
+
+
 def _extend(parser: Parser) -> None:
     _takes_study(parser)
     _takes_settings(parser, "study=NEW and what is otherwise in it")
+    _takes_trust(parser)
 
 
 def _sync(parser: Parser) -> None:
     _takes_study(parser)
     _takes_settings(parser, "tracking.uri=... sends everything to another store")
+    _takes_trust(parser)
 
 
 # --- results ---------------------------------------------------------------------------------------------------------
@@ -106,6 +120,7 @@ def _predict(parser: Parser) -> None:
     parser.add_argument("--file", metavar="FILE", help="texts.jsonl, .csv or .txt")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     _takes_trial(parser)
+    _takes_trust(parser)
 
 
 def _export(parser: Parser) -> None:
@@ -113,6 +128,7 @@ def _export(parser: Parser) -> None:
     parser.add_argument("--to", metavar="FOLDER", help="where to; default: a folder of its own in the study's")
     parser.add_argument("--merged", action="store_true", help="the whole model, the update in its weights")
     _takes_trial(parser)
+    _takes_trust(parser)
 
 
 def _clean(parser: Parser) -> None:
@@ -196,7 +212,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
             "one more worker, on this machine or another",
             "work postgresql://me@db/sweeps study=rank",
             "going_on:work",
-            _study_alone,
+            _work,
         ),
         Command(
             "extend",

@@ -9,6 +9,7 @@ from functools import partial
 from lorasweep import console
 from lorasweep.cli.find import find, refuse_more
 from lorasweep.cli.parser import Options
+from lorasweep.config import trust
 from lorasweep.errors import ConfigError
 from lorasweep.runner import hydra_sweeper
 from lorasweep.runner.request import Request
@@ -16,7 +17,7 @@ from lorasweep.study.study import Study
 
 
 def _found(options: Options) -> tuple[Study, Request]:
-    study, request = find(options.study, options.words)
+    study, request = find(options.study, options.words, trusted=options.trust_remote_code)
     print(f"going on with {console.shown(study.folder)}", flush=True)
     return study, request
 
@@ -27,6 +28,8 @@ def resume(options: Options) -> int:
     from lorasweep.runner import launch
     from lorasweep.runner import resume as going_on
 
+    if not request.launcher and not study.trusted:
+        trust.refuse_commands(study.meta.launcher, study.folder)
     going_on.resume(study, request.overrides, failed=options.failed, changed_data=options.changed_data)
     meta = replace(study.meta, launcher=request.launcher or study.meta.launcher)
     return hydra_sweeper.launched(lambda way: launch.carry_on(study, way, {}), meta, study.folder, False)
@@ -56,7 +59,7 @@ def work(options: Options) -> int:
 
 def add(options: Options) -> int:
     """Put one more trial at the head of the queue: of overrides, or a changed copy of another trial."""
-    study, request = find(options.study, options.words)
+    study, request = find(options.study, options.words, trusted=options.trust_remote_code)
     if options.from_weights and options.like is None:
         raise ConfigError(["--from-weights: needs --like NUMBER, the trial whose weights are taken over"])
     if request.launcher:

@@ -35,13 +35,13 @@ def report(options: Options) -> int:
 def predict(options: Options) -> int:
     """Print the answers to the texts or the file."""
     place = [text for text in options.texts if _says_where(text)]
-    study, _ = find(options.study, place)
+    study, _ = find(options.study, place, trusted=options.trust_remote_code)
     given: list[Given] = [predicting.parsed(text) for text in options.texts if text not in place]
     given += predicting.read(Path(options.file)) if options.file else []
     if not given:
         raise ConfigError(["predict: give texts, or --file texts.jsonl, .csv or .txt"], "the command line")
     folder = study.trial_folder(winner.pick(study, options.trial))
-    loaded = predicting.load(folder)
+    loaded = predicting.load(folder, trusted=study.trusted)
     for answer in predicting.answers(loaded, given):
         print(json.dumps(answer, ensure_ascii=False) if options.json else loaded.task.line(answer), flush=True)
     return 0
@@ -53,7 +53,7 @@ def _says_where(text: str) -> bool:
 
 def export(options: Options) -> int:
     """Write the folder and print where it is."""
-    study, request = find(options.study, options.words)
+    study, request = find(options.study, options.words, trusted=options.trust_remote_code)
     refuse_more(request, "export takes a study alone")
     number = winner.pick(study, options.trial)
     name = f"export-{number}{'-merged' if options.merged else ''}"
@@ -111,7 +111,7 @@ def sync(options: Options) -> int:
 
     tracking.uri names another store, which is given everything. Returns 1 where MLflow did not take all of it.
     """
-    study, request = find(options.study, options.words)
+    study, request = find(options.study, options.words, trusted=options.trust_remote_code)
     wrong = [*without(request.overrides, ["tracking.uri"]), *request.launcher]
     if wrong:
         raise ConfigError([f"sync: takes a study and tracking.uri=..., got '{wrong[0]}'"])

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from lorasweep.config import compose
-from lorasweep.config.overrides import overlaid
+from lorasweep.config import compose, trust
+from lorasweep.config.overrides import key_of, keys_of, overlaid
 from lorasweep.errors import ConfigError
 from lorasweep.runner import launchers
 from lorasweep.runner.preflight import preflight
@@ -20,6 +20,8 @@ def by_hand(study: Study, overrides: Sequence[str], like: int | None, from_weigh
     base = list(study.space.fixed) if like is None else _settings_of(study, like, from_weights)
     line = overlaid(base, overrides)
     spec = compose.compose_trial(line)
+    if not study.trusted and not keys_of(overrides) >= {key_of(word) for word in trust.code_of(spec)}:
+        trust.refuse_code([spec], study.folder)
     loaded = preflight([spec], not launchers.is_elsewhere(study.meta.launcher))
     metric = spec.task_type.primary or loaded[workload.key(spec)].task.primary
     if metric != study.meta.metric:

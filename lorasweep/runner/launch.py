@@ -101,7 +101,7 @@ def _run_workers(study: Study, launch: Launch, interrupts: Any) -> None:
     from lorasweep.tracking import runs
 
     idle = 0
-    work = functools.partial(parent.work, str(study.folder), not device.threads_are_given(), lease.me())
+    work = functools.partial(parent.work, str(study.folder), not device.threads_are_given(), study.trusted, lease.me())
     while not _stopped(study, interrupts):
         worker.settle(study)
         if not study.ready():

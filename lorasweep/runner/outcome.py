@@ -10,7 +10,6 @@ from pathlib import Path
 import psutil
 import torch
 
-from lorasweep.config import compose
 from lorasweep.config.spec import TrialSpec
 from lorasweep.credentials import redact
 from lorasweep.errors import ConfigError
@@ -126,7 +125,7 @@ def _scored(
     loaded: Mapping[str, workload.Workload],
 ) -> dict[str, float]:
     """Evaluate the adapter in `folder` on the test split; keep the scores in result.json."""
-    spec = compose.compose_trial(overrides)
+    spec = study.spec(overrides)
     work = loaded.get(workload.key(spec)) or workload.workload(spec)
     base = base_model.load(spec.model, spec.train, work.task, work.tokenizer)
     adapted = adapter.reload(folder / "adapter", base, spec.lora, spec.task_type).base_model.model

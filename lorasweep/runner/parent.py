@@ -27,14 +27,14 @@ _watched: set[int] = set()
 """Processes that this one has a thread for."""
 
 
-def work(folder: str, divide: bool, launcher: Owner, config: object) -> None:
+def work(folder: str, divide: bool, trusted: bool, launcher: Owner, config: object) -> None:
     """What a launcher runs in each worker's process. It listens to signals before it loads what trains."""
     if launcher.pid != os.getpid():
         guard_stderr()
     with followed(launcher), interrupt.heard():
         from lorasweep.runner import worker
 
-        worker.run_worker(folder, divide)
+        worker.run_worker(folder, divide, trusted)
     interrupt.hand_on()
 
 

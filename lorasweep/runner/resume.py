@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasweep import console, tasks
-from lorasweep.config import compose
+from lorasweep.config import compose, trust
 from lorasweep.config.fields import Affects
 from lorasweep.config.overrides import is_of_the_study, key_of, keys_of, overlaid, override_text, without
 from lorasweep.config.spec import SearchSpec, keys_affecting
@@ -33,6 +33,7 @@ def resume(study: Study, overrides: Sequence[str], *, failed: bool = False, chan
     Raises StudyMismatch where the overrides give another space or another configuration, with the difference; and
     where a file of the data has changed, unless `changed_data` takes it as it is now.
     """
+    study.refuse_code()
     changed = [o for o in overrides if o.startswith("search.")]
     others = [o for o in overrides if o not in changed]
     if others:
@@ -122,12 +123,13 @@ def _search_overrides(values: Mapping[str, Any]) -> list[str]:
 
 def work(study: Study) -> int:
     """Run trials of a study in this process until none is left; return the exit code."""
+    study.refuse_code()
     print(f"study {study.meta.name}: {study.waiting()} trials wait", flush=True)
     with interrupt.heard() as interrupts:
         while not interrupts.count and "all" not in study.stops():
             worker.settle(study)
             if study.ready():
-                worker.run_worker(str(study.folder), not device.threads_are_given())
+                worker.run_worker(str(study.folder), not device.threads_are_given(), study.trusted)
             elif study.running():
                 time.sleep(2)  # its owner may die
             else:
@@ -141,6 +143,7 @@ def extend(old: Study, request: Request) -> plan.Plan:
 
     Raises ConfigError where no new name is given, and StudyMismatch where trials would be judged otherwise.
     """
+    old.refuse_code()
     if "study" not in keys_of(request.overrides):
         raise ConfigError(["study: give the new study a name, e.g. study=rank-2"])
     search = {k: v for k, v in old.meta.search.items() if k not in ("enqueue", "warm_start")}
@@ -148,6 +151,8 @@ def extend(old: Study, request: Request) -> plan.Plan:
     overrides = overlaid(before, request.overrides)
     launcher = request.launcher
     if "hydra/launcher" not in keys_of(launcher):
+        if not old.trusted:
+            trust.refuse_commands(old.meta.launcher, old.folder)
         launcher = overlaid(old.meta.launcher, launcher)
     dimensions = {d.key: d.as_yaml() for d in old.space.dimensions if d.key not in keys_of(overrides)}
     planned = plan.plan(Request(overrides, launcher, dimensions, old.meta.question))

@@ -312,9 +312,9 @@ def prepare(study: Study, loaded: Mapping[str, workload.Workload]) -> None:
     _prepared[str(study.folder)] = {key: work.keep() for key, work in loaded.items()}
 
 
-def run_worker(folder: str, divide: bool) -> None:
+def run_worker(folder: str, divide: bool, trusted: bool = False) -> None:
     """Run the study's trials in this process, with its share of the threads where workers divide them."""
-    study = Study.open(Path(folder))
+    study = Study.open(Path(folder), trusted=trusted)
     every = study.first_spec().model.device_map is not None
     with device.own(study.search.workers, every, divide=divide) as divides:
         Worker(study, _prepared.get(folder), divides=divides).run()

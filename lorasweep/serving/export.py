@@ -42,7 +42,7 @@ def export(study: Study, number: int, folder: Path, *, merged: bool) -> export_p
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError([f"{folder}: is there already; remove it, or name another folder with --to"])
     trial = study.trial_folder(number)
-    loaded = winner.load(trial, ordinary=merged)
+    loaded = winner.load(trial, ordinary=merged, trusted=study.trusted)
     rows = export_proof.rows_of(loaded)
     answered = export_proof.answered(loaded.inner, loaded.task, loaded.tokenizer, rows)
     expected = [[loaded.task.in_units(t) for t in row] for row in answered]

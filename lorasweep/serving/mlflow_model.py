@@ -12,6 +12,7 @@ what `no_pipeline` names, of the task or of the trial. MLflow calls `_load_pyfun
 
 import hashlib
 import logging
+import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lorasweep.config import trust
 from lorasweep.config.spec import TrialSpec
 from lorasweep.credentials import redact
 from lorasweep.errors import MlflowRefused
@@ -32,13 +34,15 @@ from lorasweep.tracking.mlflow_store import load as load_mlflow
 
 PARTS = ("adapter", task_state.CONFIG, task_state.NAME)
 BASES = ".bases"
+TRUSTS = "LORASWEEP_TRUST_REMOTE_CODE"
+"""Environment variable that is 1 where MLflow may load models whose base brings its own code."""
 
 
 class Answerer:
     """What mlflow.pyfunc.load_model returns wraps this."""
 
     def __init__(self, folder: Path) -> None:
-        self._loaded = predict.load(folder)
+        self._loaded = predict.load(folder, trusted=os.environ.get(TRUSTS) == "1")
 
     def predict(self, model_input: Any, params: Any = None) -> list[Answer]:
         """Return an answer for each row of a pandas DataFrame, as `lorasweep predict --json` prints it."""
@@ -50,7 +54,7 @@ def _load_pyfunc(path: str) -> Answerer:
     return Answerer(Path(path))
 
 
-def save(folder: Path, place: Path, bases: Path) -> None:
+def save(folder: Path, place: Path, bases: Path, *, trusted: bool = False) -> None:
     """Write the trial in `folder` as an MLflow model to `place`; what it needs of a base goes under `bases`.
 
     Raises MlflowRefused where MLflow does not take it, ConfigError where the base is gone.
@@ -59,13 +63,15 @@ def save(folder: Path, place: Path, bases: Path) -> None:
     from mlflow.exceptions import MlflowException
 
     spec = task_state.settings(folder)
+    if not trusted:
+        trust.refuse_code([spec], folder)
     task = task_state.task_of(folder, spec)
     with _quiet():
         try:
             if no_pipeline(spec, task):
                 _save_pyfunc(folder, place)
             else:
-                _save_pipeline(winner.load(folder), place, bases)
+                _save_pipeline(winner.load(folder, trusted=trusted), place, bases)
         except MlflowException as error:
             raise MlflowRefused(redact(str(error))) from error
 

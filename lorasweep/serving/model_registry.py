@@ -59,7 +59,12 @@ class Registry(Mirror):
         path = study.folder / "model.json"
         note = read_json(path) or {}
         if (note.get("uri"), note.get("trial")) != (self._here, number):
-            note = {"uri": self._here, "trial": number, "model_id": self._model(folder, experiment), "registered": ""}
+            note = {
+                "uri": self._here,
+                "trial": number,
+                "model_id": self._model(folder, experiment, study.trusted),
+                "registered": "",
+            }
             replace_file(path, json.dumps(note, indent=1))
         elif note["registered"] == (name or note["registered"]):
             return ""
@@ -69,7 +74,7 @@ class Registry(Mirror):
             replace_file(path, json.dumps(note | {"registered": name}, indent=1))
         return told
 
-    def _model(self, folder: Path, experiment: str) -> str:
+    def _model(self, folder: Path, experiment: str, trusted: bool) -> str:
         """Return the id of a new model that holds the trial's adapter and settings."""
         from mlflow.entities import LoggedModelOutput
 
@@ -77,7 +82,7 @@ class Registry(Mirror):
         run_id = run.run_id if run and run.uri == self._here else None
         with tempfile.TemporaryDirectory() as place:
             saved = Path(place) / "model"
-            mlflow_model.save(folder, saved, folder.parent.parent / mlflow_model.BASES)
+            mlflow_model.save(folder, saved, folder.parent.parent / mlflow_model.BASES, trusted=trusted)
             model = self._ask("create_logged_model", self._experiment(experiment), "model", run_id)
             self._ask("log_model_artifacts", model.model_id, str(saved))
         self._ask("finalize_logged_model", model.model_id, "READY")

@@ -23,9 +23,10 @@ Given = str | Mapping[str, Any]
 """An input: a text, or fields by their own name or by the column of the training data."""
 
 
-def load(folder: Path) -> Loaded:
+def load(folder: Path, *, trusted: bool = False) -> Loaded:
     """Return a trial's adapter ready for `answers`: language models write text, whatever they were evaluated by."""
-    return winner.load(folder, **tasks.kind(task_state.settings(folder).task_type.name).answers_with)
+    answers_with = tasks.kind(task_state.settings(folder).task_type.name).answers_with
+    return winner.load(folder, trusted=trusted, **answers_with)
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------

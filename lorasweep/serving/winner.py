@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lorasweep.config import trust
 from lorasweep.config.spec import TrialSpec
 from lorasweep.errors import ConfigError
 from lorasweep.lora import adapter
@@ -51,14 +52,16 @@ def pick(study: Study, number: int | None = None) -> int:
     return number
 
 
-def load(folder: Path, *, ordinary: bool = False, **task_keys: Any) -> Loaded:
+def load(folder: Path, *, ordinary: bool = False, trusted: bool = False, **task_keys: Any) -> Loaded:
     """Return the adapter in a trial's folder on its base, on whatever device is here.
 
     With `ordinary`, layers of a quantised base become ordinary ones of the very weights that they stand for: an update
-    can go into those unrounded. `task_keys` change keys of task_type. Raises ConfigError where base, adapter or
-    settings are gone.
+    can go into those unrounded. `trusted` lets code run that comes with the base. `task_keys` change keys of task_type.
+    Raises ConfigError where base, adapter or settings are gone, or ask for such code.
     """
     found = task_state.settings(folder)
+    if not trusted:
+        trust.refuse_code([found], folder)
     attention = found.model.attn_implementation.replace("flash_attention_2", "auto")  # may not run here
     trial = replace(
         found,

@@ -15,7 +15,7 @@ import optuna
 from optuna.exceptions import DuplicatedStudyError
 from optuna.trial import FrozenTrial, TrialState
 
-from lorasweep.config import compose
+from lorasweep.config import compose, trust
 from lorasweep.config.overrides import overlaid
 from lorasweep.config.spec import TrialSpec
 from lorasweep.credentials import without_password
@@ -49,8 +49,10 @@ if TYPE_CHECKING:
 class Study:
     """A study's folder and its queue. One object is one worker in the eyes of the others."""
 
-    def __init__(self, folder: Path, meta: StudyMeta, *, create: bool = False) -> None:
+    def __init__(self, folder: Path, meta: StudyMeta, *, create: bool = False, trusted: bool = False) -> None:
         self.folder = folder
+        self.trusted = trusted or create
+        """Whether its settings may run code: this command made it, or says so."""
         self.meta = meta
         self.owner = lease.me()
         self.space = Space.from_json(meta.space)
@@ -96,12 +98,12 @@ class Study:
         return study
 
     @staticmethod
-    def open(folder: Path) -> "Study":
+    def open(folder: Path, *, trusted: bool = False) -> "Study":
         """Return the study in `folder`. Raises ConfigError if there is none."""
-        return Study(folder, read_meta(folder))
+        return Study(folder, read_meta(folder), trusted=trusted)
 
     @staticmethod
-    def join(url: str, name: str, outputs: Path) -> "Study":
+    def join(url: str, name: str, outputs: Path, *, trusted: bool = False) -> "Study":
         """Return the study of a database; its folder is made here where this machine has none.
 
         Raises ConfigError where the database has no such study.
@@ -117,7 +119,7 @@ class Study:
             raise ConfigError([f"study: '{name}' was not made by lorasweep, or its making was cut short"])
         folder.mkdir(parents=True, exist_ok=True)
         meta = StudyMeta(**attributes["meta"])
-        study = Study(folder, replace(meta, storage=without_password(url)))
+        study = Study(folder, replace(meta, storage=without_password(url)), trusted=trusted)
         study._write_file()
         return study
 
@@ -147,7 +149,16 @@ class Study:
     def spec(self, overrides: Sequence[str]) -> TrialSpec:
         """Return the spec of override strings, kept where this study is, wherever it was started."""
         elsewhere = tuple(o for o in overrides if not o.startswith("outputs="))
-        return replace(self._compose(elsewhere), outputs=str(self.folder.parent))
+        found = self._compose(elsewhere)
+        return replace(found if self.trusted else trust.without_code(found), outputs=str(self.folder.parent))
+
+    def refuse_code(self) -> None:
+        """Raise ConfigError where the study was not made here and its settings would run code."""
+        if self.trusted:
+            return
+        lines = [t.user_attrs["overrides"] for t in self.trials() if "overrides" in t.user_attrs]
+        lines += [self.space.line(point) for point in self.space.corners()]
+        trust.refuse_code([self._compose(tuple(line)) for line in lines], self.folder)
 
     def first_spec(self, overrides: Sequence[str] = ()) -> TrialSpec:
         """Return the spec of a trial at one point of the space, for what all trials have in common."""
