@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -271,7 +271,7 @@ def tracking_uri(uri: str) -> str:
     return kept
 
 
-FUNCTIONS = {"search.storage": database_url, "tracking.uri": tracking_uri}
+FUNCTIONS: dict[str, Callable[[str], str]] = {"search.storage": database_url, "tracking.uri": tracking_uri}
 
 
 def taken_out(key: str, value: Any) -> Any:
@@ -319,7 +319,7 @@ class Redacting:
 def guard_stderr() -> None:
     """Let whatever this process writes to stderr, libraries and tracebacks too, pass `redact`."""
     if sys.stderr is not None and not isinstance(sys.stderr, Redacting):
-        sys.stderr = Redacting(sys.stderr)  # type: ignore[assignment]
+        sys.stderr = Redacting(sys.stderr)
 
 
 def hide_arguments() -> None:

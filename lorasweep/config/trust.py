@@ -40,7 +40,7 @@ def without_code(spec: TrialSpec) -> TrialSpec:
     """Return the trial with the settings that run no code."""
     if not code_of(spec):
         return spec
-    return replace(spec, model=replace(spec.model, **{key: not value for key, value in CODE.items()}))
+    return replace(spec, model=replace(spec.model, trust_remote_code=False, use_safetensors=True))
 
 
 def refuse_code(specs: Sequence[TrialSpec], where: object) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lorasweep.config import registry
 from lorasweep.config.spec import LoraSpec, TaskSpec
 from lorasweep.errors import ConfigError
+from lorasweep.files import read_json
 from lorasweep.lora import inits, module_swap, peft_notices
 from lorasweep.lora.peft_config import config, misread, parameter_problems, whole
 from lorasweep.lora.peft_names import (
@@ -283,7 +284,14 @@ def reload(folder: Path, base: Base, lora: LoraSpec, task: TaskSpec) -> Any:
 
 
 def on(model: Any, folder: Path) -> Any:
-    """Return a plain peft model: the saved adapter on a model that may come from anywhere."""
+    """Return a plain peft model: the saved adapter on a model that may come from anywhere.
+
+    Raises ConfigError for an adapter that would let peft import a module by its name.
+    """
+    settings = read_json(folder / "adapter_config.json") or {}
+    if settings.get("megatron_config"):
+        module = settings.get("megatron_core")
+        raise ConfigError([f"{folder}: adapter_config.json asks peft to import '{module}'; remove megatron_config"])
     with peft_notices.left_out():
         return PeftModel.from_pretrained(model, str(folder)).eval()
 

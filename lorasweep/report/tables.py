@@ -222,7 +222,9 @@ def _section(title: str, table: Table) -> Iterator[str]:
 
 def plain(text: str) -> str:
     """Return text from data so that Markdown shows it letter by letter, on one line."""
-    return re.sub(r"([\\`*|\[\]<>])", r"\\\1", " ".join(text.split())).replace("\\<", "&lt;")
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    line = re.sub(r"([\\`*|\[\]~$]|(?<![^\W_])_|_(?![^\W_])|^[#+-](?= )|(?<=^\d)[.)](?= ))", r"\\\1", line)
+    return re.sub(r"&(?=#?\w+;)", "&amp;", line).replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -335,8 +335,8 @@ def write_best(study: Study, found: Answer, text: str) -> Path | None:
     own = ("outputs=", "study=", "search.", REGISTERS)
     overrides = [redact(o) for o in found.best.result.overrides if not o.startswith(own)]
     head = (
-        f"# {study.meta.name}: {' '.join(text.split())}\n"
-        f"# Run it: python -m lorasweep --sweep {console.shown(path)}\n"
+        f"# {' '.join(f'{study.meta.name}: {text}'.split())}\n"
+        f"# Run it: python -m lorasweep --sweep {' '.join(console.shown(path).split())}\n"
         f"# Every key with its value: {found.best.number}/config.yaml\n"
     )
     body = yaml.safe_dump({"overrides": overrides}, sort_keys=False, allow_unicode=True, width=1000)

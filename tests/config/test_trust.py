@@ -1,4 +1,4 @@
-"""A study that somebody sent runs nothing: code of its model and commands of its launcher wait for a flag given here."""
+"""A study that somebody sent runs nothing: its model's code and its launcher's commands wait for a flag."""
 
 import json
 import shutil

@@ -1,5 +1,6 @@
 """Adapters on a shared base: attach, count, save, detach, reload with plain peft."""
 
+import json
 from itertools import cycle
 
 import peft
@@ -7,6 +8,7 @@ import pytest
 import torch
 from support.adapters import logits, move, prepared
 
+from lorasweep.errors import ConfigError
 from lorasweep.lora import adapter
 from lorasweep.models import base_model, target_modules
 
@@ -102,3 +104,10 @@ def test_presets_name_the_modules_of_the_family(tiny_bert, tiny_llama):
         found = target_modules.preset_names(base, work.task.head_names, preset)
         assert len(found) == 2 * len(names)
         assert all(any(f.endswith(n) for n in names) for f in found)
+
+
+def test_adapter_that_names_a_module_to_import_is_refused(tmp_path):
+    settings = {"peft_type": "LORA", "megatron_config": {"x": 1}, "megatron_core": "antigravity"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match="asks peft to import 'antigravity'"):
+        adapter.on(object(), tmp_path)
