@@ -1,11 +1,15 @@
 """Where trials compute, in which number format, and how exactly: the device, its precision, determinism."""
 
+import getpass
 import importlib.util
 import math
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -113,9 +117,8 @@ def own(workers: int, every: bool = False, *, divide: bool = True) -> Iterator[b
         return
     if torch.cuda.is_available() and torch.cuda.device_count() > 1:
         with ExitStack() as held:
-            for device in range(torch.cuda.device_count()):
-                name = f"lorasweep-gpu-{torch.cuda.get_device_properties(device).uuid}.lock"
-                lock = FileLock(Path(tempfile.gettempdir()) / name)
+            for device, name in enumerate(device_names()):
+                lock = FileLock(runtime_folder() / f"gpu-{name}.lock")
                 if lock.acquire(blocking=False):
                     held.callback(lock.release)
                     torch.cuda.set_device(device)
@@ -128,6 +131,59 @@ def own(workers: int, every: bool = False, *, divide: bool = True) -> Iterator[b
     if divide:
         divide_threads(workers)
     yield divide
+
+
+def device_names() -> list[str]:
+    """Return a name for each device that torch sees, the same in every process of this machine.
+
+    Parts of one GPU (MIG) have its UUID in torch's eyes: they go by the names under which they were made visible.
+    """
+    count = torch.cuda.device_count()
+    visible = visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    entries = visible if visible is not None and len(visible) == count else [""] * count
+    return [
+        re.sub(r"[^A-Za-z0-9-]", "-", entry) if entry.startswith("MIG-") else _uuid(device)
+        for device, entry in enumerate(entries)
+    ]
+
+
+def _uuid(device: int) -> str:
+    return str(torch.cuda.get_device_properties(device).uuid)
+
+
+def visible_devices(text: str | None) -> list[str] | None:
+    """Return the devices that CUDA_VISIBLE_DEVICES names, as CUDA reads it; None where it names all.
+
+    CUDA goes by the list up to the first entry that is no index and no UUID (-1 is none), and sees nothing where an
+    entry is there twice.
+    """
+    if text is None:
+        return None
+    named = list(takewhile(_names_a_device, (entry.strip() for entry in text.split(","))))
+    return named if len(set(named)) == len(named) else []
+
+
+def _names_a_device(entry: str) -> bool:
+    return bool(re.fullmatch(r"\d+|(?:GPU|MIG)-[\w/-]+", entry))
+
+
+def runtime_folder() -> Path:
+    """Return a folder for this user's locks, which no other user can write to or take: XDG_RUNTIME_DIR's, else one in
+    the temporary folder.
+
+    Raises ConfigError where somebody else has that name.
+    """
+    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+    given = os.environ.get("XDG_RUNTIME_DIR", "")
+    is_ours = os.path.isabs(given) and os.access(given, os.W_OK | os.X_OK) and os.stat(given).st_uid == user
+    folder = Path(given) / "lorasweep" if is_ours else Path(tempfile.gettempdir()) / f"lorasweep-{user}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    open_to_others = hasattr(os, "getuid") and (found.st_uid != user or stat.S_IMODE(found.st_mode) & 0o022)
+    if not stat.S_ISDIR(found.st_mode) or open_to_others:
+        raise ConfigError([f"{folder}: is not a folder of this user alone; remove it, or set XDG_RUNTIME_DIR"])
+    return folder
 
 
 def divide_threads(workers: int) -> bool:
