@@ -5,15 +5,21 @@ import gzip
 import lzma
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
 from lorasweep.errors import ConfigError
 
-COMPRESSED: dict[bytes, Callable[[bytes], bytes]] = {
-    b"\x1f\x8b": gzip.decompress,
-    b"BZh": bz2.decompress,
-    b"\xfd7zXZ\x00": lzma.decompress,
+COMPRESSED: dict[bytes, Callable[..., IO[Any]]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
 }
 """First bytes of a compressed file, and what opens it."""
+
+MOST_TIMES = 200
+"""Text becomes 3 to 20 times smaller, repeated cells a hundred times; a file that grows more is a trap."""
+SURELY_SMALL = 2**26
+"""So many bytes are taken whatever they were compressed from."""
 
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz")
 
@@ -36,8 +42,16 @@ def content(path: Path, at_most: int | None = None) -> bytes:
         with path.open("rb") as file:
             head = file.read(8)
             opener = next((o for mark, o in COMPRESSED.items() if head.startswith(mark)), None)
-            data = head + file.read(-1 if opener or at_most is None else at_most)
-        data = opener(data) if opener else data
+            if opener is None:
+                data = head + file.read(-1 if at_most is None else at_most)
+        if opener is not None:
+            most = max(SURELY_SMALL, MOST_TIMES * path.stat().st_size)
+            with opener(path, "rb") as packed:
+                data = packed.read(most + 1)
+            if len(data) > most:
+                raise ConfigError(
+                    [f"data.path: {path} grows to more than {MOST_TIMES} times its size; unpack it first"]
+                )
     except (OSError, EOFError, lzma.LZMAError, ValueError) as error:
         raise ConfigError([f"data.path: cannot read {path} ({error})"]) from error
     _refuse_what_is_no_data(path, data)

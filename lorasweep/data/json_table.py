@@ -64,6 +64,9 @@ def read_jsonl(path: Path, spec: DataSpec) -> Table:
     return table
 
 
+TOO_DEEP = "lists or objects stand in one another deeper than Python reads"
+
+
 class Broken(str):
     """What is wrong with a value that could not be read."""
 
@@ -81,7 +84,7 @@ def _lines(text: str, path: Path) -> Iterator[tuple[int, Any]] | None:
 def _decodes(line: str) -> bool:
     try:
         return isinstance(json.loads(line), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -91,6 +94,8 @@ def _value(line: str, place: str) -> Any:
     except ValueError as error:
         where = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         return Broken(f"{place}: broken JSON ({getattr(error, 'msg', error)}{where})")
+    except RecursionError:
+        return Broken(f"{place}: {TOO_DEEP}")
     rest = line[end:].strip().strip(",")
     return Broken(f"{place}: broken JSON (more follows the object)") if rest else value
 
@@ -114,6 +119,9 @@ def _values(text: str, path: Path) -> Iterator[tuple[int, Any]]:
             value, at = DECODER.raw_decode(text, at)
         except ValueError as error:
             yield line, Broken(f"{path}:{line}: broken JSON ({getattr(error, 'msg', error)}); the rest is not read")
+            return
+        except RecursionError:
+            yield line, Broken(f"{path}:{line}: {TOO_DEEP}; the rest is not read")
             return
         yield line, value
 
@@ -150,7 +158,7 @@ def read_squad(path: Path, spec: DataSpec) -> Table:
     text, notes = files.text_of(path, spec.encoding)
     try:
         articles = list(json.loads(text)["data"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError([f"{path}: not a SQuAD file: JSON with a list 'data' ({error})"]) from error
     table = Table(notes=notes, columns=["question", "context", "answers", "group"])
     problems = []

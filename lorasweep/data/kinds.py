@@ -57,7 +57,7 @@ def _json_kind(path: Path, start: str) -> str:
         return "jsonl"
     try:
         return "squad" if is_squad(json.loads(files.text_of(path)[0])) else "jsonl"
-    except ValueError:
+    except (ValueError, RecursionError):
         return "jsonl"
 
 
