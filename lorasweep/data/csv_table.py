@@ -36,6 +36,7 @@ class Records:
 
 def read_csv(path: Path, spec: DataSpec) -> Table:
     """Return the rows of a CSV file. Raises ConfigError for a file without a table in it."""
+    csv.field_size_limit(sys.maxsize)
     text, notes = files.text_of(path, spec.encoding)
     lines = list(io.StringIO(text, newline=""))
     skipped = 0
@@ -56,7 +57,7 @@ def read_csv(path: Path, spec: DataSpec) -> Table:
             notes.append(f'quotes inside the cells of {path.name} are written \\"')
     if not table.rows and not table.broken:
         raise ConfigError([f"data.path: {path} holds no row"])
-    return table
+    return table.bounded(path)
 
 
 def _sep_line(line: str) -> str | None:
@@ -99,7 +100,6 @@ def _dialect(lines: Sequence[str], delimiter: str, spec: DataSpec, escaped: bool
 
 def _records(lines: Sequence[str], skipped: int, path: Path, dialect: dict[str, Any]) -> Records:
     """Return all rows. A row whose quote is not closed is left out by itself; those after it are read."""
-    csv.field_size_limit(sys.maxsize)
     found = Records([], [])
     quoted: list[tuple[int, int]] = []
     """Index in found.cells, and lines, of the rows that span several lines."""

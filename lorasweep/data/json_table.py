@@ -61,7 +61,7 @@ def read_jsonl(path: Path, spec: DataSpec) -> Table:
     if not table.rows:
         raise ConfigError(table.broken[:10] or [f"data.path: {path} holds no JSON object"])
     table.columns = columns_of(table.rows)
-    return table
+    return table.bounded(path)
 
 
 TOO_DEEP = "lists or objects stand in one another deeper than Python reads"

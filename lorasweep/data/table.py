@@ -2,9 +2,17 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from lorasweep.errors import ConfigError
+
 Record = dict[str, Any]
+
+MOST_COLUMNS = 10_000
+"""Columns of a file; more are a table on its side, or no table."""
+MOST_CHARACTERS = 2**22
+"""Characters of a cell: four long novels. A longer text is split before, or read as data.source=text."""
 
 
 class Row(Record):
@@ -68,9 +76,32 @@ class Table:
         self.broken += other.broken
         self.class_names |= other.class_names
 
+    def bounded(self, path: Path) -> "Table":
+        """Return the table without the rows that have a cell too long to be read.
+
+        Raises ConfigError where it has more columns than a table can have.
+        """
+        if len(self.columns) > MOST_COLUMNS:
+            rule = f"has {len(self.columns):,} columns, at most {MOST_COLUMNS:,} are read"
+            raise ConfigError([f"data.path: {path} {rule}; is it the table, and the right data.delimiter?"])
+        long = [(row, _longest(row)) for row in self.rows]
+        self.broken += [
+            f"{row.place}: a cell has {length:,} characters, at most {MOST_CHARACTERS:,} are read; split the text"
+            for row, length in long
+            if length > MOST_CHARACTERS
+        ]
+        self.rows = [row for row, length in long if length <= MOST_CHARACTERS]
+        if long and not self.rows:
+            raise ConfigError(self.broken[:10])
+        return self
+
     def cells_of(self, column: str) -> list[Any]:
         """Return what stands in a column, None where a row lacks it."""
         return [row.get(column) for row in self.rows]
+
+
+def _longest(row: Row) -> int:
+    return max((len(cell) for cell in row.values() if isinstance(cell, str)), default=0)
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
