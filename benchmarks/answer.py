@@ -1,103 +1,180 @@
-"""How often the answer errs, on simulated studies with a known truth, through the package's own answer and repeats.
+"""How often the answer errs, on simulated studies with a known truth, through the package's own functions.
 
-    python benchmarks/answer.py [STUDIES]      a Markdown table, some minutes on one core
+    python benchmarks/answer.py [PART ...] [--studies 400]      Markdown rows; PART: claims, coverage, choices,
+                                                                champion, effects, power, regret; without one, all
 
-A study without training: trials, scores and repeats are drawn (tests/support/drawn.py).
+A study without training: trials, scores and repeats are drawn (tests/support/drawn.py, tests/support/populations.py).
 """
 
+import argparse
+import math
+import statistics
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import numpy as np
-from support.drawn import Drawn, losses, right_or_wrong
+from support.drawn import Drawn, by_seed, challenged, losses, right_or_wrong
+from support.populations import POPULATIONS
 
-from lorasweep.study import comparison, significance
-
-
-def row(what: str, studies: int, value: float, wanted: str) -> None:
-    print(f"| {what} | {studies} | {value:.3f} | {wanted} |", flush=True)
+from lorasweep.report import study_data
+from lorasweep.study import significance
 
 
-def false_claims(studies: int) -> None:
-    for count in (3, 10, 24):
+def row(what: str, found: list[float] | list[bool], wanted: str) -> None:
+    mean, error = float(np.mean(found)), float(np.std(found)) / math.sqrt(len(found))
+    print(f"| {what} | {len(found)} | {mean:.3f} ± {error:.3f} | {wanted} |", flush=True)
+
+
+def claims(studies: int) -> None:
+    """Some trial is told apart where all are equally good."""
+    for count in (3, 10, 24, 100):
         rng = np.random.default_rng(count)
-        wrong = sum(bool(Drawn(right_or_wrong(rng, [0.8] * count)).search_for(count).worse) for _ in range(studies))
-        row(f"{count} equal trained models, 400 rows: some told apart", studies, wrong / studies, "0.05")
-    for own_sd in (0.01, 0.022):
-        rng, wrong = np.random.default_rng(1), 0
-        for _ in range(studies):
-            draw = right_or_wrong(rng, [0.8] * 10, own_sd=own_sd, common_sd=0.02)
-            wrong += bool(Drawn(draw, repeats=3, repeat_top=3).search_for(10).worse)
-        row(
-            f"10 equal settings, seeds sd {own_sd}, repeats 3: some told apart",
-            studies,
-            wrong / studies,
-            "at most 0.05",
-        )
+        false = [bool(Drawn(right_or_wrong(rng, [0.8] * count)).search_for(count).worse) for _ in range(studies)]
+        row(f"{count} equal trained models, 400 rows: some told apart", false, "0.05")
+    for examples in (400, 2000):
+        for count in (3, 10, 24, 100):
+            rng, false, regretted = np.random.default_rng(count), [], []
+            for _ in range(studies):
+                draw = right_or_wrong(rng, [0.8] * count, own_sd=0.01, common_sd=0.02, examples=examples)
+                found = Drawn(draw, repeats=3, repeat_top=3).search_for(count)
+                false.append(bool(found.worse))
+                regretted.append(found.best.interval.holds(0.8))
+            row(
+                f"{count} equal settings, models 1 point apart, {examples} rows, repeats=3: some told apart",
+                false,
+                "<= 0.05",
+            )
+            row("the same: interval of the winner's setting holds its mean", regretted, "-")
 
 
 def power(studies: int) -> None:
-    for gap in (0.01, 0.02, 0.05):
-        for count in (2, 10):
-            rng, seen = np.random.default_rng(7), 0
-            for _ in range(studies):
-                found = Drawn(right_or_wrong(rng, [0.8] + [0.8 - gap] * (count - 1))).search_for(count)
-                seen += len([c for c in found.worse if c.number]) / (count - 1)
-            row(f"{count} models, {gap:.2f} apart, 400 rows: share told apart", studies, seen / studies, "-")
+    for examples in (400, 2000):
+        for gap in (0.01, 0.02, 0.05):
+            for count in (2, 10):
+                rng, seen = np.random.default_rng(7), []
+                for _ in range(studies):
+                    draw = right_or_wrong(rng, [0.8] + [0.8 - gap] * (count - 1), examples=examples)
+                    found = Drawn(draw).search_for(count)
+                    seen.append(len([c for c in found.worse if c.number]) / (count - 1))
+                row(
+                    f"{count} models, one {100 * gap:.0f} points better, {examples} rows: worse ones told apart",
+                    seen,
+                    "-",
+                )
 
 
 def coverage(studies: int) -> None:
-    for examples in (50, 200, 400, 2000):
-        for share in (0.8, 0.95):
-            rng, held = np.random.default_rng(examples), 0
-            for _ in range(4 * studies):
-                _, scores = right_or_wrong(rng, [share], examples=examples)(0, 0)
-                held += significance.interval(scores).holds(share)
-            row(f"interval of accuracy {share}, {examples} rows", 4 * studies, held / (4 * studies), "0.92 to 0.98")
-    for examples in (400, 2000):
-        rng, held = np.random.default_rng(3), 0
-        for _ in range(studies):
-            draw = right_or_wrong(rng, [0.8] * 10, own_sd=0.01, common_sd=0.01, examples=examples)
-            held += Drawn(draw, repeats=3, repeat_top=3).search_for(10).best.interval.holds(0.8)
-        row(f"interval of the winner's setting after repeats, {examples} rows", studies, held / studies, "0.93 to 0.97")
+    for name, (draw, truth) in POPULATIONS.items():
+        for examples in (50, 200, 400, 2000):
+            rng, held = np.random.default_rng(examples), []
+            for _ in range(math.ceil(studies / 50)):
+                drawn = [draw(rng, examples) for _ in range(50)]
+                significance.resample(drawn)
+                held += [significance.interval(found).holds(truth) for found in drawn]
+            row(f"interval: {name}, {examples} rows", held, "0.92 to 0.98")
 
 
 def choices(studies: int) -> None:
-    rng, apart, cost = np.random.default_rng(3), 0, 0.0
+    rng, apart, cost = np.random.default_rng(3), [], []
     excess = [0.06, 0.03, 0.01, 0.005, 0.0]
     for _ in range(studies):
         found = Drawn(losses(rng, excess), metric="loss", maximize=False).search_for(5)
-        apart += found.cheapest.alike is False
-        cost += excess[found.cheapest.number]
-    row("cheapest by loss: told apart from the best", studies, apart / studies, "under 0.05")
-    row("cheapest by loss: mean true excess, nats (margin 0.01)", studies, cost / studies, "-")
-    rng, raw, corrected = np.random.default_rng(4), 0.0, 0.0
+        apart.append(found.cheapest.alike is False)
+        cost.append(excess[found.cheapest.number])
+    row("cheapest by loss: told apart from the best", apart, "< 0.05")
+    row("cheapest by loss: true excess, nats (margin 0.01)", cost, "-")
+    for examples in (400, 2000):
+        rng, raw, corrected, tested = np.random.default_rng(4), [], [], []
+        for _ in range(studies):
+            truths = 0.8 + 0.01 * rng.standard_normal(24)
+            found = Drawn(right_or_wrong(rng, truths, examples=examples)).search_for(24)
+            truth = truths[found.best.number]
+            raw.append(100 * (found.best.value - truth))
+            corrected.append(100 * (found.corrected - truth))
+            test = right_or_wrong(rng, [truth], examples=examples)(0, 0)[1]
+            tested.append(significance.interval(test).holds(truth))
+        row(f"best of 24, {examples} rows: eval accuracy above the truth, points", raw, "-")
+        row(f"best of 24, {examples} rows: the same without the choice, points", corrected, "0")
+        row(f"best of 24, {examples} rows: test interval holds the truth", tested, "0.93 to 0.97")
+
+
+def champion(studies: int) -> None:
+    """The best of 24 replaces one equal champion."""
+    for examples in (400, 2000):
+        for own_sd in (0.0, 0.01):
+            rng = np.random.default_rng(5)
+            replaced = [challenged(rng, 24, own_sd, examples) for _ in range(studies)]
+            what = f"best of 24 equal ones, seeds {100 * own_sd:.0f} points, {examples} rows: replaces the champion"
+            row(what, replaced, "< 0.05")
+
+
+def effects(studies: int) -> None:
+    """Bars of a random search of 24 trials over learning rate, modules and dropout."""
+    modules = {"qv": -1.5, "attention": -0.5, "mlp": 0.0, "all-linear": 0.6}
+
+    def drawn(rng: np.random.Generator, count: int) -> list[SimpleNamespace]:
+        points = [
+            {
+                "rate": 10 ** rng.uniform(-5, -2.5),
+                "modules": str(rng.choice(list(modules))),
+                "dropout": int(rng.integers(5)) / 10,
+            }
+            for _ in range(count)
+        ]
+        return [SimpleNamespace(point=p, value=_accuracy(p, modules), state="COMPLETE") for p in points]
+
+    rng, held = np.random.default_rng(6), {"rate": [], "modules": [], "dropout": []}
+    population = drawn(rng, 10_000)
     for _ in range(studies):
-        found = Drawn(right_or_wrong(rng, [0.8] * 24)).search_for(24)
-        raw, corrected = raw + found.best.value - 0.8, corrected + found.corrected - 0.8
-    row("best of 24: eval accuracy above the truth", studies, raw / studies, "-")
-    row("the same without the choice", studies, corrected / studies, "0")
+        trials = drawn(rng, 24)
+        for trial in trials:
+            trial.value += 0.01 * rng.standard_normal()
+        for key, found in held.items():
+            values = sorted({t.point[key] for t in trials})
+            numeric = key != "modules"
+            axis = study_data.Axis(key=key, numeric=numeric, log=key == "rate", values=values)
+            inside = [t for t in population if not numeric or values[0] <= t.point[key] <= values[-1]]
+            places = sorted({study_data.place(axis, t.point[key], 8) for t in trials})
+            truths: dict[int, list[float]] = {place: [] for place in places}
+            for t in inside:
+                if len(values) > 8 or t.point[key] in values:
+                    truths.setdefault(study_data.place(axis, t.point[key], 8), []).append(t.value)
+            for group, place in zip(study_data.groups(trials, axis), places, strict=True):
+                if group.half is not None:
+                    found.append(abs(group.mean - statistics.fmean(truths[place])) <= group.half)
+    for key, found in held.items():
+        row(f"effects of a random search, 24 trials: bars of {key} hold the mean", found, "0.92 to 0.98")
+
+
+def _accuracy(point: dict, modules: dict[str, float]) -> float:
+    off = math.log10(point["rate"]) + 3.5
+    return (80 - (6 if off < 0 else 14) * off**2 + modules[point["modules"]] - 4 * point["dropout"] ** 2) / 100
 
 
 def regret(studies: int) -> None:
-    """One seed against repeats: how far the chosen setting is from the best one, in points."""
-    for own_sd in (0.005, 0.01, 0.022):
-        for repeats in (0, 1, 3):
-            rng, lost, ran = np.random.default_rng(9), 0.0, 0
+    """How far the chosen setting is from the best of 24, in points: accuracies -Exp(3), 400 rows."""
+    for seed_sd in (0.5, 1.0, 2.2):
+        for repeats in (0, 1, 2, 3, 5):
+            rng, lost, runs = np.random.default_rng([9, repeats]), [], []
             for _ in range(studies):
-                qualities = 0.8 - 0.03 * rng.exponential(1.0, 24)
-                study = Drawn(right_or_wrong(rng, qualities, own_sd=own_sd, common_sd=own_sd), repeats=repeats)
-                found = study.search_for(24)
-                lost += 100 * (qualities.max() - qualities[found.best.number])
-                ran += len(study.list) - 24
-            what = f"regret in points, 24 settings, seeds sd {own_sd}, repeats {repeats} ({ran / studies:.1f} runs)"
-            row(what, studies, lost / studies, "-")
+                quality_K = -rng.exponential(3.0, 24)
+                study = Drawn(by_seed(rng, quality_K, seed_sd), repeats=repeats)
+                study.repeat_all(24)
+                lost.append(quality_K.max() - quality_K[study.best().number])
+                runs.append(len(study.list) - 24)
+            row(f"regret in points, seeds sd {seed_sd}, repeats={repeats} ({np.mean(runs):.1f} runs)", lost, "-")
 
+
+PARTS = {part.__name__: part for part in (claims, coverage, choices, champion, effects, power, regret)}
 
 if __name__ == "__main__":
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
-    print(f"confidence level {comparison.LEVEL}\n\n| what | studies | found | wanted |\n|---|--:|--:|--:|")
-    for part in (false_claims, power, coverage, choices, regret):
-        part(count)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART")
+    parser.add_argument("--studies", type=int, default=400)
+    args = parser.parse_args()
+    print("| what | studies | found | wanted |\n|---|--:|--:|--:|")
+    for name in args.parts or PARTS:
+        PARTS[name](args.studies)

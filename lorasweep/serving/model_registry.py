@@ -137,6 +137,8 @@ class Score:
     """Of the runs that make the value, on the machine that made them: the trial's, or its repeats'."""
     margin: float = 0.0
     """By how much a challenger has to be shown to be better."""
+    tested: str = ""
+    """Folder of the registered adapter's answers to the test split."""
 
     @staticmethod
     def of(study: Study, number: int) -> "Score":
@@ -145,7 +147,10 @@ class Score:
         folders = [str(study.trial_folder(n)) for n in found.scored]
         margin = near_enough(study.search.margin, study.meta.bounds, found.value)
         meta = study.meta
-        return Score(meta.metric, found.value, meta.maximize, found.standard_error, fingerprint, folders, margin)
+        tested = str(study.trial_folder(number))
+        return Score(
+            meta.metric, found.value, meta.maximize, found.standard_error, fingerprint, folders, margin, tested
+        )
 
     def tags(self) -> dict[str, str]:
         return {f"{TAG}{k}": redact(json.dumps(v)) for k, v in vars(self).items()}
@@ -154,18 +159,22 @@ class Score:
     def from_tags(tags: dict[str, str]) -> "Score | None":
         """Return what a version's tags say, None for a version that lorasweep did not make."""
         try:
-            own = {k: json.loads(tags[f"{TAG}{k}"]) for k in Score.__dataclass_fields__ if k != "margin"}
-            return Score(**own)
+            later = {"tested": json.loads(tags.get(f"{TAG}tested", '""'))}  # versions of before do not say it
+            own = {k: json.loads(tags[f"{TAG}{k}"]) for k in Score.__dataclass_fields__ if k not in ("margin", *later)}
+            return Score(**own, **later)
         except KeyError:
             return None
 
     def beats(self, champion: "Score | None") -> tuple[bool, str]:
-        """Return whether this one is shown to be better than the champion by more than the margin, in words too."""
+        """Return whether this one is shown to be better than the champion by more than the margin, in words too.
+
+        On the test split, which chose neither of them; on the eval split where a version has no answers to the other.
+        """
         if champion is None:
             return False, "the champion has no score of lorasweep's to compare with"
         if (self.metric, self.maximize) != (champion.metric, champion.maximize):
             return False, f"the champion is judged by {champion.metric}, this one by {self.metric}"
-        interval = self._same_examples(champion) or self._apart(champion)
+        interval = self._on_the_test_split(champion) or self._same_examples(champion) or self._apart(champion)
         by = f"{self.metric} {self.value:.4f}, the champion's {champion.value:.4f}"
         if interval is None:
             return False, f"{by}; their noise is not known"
@@ -182,8 +191,21 @@ class Score:
             return None
         if len({significance.examples(s) for s in [*ours, *theirs]}) != 1:
             return None
+        return self._ahead(ours, theirs, np.array([self.value, champion.value]))
+
+    def _on_the_test_split(self, champion: "Score") -> significance.Interval | None:
+        """Return by how much the adapter is better on test examples; None where they differ or are gone."""
+        if self.fingerprint != champion.fingerprint or not self.tested or not champion.tested:
+            return None
+        ours, theirs = (example_scores.read(Path(s.tested), example_scores.TEST_NAME) for s in (self, champion))
+        if ours is None or theirs is None or significance.examples(ours) != significance.examples(theirs):
+            return None
+        return self._ahead([ours], [theirs], np.array([ours.value, theirs.value]))
+
+    def _ahead(self, ours: list[Parts], theirs: list[Parts], values_K: np.ndarray) -> significance.Interval:
+        """Return by how much ours are better: 95 %, paired over their examples."""
+        significance.resample([*ours, *theirs])
         replicates_KR = np.stack([significance.mean_replicates(ours), significance.mean_replicates(theirs)])
-        values_K = np.array([self.value, champion.value])
         rivals = Rivals(upward(values_K, self.maximize), upward(replicates_KR, self.maximize))
         _, low, high = comparison.difference_interval(rivals, 0, 1)
         return significance.Interval(low, high)

@@ -1,9 +1,9 @@
 """Rounds of repeats: after the search the best configurations run again, each round with one new seed.
 
-The first round takes the best `search.repeat_top` and the cheapest that is near enough. Each later one takes the two
-configurations (a difference needs two runs of one seed) of which one more run is expected to better the choice most.
-It ends when the budget, `search.repeats` runs for each of the first round, is spent, or when no number of runs is
-expected to gain a tenth of the margin and the best has two new seeds.
+The first round takes the best `search.repeat_top` and the cheapest that is near enough. Each later one takes the three
+configurations (a difference needs runs of one seed) of which one more run is expected to better the choice most. It
+ends when the budget, `search.repeats` runs for each of the first round, is spent, or when no number of runs is
+expected to gain a twentieth of the margin and the best has two new seeds.
 
 With `search.repeats=auto` each later round takes the best and the one that may be better by most, until that is less
 than the margin. Source: S. Kalyanakrishnan et al., PAC Subset Selection in Stochastic Multi-armed Bandits, 2012.
@@ -21,12 +21,16 @@ from lorasweep.study.meta import Entry
 from lorasweep.study.repeats import Race
 from lorasweep.study.study import Study
 
-RUNS_A_ROUND = 2
+RUNS_A_ROUND = 3
+"""A round has a seed, whose effect on all has to be found too: of two runs that takes half of what they tell, of three
+a third."""
+HOPELESS = 0.001
+"""Of the largest gain: a third member that gains less is left out."""
 FRESH_RUNS_OF_THE_BEST = 2
 """The mean that is reported is one of new seeds: of this many at least, where the budget has them."""
 FEWEST_AUTO_RUNS = 3
 """Repeats that `search.repeats=auto` has for each of the first round, where no hours limit it."""
-WORTH_THE_REST = 0.1
+WORTH_THE_REST = 0.05
 """Of the margin: what more runs, however many, have to be expected to gain. One run alone seldom gains as much."""
 
 
@@ -89,11 +93,11 @@ def _worth_a_run(study: Study, most: int) -> list[int]:
     gains = {n: held.gain(n) for n in held.mean}
     ranked = sorted(gains, key=lambda n: (-gains[n], n))
     if held.left_open() >= WORTH_THE_REST * margin:
-        return ranked
+        return [n for place, n in enumerate(ranked) if place < 2 or gains[n] > HOPELESS * gains[ranked[0]]]
     best = study.best()
     if best is None or len(repeats.repeats(study.trials()).get(best.number, {})) >= min(FRESH_RUNS_OF_THE_BEST, most):
         return []
-    return [best.number, *(n for n in ranked if n != best.number)]
+    return [best.number, *(n for n in ranked if n != best.number)][:2]
 
 
 def _chosen(study: Study) -> Race:

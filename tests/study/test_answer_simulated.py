@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from optuna.trial import TrialState
-from support.drawn import Drawn, losses, right_or_wrong
+from support.drawn import Drawn, by_seed, challenged, losses, right_or_wrong
 
 from lorasweep.study import answer, significance
 
@@ -89,3 +89,37 @@ def test_runs_that_differ_in_their_seed_alone_are_one_configuration():
     found = answer.answer(study)
     assert [c.number for c in found.candidates] == [0, 3] and found.by_seeds
     assert found.best.value == pytest.approx(np.mean([t.values[0] for t in study.list[:3]]))
+
+
+def test_best_of_many_does_not_replace_an_equally_good_champion():
+    rng = np.random.default_rng(7)
+    assert np.mean([challenged(rng, 24, 0.0, 400) for _ in range(60)]) < 0.05
+
+
+def test_test_interval_of_the_winner_holds_its_truth_though_its_eval_metric_is_too_high():
+    rng, held, above = np.random.default_rng(8), [], []
+    for _ in range(200):
+        shares = 0.8 + 0.01 * rng.standard_normal(24)
+        draw = right_or_wrong(rng, shares)
+        values = [draw(k, 0)[0] for k in range(24)]
+        truth = shares[int(np.argmax(values))]
+        held.append(significance.interval(right_or_wrong(rng, [truth])(0, 0)[1]).holds(truth))
+        above.append(max(values) - truth)
+    assert 0.9 <= np.mean(held) <= 0.99 and np.mean(above) > 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed_sd", [0.5, 1.0, 2.2])
+def test_repeats_leave_less_regret_than_one_seed(seed_sd):
+    assert regret_of(seed_sd, 3, 300) < regret_of(seed_sd, 0, 300) - 0.03
+
+
+def regret_of(seed_sd, budget, studies):
+    """Return the mean loss, in points, of the chosen of 24 settings."""
+    rng, lost = np.random.default_rng(9), []
+    for _ in range(studies):
+        quality_K = -rng.exponential(3.0, 24)
+        study = Drawn(by_seed(rng, quality_K, seed_sd), repeats=budget)
+        study.repeat_all(24)
+        lost.append(quality_K.max() - quality_K[study.best().number])
+    return np.mean(lost)

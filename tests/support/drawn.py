@@ -3,16 +3,23 @@
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 from optuna.trial import TrialState
 from scipy.stats import norm
 
 from lorasweep.config.spec import SearchSpec
+from lorasweep.serving import model_registry
 from lorasweep.study import answer, repeat_rounds, repeats
 from lorasweep.tasks.metric import Parts
 
 EXAMPLES = 400
+ROWS_SD, RUN_SD = 0.64, 0.90
+"""Points: what 400 rows do to a configuration, and to one run of it beside its seed (accuracy 0.8, 13 % of the answers
+of two models differ)."""
+COMMON_SHARE = 0.5
+"""Of a seed's variance: what it does to all configurations alike."""
 BOUNDS = {"accuracy": (0.0, 1.0), "loss": (0.0, math.inf), "pearson": (-1.0, 1.0)}
 
 
@@ -27,12 +34,15 @@ class Drawn:
         self.draw, self.list, self.race, self.drawn = draw, [], repeats.Race(), {}
 
     def search_for(self, count, trainable=lambda k: 100.0 * (k + 1)):
+        self.repeat_all(count, trainable)
+        return answer.answer(self)
+
+    def repeat_all(self, count, trainable=lambda k: 100.0 * (k + 1)):
         for k in range(count):
             known = {"overrides": [f"lora.r={k + 1}"], "swept": {"lora.r": k + 1}, "trainable": trainable(k)}
             self._run(k, 0, known)
         while repeat_rounds.next_round(self):
             pass
-        return answer.answer(self)
 
     def _run(self, k, seed, known):
         number = len(self.list)
@@ -120,5 +130,35 @@ def regressions(rng, noise, *, examples=200):
         predicted_N = label_N + noise[k] * rng.standard_normal(examples)
         parts = Parts("pearson", "pearson", np.arange(examples), predicted_N, label_N, (-1.0, 1.0))
         return parts.value, parts
+
+    return draw
+
+
+def challenged(rng, count, own_sd, examples):
+    """Return whether the best of so many models replaces an equally good champion in the registry."""
+    shares = 0.8 + own_sd * rng.standard_normal(count + 1)
+    splits = [right_or_wrong(rng, shares, examples=examples) for _ in range(2)]
+    runs = {name: [draw(k, 0) for k in range(count + 1)] for name, draw in zip(("eval", "test"), splits, strict=True)}
+    values = [value for value, _ in runs["eval"]]
+    best = 1 + int(np.argmax(values[1:]))
+
+    def read(folder, name="eval"):
+        return runs["eval" if name == "eval" else "test"][int(folder.name)][1]
+
+    ours, theirs = (
+        model_registry.Score("accuracy", values[k], True, 0.02, "rows", [str(k)], 0.01, str(k)) for k in (best, 0)
+    )
+    with patch.object(model_registry.example_scores, "read", read):
+        return ours.beats(theirs)[0]
+
+
+def by_seed(rng, quality_K, seed_sd):
+    """Return a `draw` of metrics alone, in hundredths around 0.8; `seed_sd` in points."""
+    centre_K = quality_K + ROWS_SD * rng.standard_normal(len(quality_K))
+    own_sd, of_seed = math.hypot(seed_sd * math.sqrt(1 - COMMON_SHARE), RUN_SD), {}
+
+    def draw(k, seed):
+        shift = of_seed.setdefault(seed, seed_sd * math.sqrt(COMMON_SHARE) * rng.standard_normal())
+        return 0.8 + (centre_K[k] + shift + own_sd * rng.standard_normal()) / 100, None
 
     return draw
