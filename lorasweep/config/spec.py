@@ -541,8 +541,8 @@ class SearchSpec:
     """Runs with new seeds once the search is over, for each of the first `repeat_top`: all of them once, then those
     that may change the choice. It ends earlier where more runs, however many, are expected to gain less than a
     twentieth of the margin. auto: until, as far as seeds tell, none of the others can be better than the best by more
-    than the margin (95 %), or device_hours or wall_hours is spent; without those, after as many as the search had trials,
-    but three for each at least."""
+    than the margin (95 %), or device_hours or wall_hours is spent; without those, after as many as the search had
+    trials, but three for each at least."""
     repeat_top: int = ranged(3, 1, affects=NOTHING)
     """How many of the best trials run again first; so does the cheapest within the margin."""
     enqueue: list[str] | None = setting(None, affects=STUDY)
