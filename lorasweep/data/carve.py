@@ -11,6 +11,9 @@ from lorasweep.data.table import Record
 ANSWERS = ("label", "completion", "target", "positive", "negative", "score", "answers", "tags", "tools")
 """Fields that a record's place among carved splits must not depend on: they are what is learned."""
 
+PAIRS = (("anchor", "positive"), ("source", "target"), ("prompt", "completion"))
+"""Two fields of which the first says a record's place: a pair and the same pair swapped have different ones."""
+
 KEPT_TOGETHER = ("group", "context")
 """Fields that keep records in one split; the first that is there counts."""
 
@@ -18,12 +21,11 @@ KEPT_TOGETHER = ("group", "context")
 def carve(train: Sequence[Record], fractions: Mapping[str, float], classes: str) -> dict[str, list[Record]]:
     """Return the carved splits and what is left of train, each in train's order.
 
-    Records of one text, group or context stay together. `classes` is the field whose classes every split should have in
-    train's proportions, or ''; a class that has a single text stays in train.
+    Records of one text, group or context stay together, and so do a pair of texts and the same pair swapped. `classes`
+    is the field whose classes every split should have in train's proportions, or ''; a class that has a single text
+    stays in train.
     """
-    units: dict[float, list[int]] = defaultdict(list)
-    for i, record in enumerate(train):
-        units[place(record)].append(i)
+    units = _units(train)
     held: dict[float, set[str]] = defaultdict(set)
     for key, rows in units.items():
         for i in rows:
@@ -36,6 +38,41 @@ def carve(train: Sequence[Record], fractions: Mapping[str, float], classes: str)
     for i, record in enumerate(train):
         out[names[i]].append(record)
     return out
+
+
+def _units(train: Sequence[Record]) -> dict[float, list[int]]:
+    """Return place -> the records that stay together there."""
+    found = [place(record) for record in train]
+    lower: dict[float, float] = {}
+    first: dict[tuple[float, ...], float] = {}
+    for record, at in zip(train, found, strict=True):
+        pair = _pair(record)
+        if pair:
+            low, high = sorted((_lowest(lower, at), _lowest(lower, first.setdefault(pair, at))))
+            if low < high:
+                lower[high] = low
+    units: dict[float, list[int]] = defaultdict(list)
+    for i, at in enumerate(found):
+        units[_lowest(lower, at)].append(i)
+    return units
+
+
+def _lowest(lower: dict[float, float], at: float) -> float:
+    """Return the lowest place that a place was joined with; shorten the way there."""
+    found = at
+    while found in lower:
+        found = lower[found]
+    while at != found:
+        lower[at], at = found, lower[at]
+    return found
+
+
+def _pair(record: Record) -> tuple[float, ...]:
+    """Return what is equal for a pair and the same pair swapped; () where the record is none, or is kept by a group."""
+    names = next((n for n in PAIRS if all(isinstance(record.get(name), str) for name in n)), ())
+    if any(name in record for name in KEPT_TOGETHER):
+        return ()
+    return tuple(sorted(_hash([record[name]]) for name in names))
 
 
 def _assigned(
@@ -103,6 +140,10 @@ def place(record: Record) -> float:
         texts = [" ".join(str(m.get("content")) for m in record["messages"] if m.get("role") != "assistant")]
     else:
         texts = sorted(v for k, v in record.items() if k not in ANSWERS and isinstance(v, str))
+    return _hash(texts)
+
+
+def _hash(texts: Sequence[str]) -> float:
     normal = " ".join(" ".join(texts).casefold().split())
     return int.from_bytes(hashlib.sha256(normal.encode()).digest()[:7]) / 2**56
 

@@ -8,7 +8,7 @@ from support.models import wordpiece
 
 from lorasweep.config.spec import DataSpec, TaskSpec
 from lorasweep.data import dataset, text_blocks
-from lorasweep.data.carve import carve, place
+from lorasweep.data.carve import PAIRS, carve, place
 from lorasweep.errors import ConfigError
 from lorasweep.tasks.causal_lm import CausalLM
 from lorasweep.tasks.token_lengths import settle_max_tokens
@@ -31,6 +31,34 @@ def test_a_changed_file_is_seen(tmp_path):
 def test_pairs_in_either_order_stay_in_one_split():
     a, b = "a man eats", "a man is eating"
     assert place({"text": a, "text_pair": b, "score": 5}) == place({"text": b, "text_pair": a, "score": 1})
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+@pytest.mark.parametrize("more", [{}, {"negative": "a dog sleeps"}])
+def test_swapped_pairs_are_carved_together(first, second, more):
+    pairs = [(f"text {i}", f"meaning {i}") for i in range(300)]
+    rows = [{first: a, second: b, **more} for a, b in pairs] + [{first: b.upper(), second: f" {a}"} for a, b in pairs]
+    found = carve(rows, {"eval": 0.1, "test": 0.1}, "")
+    kept = [{frozenset((r[first].strip().lower(), r[second].strip().lower())) for r in part} for part in found.values()]
+    assert sum(map(len, kept)) == 300 and [len(part) for part in found.values()] == [480, 60, 60]
+
+
+def test_chain_of_swapped_pairs_is_carved_together():
+    names = ["d", "a", "c", "b", "e"]
+    chain = [(names[i], names[i + 1]) for i in range(4)]
+    rows = [{"anchor": a, "positive": b} for pair in chain for a, b in (pair, pair[::-1])]
+    others = [{"anchor": f"text {i}", "positive": f"meaning {i}"} for i in range(200)]
+    found = carve(others + rows, {"eval": 0.2, "test": 0.2}, "")
+    assert sum(any(r in rows for r in part) for part in found.values()) == 1
+
+
+def test_pairs_that_are_not_swapped_are_carved_by_the_first_text_alone():
+    pairs = [{"anchor": f"text {i // 2}", "positive": f"meaning {i}"} for i in range(300)]
+    found = carve(pairs, {"eval": 0.1, "test": 0.1}, "")
+    alone = carve([{"anchor": r["anchor"]} for r in pairs], {"eval": 0.1, "test": 0.1}, "")
+    assert {n: [r["anchor"] for r in part] for n, part in found.items()} == {
+        n: [r["anchor"] for r in part] for n, part in alone.items()
+    }
 
 
 def test_carved_splits_have_trains_proportions_and_every_class_stays_in_train():
