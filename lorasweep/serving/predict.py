@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,7 @@ def read(path: Path) -> list[Given]:
     except UnicodeDecodeError as error:
         raise ConfigError([f"--file: {path} is no UTF-8 text ({error})"]) from error
     if path.suffix == ".csv":
+        csv.field_size_limit(sys.maxsize)
         return list(csv.DictReader(io.StringIO(text, newline="")))
     lines = [(n, row) for n, row in enumerate(text.split("\n"), 1) if row.strip()]
     if path.suffix == ".txt":

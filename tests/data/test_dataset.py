@@ -1,5 +1,6 @@
 """What data are: a changed file is seen, pairs stay together, splits hold their classes, running text is kept whole."""
 
+import csv
 import os
 import random
 
@@ -26,6 +27,18 @@ def test_a_changed_file_is_seen(tmp_path):
     os.utime(path, ns=(1, 1))
     two = dataset.load(spec, FIELDS, "SEQ_CLS")
     assert two.labels == ("x", "y") and two.fingerprint != one.fingerprint
+
+
+LONG = "word " * 30_000
+"""More characters than Python's csv module takes in one cell, unless it is told otherwise."""
+
+
+def test_a_long_cell_is_read_in_a_fresh_process(tmp_path):
+    csv.field_size_limit(131_072)
+    path = tmp_path / "train.csv"
+    path.write_text("text,label\n" + "".join(f"{LONG}{i},{'ab'[i % 2]}\n" for i in range(12)))
+    found = dataset.load(DataSpec(source="csv", path=str(path)), FIELDS, "SEQ_CLS")
+    assert {len(r["text"]) // 1000 for r in found.splits["train"]} == {150}
 
 
 def test_pairs_in_either_order_stay_in_one_split():

@@ -1,5 +1,6 @@
 """Answers of a saved adapter for every task type: the ones its own evaluation gave, from a command line or a file."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -73,6 +74,12 @@ def test_files_of_three_kinds_give_the_same_answers(classified, tmp_path, capsys
         assert main.main(["predict", str(classified.parent), "--file", str(tmp_path / f"a.{kind}")]) == 0
         out.append(capsys.readouterr().out)
     assert out[0].count("\n") == 2 and out[0] == out[1] == out[2]
+
+
+def test_a_csv_cell_is_as_long_as_it_likes(tmp_path):
+    csv.field_size_limit(131_072)
+    (tmp_path / "rows.csv").write_text("text\n" + "word " * 30_000 + "\n")
+    assert predict.read(tmp_path / "rows.csv") == [{"text": "word " * 30_000}]
 
 
 def test_a_csv_row_ends_at_line_feeds_alone(tmp_path):
