@@ -15,13 +15,12 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(tempfile.gettempdir()) / "hypothesis"))
 
 import pytest
-import torch
 
 pytest.register_assert_rewrite("support")
 
 from support import models, parity
+from support.double import double_precision
 
-from lorasweep.lora import adapter
 from lorasweep.packing import pass_cost
 from lorasweep.tracking import mlflow_store
 
@@ -74,34 +73,11 @@ def always_together(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def double(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train in double precision. Tasks ask for single precision before the loss, peft for it while it initialises, and
-    Llama's norms for `.to(torch.float32)`: there a difference of 1e-16 becomes one of 6e-8 where it falls on a border.
-    """
-    single, converted, attach = torch.Tensor.float, torch.Tensor.to, adapter.attach
-
-    def kept_double(tensor, *args, **kwargs):
-        asked = (args, kwargs) == ((torch.float32,), {})
-        return tensor if asked and tensor.dtype == torch.float64 else converted(tensor, *args, **kwargs)
-
-    def attached_in_double(base, *args):
-        base.model.to(torch.float32)
-        attached = attach(base, *args)
-        attached.peft_model.double()
-        for weight in attached.swap.weights:
-            weight.base.data = weight.base.data.double()
-        attached.originals.update({n: w.double() for n, w in attached.originals.items()})
-        attached.initial.update({n: w.double() for n, w in attached.initial.items()})
-        for name in [n for n in attached.initial if ".lora_A." in n]:  # peft rounds it
-            module = name.partition(".lora_")[0]
-            layer = attached.peft_model.get_submodule(module)
-            layer.get_base_layer().weight.data = adapter.residual(attached, module)
-        return attached
-
+def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Train in double precision."""
     monkeypatch.setattr(parity, "precision", "double")
-    monkeypatch.setattr(adapter, "attach", attached_in_double)
-    monkeypatch.setattr(torch.Tensor, "float", lambda t: t if t.dtype == torch.float64 else single(t))
-    monkeypatch.setattr(torch.Tensor, "to", kept_double)
+    with double_precision():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,7 @@ def export(study: Study, number: int, folder: Path, *, merged: bool) -> export_p
         else:
             shutil.copytree(trial / "adapter", part, dirs_exist_ok=True)
             _finish(part / "adapter_model.safetensors", loaded.task)
-            _name_base(part / "adapter_config.json", loaded.spec.model)
+            _finish_config(part / "adapter_config.json", loaded.spec.model)
         loaded.tokenizer.save_pretrained(part)
         (part / "README.md").write_text(card(study, number, loaded, merged=merged), encoding="utf8")
         proof = export_proof.prove(part, loaded, expected, rows, merged)
@@ -131,9 +131,12 @@ def hub_id(spec: ModelSpec) -> str | None:
     return name if known else None
 
 
-def _name_base(path: Path, spec: ModelSpec) -> None:
-    """Let the adapter name its base as the settings do: peft has put this machine's folder there."""
+def _finish_config(path: Path, spec: ModelSpec) -> None:
+    """Let the adapter name its base as the settings do (peft has put this machine's folder there), and the task type
+    that loads it right.
+    """
     found = json.loads(path.read_text(encoding="utf8"))
+    found["task_type"] = adapter.task_type_of_saved(found["task_type"])
     found["base_model_name_or_path"] = hub_id(spec) or base_model.name_of(spec)
     found["revision"] = spec.revision
     path.write_text(json.dumps(found, indent=2, sort_keys=True), encoding="utf8")

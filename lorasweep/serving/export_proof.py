@@ -95,13 +95,13 @@ def _merged(folder: Path, loaded: Loaded) -> Any:
 
 
 def _adapted(folder: Path, loaded: Loaded) -> Any:
-    """Return the folder's adapter on its base, by transformers and peft. A base that lorasweep makes, joined of two or
+    """Return the folder's adapter on its base, as peft's model of it. A base that lorasweep makes, joined of two or
     rounded by LoftQ, comes from it.
     """
     spec = loaded.spec
     if spec.model.decoder or spec.lora.init_lora_weights == "loftq":
         base = base_model.load(spec.model, spec.train, loaded.task, loaded.tokenizer)
-        return adapter.reload(folder, base, spec.lora, spec.task_type).base_model.model
+        return adapter.reload(folder, base, spec.lora, spec.task_type)
     auto = getattr(transformers, loaded.task.auto_class)
     how: dict[str, Any] = quantization.loading(spec.model, _dtype(loaded), set())
     if spec.model.quantization != "none":
@@ -114,7 +114,7 @@ def _adapted(folder: Path, loaded: Loaded) -> Any:
         **how,
         **loaded.task.model_kwargs(),
     )
-    return adapter.on(_as_the_card_says(base, loaded), folder).base_model.model
+    return adapter.on(_as_the_card_says(base, loaded), folder)
 
 
 def _dtype(loaded: Loaded) -> torch.dtype:

@@ -8,72 +8,104 @@ splits at punctuation, where `predict` splits at spaces.
 
 Everything else is a pyfunc model of adapter and settings, which finds the base by the settings, as every trial does:
 what `no_pipeline` names, of the task or of the trial. MLflow calls `_load_pyfunc` of this file.
+
+Either is loaded again by MLflow and asked some eval rows; a pipeline that answers otherwise than the trial gives way to
+a pyfunc model.
 """
 
 import hashlib
+import itertools
 import logging
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from lorasweep import tasks
 from lorasweep.config import trust
 from lorasweep.config.spec import TrialSpec
 from lorasweep.credentials import redact
-from lorasweep.errors import MlflowRefused
+from lorasweep.errors import ConfigError, MlflowRefused
 from lorasweep.files import replace_file
 from lorasweep.models import base_model
-from lorasweep.serving import predict, winner
+from lorasweep.serving import predict
 from lorasweep.serving.winner import Loaded
 from lorasweep.tasks import task_state
 from lorasweep.tasks.task import Answer, Task
 from lorasweep.tracking.mlflow_store import load as load_mlflow
+from lorasweep.training import workload
 
 PARTS = ("adapter", task_state.CONFIG, task_state.NAME)
 BASES = ".bases"
 TRUSTS = "LORASWEEP_TRUST_REMOTE_CODE"
 """Environment variable that is 1 where MLflow may load models whose base brings its own code."""
 
+ROWS = 4
+"""Rows of the eval split that a model is asked before it is logged."""
+
+CHARACTERS, TOKENS = 60, 8
+"""What it reads of each of them, and writes for it, at most, where it writes text."""
+
+ROUNDING = 1e-3
+"""Largest difference of two probabilities or of two vectors' numbers that are the same but for rounding."""
+
 
 class Answerer:
     """What mlflow.pyfunc.load_model returns wraps this."""
 
-    def __init__(self, folder: Path) -> None:
-        self._loaded = predict.load(folder, trusted=os.environ.get(TRUSTS) == "1")
+    def __init__(self, folder: Path, **task_keys: Any) -> None:
+        self._loaded = predict.load(folder, trusted=os.environ.get(TRUSTS) == "1", **task_keys)
 
     def predict(self, model_input: Any, params: Any = None) -> list[Answer]:
         """Return an answer for each row of a pandas DataFrame, as `lorasweep predict --json` prints it."""
         return predict.answers(self._loaded, model_input.to_dict("records"))
 
 
-def _load_pyfunc(path: str) -> Answerer:
-    """MLflow's entry point: `path` holds config.yaml, task.json and the adapter."""
-    return Answerer(Path(path))
+def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Answerer:
+    """MLflow's entry point: `path` holds config.yaml, task.json and the adapter; `model_config` changes keys of
+    task_type.
+    """
+    return Answerer(Path(path), **(model_config or {}))
 
 
 def save(folder: Path, place: Path, bases: Path, *, trusted: bool = False) -> None:
     """Write the trial in `folder` as an MLflow model to `place`; what it needs of a base goes under `bases`.
 
-    Raises MlflowRefused where MLflow does not take it, ConfigError where the base is gone.
+    Raises MlflowRefused where MLflow does not take it, ConfigError where base or data are gone, or where the model that
+    MLflow loads answers otherwise than the trial.
     """
     load_mlflow()
     from mlflow.exceptions import MlflowException
 
-    spec = task_state.settings(folder)
     if not trusted:
-        trust.refuse_code([spec], folder)
-    task = task_state.task_of(folder, spec)
+        trust.refuse_code([task_state.settings(folder)], folder)
     with _quiet():
         try:
-            if no_pipeline(spec, task):
-                _save_pyfunc(folder, place)
-            else:
-                _save_pipeline(winner.load(folder, trusted=trusted), place, bases)
+            _save(folder, place, bases, trusted)
         except MlflowException as error:
             raise MlflowRefused(redact(str(error))) from error
+
+
+def _save(folder: Path, place: Path, bases: Path, trusted: bool) -> None:
+    """Write a pipeline where one answers as the trial does, else a pyfunc model, and prove it."""
+    few = _writing(folder, TOKENS)
+    loaded = predict.load(folder, trusted=trusted, **few)
+    task, spec = loaded.task, loaded.spec
+    rows, answers = _asked(loaded)
+    if not no_pipeline(spec, task) and rows:
+        _save_pipeline(loaded, place, bases)
+        if not _wrong(place, rows, [task.as_pipeline(a) for a in answers], few):
+            return
+        shutil.rmtree(place)
+    del loaded  # MLflow loads its own
+    _save_pyfunc(folder, place)
+    with _trusting() if trusted else nullcontext():
+        wrong = _wrong(place, rows, answers, few)
+    if wrong:
+        raise ConfigError([wrong])
 
 
 def no_pipeline(spec: TrialSpec, task: Task) -> str:
@@ -88,6 +120,80 @@ def no_pipeline(spec: TrialSpec, task: Task) -> str:
     if spec.model.trust_remote_code:
         return "MLflow would run the checkpoint's own code without asking"
     return ""
+
+
+# --- the proof -------------------------------------------------------------------------------------------------------
+
+
+def _writing(folder: Path, most: int | None = None) -> dict[str, int]:
+    """Return how many tokens the trial writes, at `most` so many, by task_type's key; nothing where it writes none."""
+    task = task_state.settings(folder).task_type
+    if "generate" not in tasks.kind(task.name).answers_with:
+        return {}
+    return {"max_new_tokens": min(most or task.max_new_tokens, task.max_new_tokens)}
+
+
+def _asked(loaded: Loaded) -> tuple[list[dict[str, str]], list[Answer]]:
+    """Return some eval rows as MLflow takes them, and the trial's answers. Raises ConfigError without its data."""
+    task, spec = loaded.task, loaded.spec
+    records = workload.load_rows(spec, tasks.make(spec.task_type)).splits["eval"]
+    must = task.fields(spec.data).must
+    longest = _longest_prompt(loaded) if task.spec.generate else None
+    chosen = (record for record in records if task.read_alike(record, loaded.tokenizer, spec.data))
+    texts = ({name: _as_text(record[name])[:longest].strip() for name in must} for record in chosen)
+    rows = list(itertools.islice((row for row in texts if all(row.values())), ROWS))
+    return rows, predict.answers(loaded, rows)
+
+
+def _longest_prompt(loaded: Loaded) -> int:
+    """Return how many characters, each at most four tokens, leave room for what is written."""
+    room = getattr(loaded.inner.config, "max_position_embeddings", None) or 4 * CHARACTERS + TOKENS
+    return min(CHARACTERS, max(1, (room - TOKENS) // 4))
+
+
+def _as_text(value: Any) -> str:
+    """Return a text, words with spaces between them, or the first turn of a chat."""
+    if isinstance(value, str):
+        return value
+    return str(value[0]["content"]) if isinstance(value[0], Mapping) else " ".join(map(str, value))
+
+
+def _wrong(place: Path, rows: Sequence[dict[str, str]], expected: Sequence[Any], config: dict[str, Any]) -> str:
+    """Return where the model that MLflow loads answers otherwise than expected, "" where it does not."""
+    import mlflow.pyfunc
+    import pandas as pd
+
+    if not rows:
+        return ""
+    found = mlflow.pyfunc.load_model(str(place), model_config=config or None).predict(pd.DataFrame(rows))
+    answers = found.to_dict("records") if isinstance(found, pd.DataFrame) else list(found)
+    for row, one, other in zip(rows, answers, expected, strict=True):
+        if not _same(one, other):
+            return f"the model that MLflow loads answers {one!r} to {row!r}, the trial {other!r}"
+    return ""
+
+
+def _same(found: Any, expected: Any) -> bool:
+    """Tell whether two answers are equal but for rounding."""
+    if isinstance(expected, Mapping):
+        return found.keys() == expected.keys() and all(_same(found[k], v) for k, v in expected.items())
+    if isinstance(expected, list):
+        return len(found) == len(expected) and all(map(_same, found, expected))
+    if isinstance(expected, float):
+        return bool(abs(found - expected) <= ROUNDING * max(1.0, abs(expected)))
+    return bool(found == expected)
+
+
+@contextmanager
+def _trusting() -> Iterator[None]:
+    """Let MLflow load, in this process, a model whose base brings the code that its owner has agreed to."""
+    before = os.environ.get(TRUSTS)
+    os.environ[TRUSTS] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(TRUSTS)
+        os.environ |= {} if before is None else {TRUSTS: before}
 
 
 # --- a pipeline ------------------------------------------------------------------------------------------------------
@@ -160,6 +266,7 @@ def _save_pyfunc(folder: Path, place: Path) -> None:
         loader_module=__name__,
         data_path=str(parts),
         signature=_signature(*signature(folder)),
+        model_config=_writing(folder) or None,
         pip_requirements=["lorasweep", "mlflow"],
     )
 
@@ -186,7 +293,8 @@ def _signature(inputs: dict[str, str], outputs: dict[str, str]) -> Any:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep MLflow's hints and transformers' remarks on a pipeline with a peft model to ourselves."""
-    loud = [logging.getLogger(name) for name in ("mlflow.transformers", "transformers", "transformers.pipelines.base")]
+    names = ("mlflow.transformers", "mlflow.pyfunc", "transformers", "transformers.pipelines.base")
+    loud = [logging.getLogger(name) for name in names]
     levels = [(log, log.level) for log in loud]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="(?s).*An input example was not provided")  # the signature is given

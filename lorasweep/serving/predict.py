@@ -24,10 +24,13 @@ Given = str | Mapping[str, Any]
 """An input: a text, or fields by their own name or by the column of the training data."""
 
 
-def load(folder: Path, *, trusted: bool = False) -> Loaded:
-    """Return a trial's adapter ready for `answers`: language models write text, whatever they were evaluated by."""
+def load(folder: Path, *, trusted: bool = False, **task_keys: Any) -> Loaded:
+    """Return a trial's adapter ready for `answers`: language models write text, whatever they were evaluated by.
+
+    `task_keys` change keys of task_type.
+    """
     answers_with = tasks.kind(task_state.settings(folder).task_type.name).answers_with
-    return winner.load(folder, trusted=trusted, **answers_with)
+    return winner.load(folder, trusted=trusted, **answers_with, **task_keys)
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------

@@ -174,6 +174,9 @@ class CausalLM(Task):
             return "the tokenizer, asked by the pipeline, would end each prompt as if nothing followed it"
         return ""
 
+    def as_pipeline(self, answer: Answer) -> Any:
+        return answer["text"]
+
     def pipeline_prompt(self, tokenizer: Any, spec: DataSpec) -> str:
         """Return, before the prompt, what the tokenizer would put there itself, and behind it the suffix."""
         _, before = special_tokens.asked_for(tokenizer)

@@ -298,6 +298,9 @@ class SeqCls(Task):
     def pipeline_columns(self) -> dict[str, str]:
         return {"label": "string", "score": "double"}
 
+    def as_pipeline(self, answer: Answer) -> Any:
+        return {"label": answer["label"], "score": answer["probability"]}
+
     def pipeline_arguments(self, model: Any, tokenizer: Any, spec: TrialSpec) -> dict[str, Any]:
         return {"truncation": True, "max_length": spec.data.max_tokens}
 

@@ -269,6 +269,14 @@ class Task(ABC):
         """Return the columns that the pipeline gives; "" is MLflow's column without a name."""
         return {"": "string"}
 
+    def as_pipeline(self, answer: Answer) -> Any:
+        """Return an answer as the pipeline gives it through MLflow: columns by name, or a text."""
+        raise NotImplementedError(f"{self.name} has no pipeline")
+
+    def read_alike(self, record: Record, tokenizer: Any, spec: DataSpec) -> bool:
+        """Tell whether the pipeline reads of a record just what the trial reads of it."""
+        return True
+
     def pipeline_arguments(self, model: Any, tokenizer: Any, spec: TrialSpec) -> dict[str, Any]:
         """Return the pipeline's arguments with which it reads and writes as the trial did."""
         return {}

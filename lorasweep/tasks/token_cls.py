@@ -36,6 +36,7 @@ from lorasweep.tasks.metric import (
 )
 from lorasweep.tasks.tag_schemes import OUTSIDE
 from lorasweep.tasks.task import IGNORE, Answer, Batch, Example, Fields, Task, in_order
+from lorasweep.tasks.token_lengths import UNCUT
 
 
 @register
@@ -235,6 +236,21 @@ class TokenCls(Task):
 
     def no_pipeline(self, spec: DataSpec, tokenizer: Any) -> str:
         return ""
+
+    def as_pipeline(self, answer: Answer) -> Any:
+        """Return what the words are named, neighbours of one name once, unless a new entity begins."""
+        names: list[str] = []
+        for tag in answer["tags"]:
+            begins, name = tag.startswith("B-"), tag.removeprefix("B-").removeprefix("I-")
+            if begins or not names or names[-1] != name:
+                names.append(name)
+        return ",".join(names)
+
+    def read_alike(self, record: Record, tokenizer: Any, spec: DataSpec) -> bool:
+        """Tell whether the tokenizer finds the very words in running text, all within what is read."""
+        tokens = tokenizer(" ".join(record["tokens"]))
+        words = {word for word in tokens.word_ids() if word is not None}
+        return len(words) == len(record["tokens"]) and len(tokens["input_ids"]) <= (spec.max_tokens or UNCUT)
 
     def pipeline_arguments(self, model: Any, tokenizer: Any, spec: TrialSpec) -> dict[str, Any]:
         """Without O, MLflow fails on a text that has nothing else."""

@@ -57,6 +57,19 @@ def test_adapter_loads_with_plain_peft(classified, tiny_bert, tmp_path, capsys):
     assert torch.equal(logits(found, tmp_path / "out"), adapted(classified))
 
 
+def test_adapter_on_plain_peft_tells_question_from_context(tiny_bert, tmp_path):
+    folder = study(tmp_path, tiny_bert, "task_type=question_ans")
+    assert main.main(["export", str(folder), "--to", str(tmp_path / "out")]) == 0
+    base = transformers.AutoModelForQuestionAnswering.from_pretrained(tiny_bert)
+    found, trial = PeftModel.from_pretrained(base, tmp_path / "out").eval(), winner.load(folder / "0")
+    tokens = trial.tokenizer("Which module?", "The module io opens files", return_tensors="pt")
+    with torch.inference_mode():
+        expected = trial.inner(**tokens).start_logits
+        assert torch.equal(found(**tokens).start_logits, expected)
+        assert torch.equal(trial.model(**tokens).start_logits, expected)
+        assert not torch.equal(trial.inner(**tokens | {"token_type_ids": None}).start_logits, expected)
+
+
 def test_merged_model_needs_transformers_alone(classified, tmp_path):
     assert main.main(["export", str(classified), "--merged", "--to", str(tmp_path / "out")]) == 0
     names = {p.name for p in (tmp_path / "out").iterdir()}

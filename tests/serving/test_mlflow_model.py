@@ -13,10 +13,12 @@ import pytest
 import yaml
 
 from lorasweep.config import compose
+from lorasweep.errors import ConfigError
 from lorasweep.lora import adapter
 from lorasweep.models import base_model
 from lorasweep.serving import mlflow_model, predict
 from lorasweep.tasks import task_state
+from lorasweep.tasks.seq_cls import SeqCls
 from lorasweep.training import workload
 
 pytestmark = pytest.mark.integration
@@ -163,3 +165,26 @@ def test_what_no_pipeline_can_serve_says_why(trials):
     assert "loftq" in mlflow_model.no_pipeline(coarse, task)
     task.kind = "multi_label"
     assert "one class" in mlflow_model.no_pipeline(spec, task)
+
+
+def test_pipeline_that_answers_otherwise_gives_way_to_a_pyfunc_model(trials, tmp_path, monkeypatch):
+    monkeypatch.setattr(SeqCls, "pipeline_arguments", lambda *_: {"truncation": True, "max_length": 3})
+    mlflow_model.save(trials["pipeline SEQ_CLS"], tmp_path / "model", tmp_path / "bases")
+    told = yaml.safe_load((tmp_path / "model" / "MLmodel").read_text())
+    assert set(told["flavors"]) == {"python_function"}
+
+
+@pytest.mark.parametrize("name", ["pipeline TOKEN_CLS", "SEQ_2_SEQ_LM"])
+def test_model_that_answers_otherwise_is_not_logged(name, trials, tmp_path, monkeypatch):
+    """A PARTS without task.json or with another adapter would load, and answer, all the same."""
+    answers = predict.answers
+    monkeypatch.setattr(predict, "answers", lambda loaded, given: [other(a) for a in answers(loaded, given)])
+    monkeypatch.setattr(
+        mlflow_model.Answerer, "predict", lambda self, rows, params=None: answers(self._loaded, rows.to_dict("records"))
+    )
+    with pytest.raises(ConfigError, match="the trial"):
+        mlflow_model.save(trials[name], tmp_path / "model", tmp_path / "bases")
+
+
+def other(answer: dict[str, Any]) -> dict[str, Any]:
+    return {k: [*reversed(v), "X"] if isinstance(v, list) else f"{v}x" for k, v in answer.items()}
