@@ -137,6 +137,7 @@ def save_model(name: str, auto: str, folder: Path) -> Path:
     for key in NO_DROPOUT:
         if isinstance(getattr(config, key, None), float):
             setattr(config, key, 0.0)
+    config.classifier_dropout = 0.0  # 0.1 where a config has no word on it
     torch.manual_seed(0)
     kind_of_model = auto if auto in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM") else "AutoModel"
     model = getattr(T, kind_of_model).from_config(config)

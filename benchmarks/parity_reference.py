@@ -21,6 +21,7 @@ from sklearn.metrics import (
     matthews_corrcoef,
     top_k_accuracy_score,
 )
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 from torch.utils.data import DataLoader
@@ -223,7 +224,15 @@ class TokenCls(Reference):
         return {"num_labels": len(self.classes), "id2label": dict(enumerate(self.classes))}
 
     def features(self, record: Record) -> dict[str, Any]:
-        """A word's tag stands at its first token, words as they stand in running text."""
+        """A word's tag stands at its first token, as in transformers' own example of token classification; byte-level
+        tokenizers read the words in running text, where a space by itself is no token of a word.
+        """
+        if not isinstance(self.tokenizer.backend_tokenizer.pre_tokenizer, ByteLevel):
+            found = self.tokenizer(record["tokens"], is_split_into_words=True)
+            words = found.word_ids()
+            first = [word is not None and word not in words[:t] for t, word in enumerate(words)]
+            tags = [record["tags"][word] if begins else None for word, begins in zip(words, first, strict=True)]
+            return {**found, "labels": [IGNORE if tag is None else self.classes.index(tag) for tag in tags]}
         text, labels = " ".join(record["tokens"]), list[int]()
         found = self.tokenizer(text, return_offsets_mapping=True)
         starts = _starts(record["tokens"])

@@ -4,7 +4,7 @@ XLNet's layers see the tokens first, [T, B, D]; FNet mixes padding into every ro
 Shapes: B rows, T tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,6 +15,12 @@ from lorasweep.models.layer_stack import NEAR, Inputs, answers
 
 CHANGED = 1
 """Row of a batch whose text is another one when the modules are watched."""
+
+BATCHES = (3, 5)
+"""Rows of two batches of one text: what grows as they do holds them."""
+
+Place = tuple[int | str, ...]
+"""Where a tensor stands among a module's arguments: by position and name, from the outside in."""
 
 ROUNDING = 1e-4
 """Largest relative difference of two answers in single precision that are the same but for rounding."""
@@ -39,6 +45,50 @@ def scattered(model: Any, inputs: Inputs) -> set[nn.Module]:
             other[name][CHANGED] = other[name][CHANGED].flip(0)
     first, second = _traces(model, same), _traces(model, other)
     return {m for m in first | second if not _in_order(first.get(m, []), second.get(m, []), rows, length)}
+
+
+@torch.no_grad()
+def holders(model: Any, inputs: Inputs) -> dict[nn.Module, dict[Place, bool]]:
+    """Return, for each module, whether a tensor that it is given holds a batch's rows one below the other: then it
+    grows as they do. `inputs` are one row.
+    """
+    few, many = (_sizes(model, inputs, rows) for rows in BATCHES)
+    out: dict[nn.Module, dict[Place, bool]] = {}
+    for module, places in few.items():
+        for place, found in places.items():
+            others = many.get(module, {}).get(place, set())
+            if len(found) == len(others) == 1:  # else it depends on the call
+                grows = min(found) * BATCHES[1] == min(others) * BATCHES[0]
+                out.setdefault(module, {})[place] = grows
+    return out
+
+
+def _sizes(model: Any, inputs: Inputs, rows: int) -> dict[nn.Module, dict[Place, set[int]]]:
+    """Return the first sizes of the tensors that each module is given, of as many rows of one text."""
+    out: dict[nn.Module, dict[Place, set[int]]] = {}
+
+    def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
+        for place, x in placed((args, kwargs)):
+            out.setdefault(module, {}).setdefault(place, set()).add(len(x))
+
+    with ExitStack() as undo:
+        for module in model.modules():
+            undo.callback(module.register_forward_pre_hook(keep, with_kwargs=True).remove)
+        model(**{name: value.repeat(rows, *[1] * (value.dim() - 1)) for name, value in inputs.items()})
+    return out
+
+
+def placed(given: Any, place: Place = ()) -> Iterator[tuple[Place, Tensor]]:
+    """Yield the tensors with a dimension among a module's arguments, each with where it stands."""
+    if isinstance(given, Tensor):
+        if given.dim():
+            yield place, given
+    elif isinstance(given, tuple):
+        for i, value in enumerate(given):
+            yield from placed(value, (*place, i))
+    elif isinstance(given, dict):
+        for name, value in given.items():
+            yield from placed(value, (*place, name))
 
 
 def _traces(model: Any, inputs: Inputs) -> dict[nn.Module, list[Tensor]]:

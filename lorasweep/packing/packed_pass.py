@@ -19,6 +19,7 @@ from lorasweep.errors import Unpackable
 from lorasweep.lora import adapter, module_swap
 from lorasweep.lora.adapter import Attached
 from lorasweep.models import quantization
+from lorasweep.models.row_order import Place
 from lorasweep.packing import fused_linear
 from lorasweep.packing.dropout import DropoutStream
 from lorasweep.packing.fused_linear import PackedForward, Plan, Run, Update, is_plain, update
@@ -118,11 +119,15 @@ def parts(members: Sequence[Layers], batch: Batch) -> list[Part]:
     return out
 
 
+_NOTHING: Mapping[nn.Module, Mapping[Place, bool]] = {}
+
+
 class Pass:
     """A forward pass of several trials. While it is on, the base's modules compute for each row as its trial would."""
 
-    def __init__(self, trials: Sequence[Part]) -> None:
-        self.trials = list(trials)
+    def __init__(self, trials: Sequence[Part], holders: Mapping[nn.Module, Mapping[Place, bool]] = _NOTHING) -> None:
+        """`holders` tells which of a module's arguments hold rows; of others the size tells."""
+        self.trials, self.holders = list(trials), holders
         self.total = sum(p.count for p in trials)
         self.inside: set[nn.Module] = set()
         """Modules that are computing for one trial now."""
@@ -172,8 +177,9 @@ class Pass:
         trials, total = self.trials, self.total
         self._check_rows(module, [*args, *kwargs.values()])
         counts, outputs = [p.count for p in trials], []
-        shares = zip(*(_shared_out(a, counts) for a in args), strict=True) if args else [()] * len(trials)
-        named_shares = {k: _shared_out(a, counts) for k, a in kwargs.items()}
+        known = self.holders.get(module, {})
+        shares = _shared_out(args, counts, known, (0,))
+        named_shares = {k: _shared_out(a, counts, known, (1, k)) for k, a in kwargs.items()}
         try:
             for i, (part, given) in enumerate(zip(trials, shares, strict=True)):
                 named = {k: share[i] for k, share in named_shares.items()}
@@ -294,15 +300,22 @@ def _of(x: Tensor, rows: slice, total: int) -> Tensor:
     return x[rows.start * each : rows.stop * each]
 
 
-def _shared_out(value: Any, counts: Sequence[int]) -> Sequence[Any]:
-    """Return each trial's share of an argument: its rows, where there are rows of all trials; else the same for all."""
+def _shared_out(value: Any, counts: Sequence[int], known: Mapping[Place, bool], place: Place) -> Sequence[Any]:
+    """Return each trial's share of an argument: its rows, where it holds the rows of all trials; else the same for all.
+
+    Where nothing is known of a place, as of a mask that only padded batches have, the size tells: an entry a row,
+    or the tokens of all rows.
+    """
     total = sum(counts)
     if isinstance(value, tuple):
-        return [*zip(*(_shared_out(v, counts) for v in value), strict=True)] or [()] * len(counts)
+        shares = [_shared_out(v, counts, known, (*place, i)) for i, v in enumerate(value)]
+        return [*zip(*shares, strict=True)] or [()] * len(counts)
     if not isinstance(value, Tensor) or value.dim() == 0 or len(value) % total or not len(value):
         return [value] * len(counts)
     each = len(value) // total
-    return value.split([n * each for n in counts]) if each == 1 or value.dim() == 2 else [value] * len(counts)
+    if known.get(place, each == 1 or value.dim() == 2):
+        return value.split([n * each for n in counts])
+    return [value] * len(counts)
 
 
 def _joined(outputs: Sequence[Any], counts: Sequence[int]) -> Any:

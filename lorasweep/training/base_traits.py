@@ -1,7 +1,7 @@
 """What a base is like that decides which trials may share a pass: tried once, before any trial is on it."""
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,8 @@ class BaseTraits:
     """Why no two trials may share a pass, if so."""
     scattered: Collection[nn.Module] = field(default_factory=set)
     """Modules that do not see a batch's rows one below the other."""
+    holders: Mapping[nn.Module, Mapping[row_order.Place, bool]] = field(default_factory=dict)
+    """Which of a module's arguments hold rows."""
 
 
 def tried(model: Any, task: Task, prepared: Prepared) -> BaseTraits:
@@ -39,7 +41,8 @@ def tried(model: Any, task: Task, prepared: Prepared) -> BaseTraits:
     traits = BaseTraits(alone=_padding_reason(task))
     if len(probes) > 1 and not traits.alone:
         traits.alone = _dependence_reason(model, task, [batch([e]) for e in probes], together)
-    traits.scattered = row_order.scattered(model, batch(probes[:1]).inputs)
+    one = batch(probes[:1]).inputs
+    traits.scattered, traits.holders = row_order.scattered(model, one), row_order.holders(model, one)
     if task.one_answer and len(probes) > 1:
         traits.first_token = find(model, together.inputs)
     return traits

@@ -88,7 +88,8 @@ class Passes:
     @contextlib.contextmanager
     def computing(self, slots: Sequence[Slot], batch: Batch, together: bool, back: bool = True) -> Iterator[None]:
         """Let the base compute for these trials, there and `back`: layers may compute again in the backward pass."""
-        shared = packed_pass.Pass(packed_pass.parts([s.layers for s in slots], batch)) if together else None
+        parts = packed_pass.parts([s.layers for s in slots], batch)
+        shared = packed_pass.Pass(parts, self.traits.holders) if together else None
         with contextlib.ExitStack() as inside:
             inside.enter_context(self.prefix.reused(slots, batch))
             if self.traits.first_token and all(s.first_token for s in slots):

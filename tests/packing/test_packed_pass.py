@@ -31,6 +31,7 @@ from support.parity import (
 from lorasweep.cli import main
 from lorasweep.config.spec import LoraSpec, TrainSpec
 from lorasweep.lora import adapter
+from lorasweep.models import row_order
 from lorasweep.packing import dropout, fused_linear, packed_pass, pass_cost
 from lorasweep.training import engine, evaluation
 
@@ -548,3 +549,46 @@ def test_study_ends_the_same_packed_and_solo(tiny_bert, tmp_path, capsys):
     assert needs[4] == pytest.approx(needs[1], rel=0.02), "what a trial needs by itself, whoever was beside it"
     assert [m for _, m in values[4]] == pytest.approx([m for _, m in values[1]], abs=1e-3)
     assert [m for m, _ in values[4]] == pytest.approx([m for m, _ in values[1]], abs=1e-3)
+
+
+class Positioned(torch.nn.Module):
+    """A model whose block is given a table of positions, [T, D], beside the rows."""
+
+    class Block(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.randn(3))
+
+        def forward(self, x_BTD: torch.Tensor, table_TD: torch.Tensor, pair: tuple) -> torch.Tensor:
+            return self.scale * x_BTD + table_TD + pair[0] + pair[1]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.block = torch.nn.Embedding(9, 3), self.Block()
+        self.table_TD = torch.randn(8, 3)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        table_TD, x_BTD = self.table_TD[: input_ids.shape[1]], self.words(input_ids)
+        return self.block(x_BTD, table_TD, pair=(x_BTD, table_TD))
+
+
+@pytest.mark.parametrize("length", [2, 4, 8])
+def test_a_table_as_long_as_the_batch_is_not_shared_out(length):
+    """Not by its size, whatever that is, but by what was seen to grow with the rows."""
+    torch.manual_seed(0)
+    model, own = Positioned().eval(), [Positioned.Block(), Positioned.Block()]
+    holders = row_order.holders(model, {"input_ids": torch.ones(1, length, dtype=torch.long)})
+    expected = {(0, 0): True, (0, 1): False, (1, "pair", 0): True, (1, "pair", 1): False}
+    assert holders[model.block] == expected
+    ids_BT = torch.randint(0, 9, (4, length))
+    stream = dropout.DropoutStream(torch.device("cpu"))
+    parts = [
+        packed_pass.Part(packed_pass.Layers(stream, whole={model.block: one}), slice(2 * i, 2 * i + 2), {})
+        for i, one in enumerate(own)
+    ]
+    with torch.no_grad():
+        with packed_pass.Pass(parts, holders).on():
+            found = model(ids_BT)
+        for i, one in enumerate(own):
+            model.block = one
+            assert torch.equal(found[2 * i : 2 * i + 2], model(ids_BT[2 * i : 2 * i + 2]))
