@@ -1,5 +1,6 @@
 """How many tokens a model has positions for, and which token ids its embedding has rows for."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -89,12 +90,20 @@ def generation_problems(task: TaskSpec, model: Any, examples: Sequence[Example])
     ]
 
 
+def vocabulary(model: Any) -> float:
+    """Return how many tokens the embedding has rows for; any number in a model that hashes its ids (CANINE)."""
+    try:
+        return float(model.get_input_embeddings().num_embeddings)
+    except NotImplementedError:
+        return math.inf
+
+
 def settle_pad(model: Any, tokenizer: Any) -> list[str]:
     """Give the tokenizer a padding token that the model has a row for, and the model the same; return notes.
 
     Padded positions are masked, so that any token will do.
     """
-    rows = model.get_input_embeddings().num_embeddings
+    rows = vocabulary(model)
     notes = []
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
         old, had = tokenizer.pad_token, tokenizer.pad_token_id
@@ -102,7 +111,7 @@ def settle_pad(model: Any, tokenizer: Any) -> list[str]:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(ids[0] if ids else 0)
         why = "the tokenizer has no padding token"
         if had is not None:
-            why = f"the padding token '{old}' (id {had}) has no row in the embedding of {rows}"
+            why = f"the padding token '{old}' (id {had}) has no row in the embedding of {rows:.0f}"
         notes.append(f"{why}: '{tokenizer.pad_token}' pads in its place")
     for config in (model.config, model.config.get_text_config()):  # a decoder's classifier looks for it in its own
         config.pad_token_id = tokenizer.pad_token_id
@@ -111,14 +120,14 @@ def settle_pad(model: Any, tokenizer: Any) -> list[str]:
 
 def id_problems(model: Any, tokenizer: Any, splits: dict[str, Sequence[Example]]) -> list[str]:
     """Return a problem where an example holds a token that the embedding has no row for."""
-    rows = model.get_input_embeddings().num_embeddings
+    rows = vocabulary(model)
     for examples in splits.values():
         highest = _highest_id(examples)
         if highest >= rows:
             token = tokenizer.convert_ids_to_tokens(highest)
             return [
                 f"model.tokenizer: the token '{token}' (id {highest}), which the examples hold, has no row in the "
-                f"embedding of {rows}; name the tokenizer that the model was trained with"
+                f"embedding of {rows:.0f}; name the tokenizer that the model was trained with"
             ]
     return []
 

@@ -117,8 +117,8 @@ def untie(peft_model: Any) -> None:
 
 def _say_untied(model: Any) -> None:
     """Let the config say that head and word vectors are two, where they are by now."""
-    head, table = model.get_output_embeddings(), model.get_input_embeddings()
-    if head is None or head.weight.data_ptr() == table.weight.data_ptr():
+    head = model.get_output_embeddings()
+    if head is None or head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr():
         return
     for config in (model.config, model.config.get_text_config()):
         config.tie_word_embeddings = False
