@@ -140,7 +140,7 @@ def test_model_that_reads_characters_trains_alone(tmp_path):
     small = ["data.max_train_samples=16", "data.max_eval_samples=4", "train.max_steps=2", "train.batch_size=4"]
     spec = compose.compose_trial(["task_type=seq_cls", f"model.pretrained={tmp_path}", "data.max_tokens=64", *small])
     made = parity.trainer(spec, workload.workload(spec))
-    assert "answers a text otherwise beside a longer one" in made._alone
+    assert "answers a text otherwise beside a longer one" in made.traits.alone
     assert parity.run(made, [engine.Job(0, spec)], 1)[0].state == "COMPLETE"
 
 
