@@ -163,13 +163,13 @@ def close(found: Seen, expected: Seen, rtol: float) -> None:
 
 def passes(made: engine.Engine) -> list[int]:
     """Return a list to which each pass adds how many trials share it."""
-    backward, widths = made._backward, []
+    backward, widths = made.passes._backward, []
 
     def watched(group, together):
         widths.append(len(group))
         backward(group, together)
 
-    made._backward = watched
+    made.passes._backward = watched
     return widths
 
 
