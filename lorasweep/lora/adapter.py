@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lorasweep import tasks
 from lorasweep.config import registry
 from lorasweep.config.spec import LoraSpec, TaskSpec
 from lorasweep.errors import ConfigError
@@ -202,7 +203,7 @@ def save(attached: Attached, folder: Path) -> float:
         state = get_peft_model_state_dict(attached.peft_model)
     peft_config = copy.copy(attached.peft_model.peft_config["default"])
     peft_config.inference_mode = True
-    peft_config.task_type = task_type_of_saved(peft_config.task_type)
+    peft_config.task_type = tasks.task_type_of_saved(peft_config.task_type)
     for key, value in registry.INITS.get(peft_config.init_lora_weights).saved.items():
         setattr(peft_config, key, value)
     for name, start in attached.initial.items():
@@ -222,13 +223,6 @@ def save(attached: Attached, folder: Path) -> float:
     save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     peft_config.save_pretrained(str(folder))
     return sum(p.stat().st_size for p in folder.iterdir()) / 1e6
-
-
-def task_type_of_saved(task_type: str | None) -> str | None:
-    """Return the task type that a saved adapter names: for spans none, since peft's model of that type keeps the token
-    types, which tell question from context, from the model; its model of no type hands on all inputs.
-    """
-    return None if task_type == "QUESTION_ANS" else task_type
 
 
 def tensors(attached: Attached) -> dict[str, Tensor]:

@@ -136,7 +136,7 @@ def _finish_config(path: Path, spec: ModelSpec) -> None:
     that loads it right.
     """
     found = json.loads(path.read_text(encoding="utf8"))
-    found["task_type"] = adapter.task_type_of_saved(found["task_type"])
+    found["task_type"] = tasks.task_type_of_saved(found["task_type"])
     found["base_model_name_or_path"] = hub_id(spec) or base_model.name_of(spec)
     found["revision"] = spec.revision
     path.write_text(json.dumps(found, indent=2, sort_keys=True), encoding="utf8")

@@ -44,6 +44,13 @@ def make(spec: TaskSpec) -> "Task":
     return kind(spec.name)(spec)
 
 
+def task_type_of_saved(task_type: str | None) -> str | None:
+    """Return the task type that a saved adapter names: for spans none, since peft's model of that type keeps the token
+    types, which tell question from context, from the model; its model of no type hands on all inputs.
+    """
+    return None if task_type == "QUESTION_ANS" else task_type
+
+
 def load_all(name: str) -> None:
     """Import a task and its outside metrics, so that their combinations are there; ConfigError where that fails."""
     kind(name)
