@@ -22,6 +22,7 @@ from lorasweep.credentials import redact, tracking_uri
 from lorasweep.errors import ConfigError
 from lorasweep.lora import adapter
 from lorasweep.models import base_model
+from lorasweep.runner import rehearsal
 from lorasweep.tracking import runs
 
 SECRETS = {
@@ -38,9 +39,11 @@ BREAKS = """
 import os, sys
 from lorasweep.cli import main
 from lorasweep.lora import adapter
+from lorasweep.runner import rehearsal
+rehearsal.rehearse = lambda *_: []
 attach, names = adapter.attach, sys.argv[1].split(",")
 def broken(base, lora, *rest):
-    if lora.r == 4:
+    if lora.r == 4 and base.model.device.type != "meta":  # a worker, not the plan
         told = " ".join(os.environ[name] for name in names)
         raise RuntimeError(f"401 for http://me:pa55word-of-uri@host/x?token=sas-signature-123 with {told}")
     return attach(base, lora, *rest)
@@ -78,6 +81,7 @@ def broken_sweep_here(words: list[str], folder: Path, monkeypatch, capfd) -> dic
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(runs, "_senders", {})
     monkeypatch.setattr(adapter, "attach", adapter.attach)
+    monkeypatch.setattr(rehearsal, "rehearse", rehearsal.rehearse)
     monkeypatch.setattr(sys, "argv", ["-c", ",".join(SECRETS), *words])
     monkeypatch.chdir(folder)
     capfd.readouterr()
