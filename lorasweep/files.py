@@ -16,6 +16,10 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
+CHECKPOINT = "checkpoint.pt"
+"""In the folder of a trial that runs, where training/checkpoint.py writes it."""
+
+
 def with_path(error: OSError, path: Path) -> OSError:
     """Return an error that names the file: the system names it where a file is opened, not where it is written."""
     error.filename = error.filename or str(path)

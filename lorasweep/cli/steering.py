@@ -11,6 +11,7 @@ from lorasweep.cli.parser import Options
 from lorasweep.config.overrides import key_of
 from lorasweep.credentials import redact
 from lorasweep.errors import ConfigError
+from lorasweep.files import CHECKPOINT
 from lorasweep.study.result import result_of, write_result
 from lorasweep.study.study import ENDED, Study
 
@@ -110,9 +111,7 @@ def stop(options: Options) -> int:
 
 def _leave_result(study: Study, trial: Any, reason: str) -> None:
     """Write the result of a trial that ended while it waited; `sync` then ends its MLflow run, if it has one."""
-    from lorasweep.training import checkpoint  # loads torch
-
     folder = study.trial_folder(trial.number)
     folder.mkdir(parents=True, exist_ok=True)
     write_result(folder, replace(result_of(trial, folder), state="PRUNED", reason=reason))
-    (folder / checkpoint.CHECKPOINT).unlink(missing_ok=True)
+    (folder / CHECKPOINT).unlink(missing_ok=True)

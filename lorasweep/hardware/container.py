@@ -1,5 +1,6 @@
 """What a container may use, as its control groups tell it: version 1 and 2. None where nothing is limited."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,3 +91,10 @@ def _facts(path: Path) -> dict[str, int]:
     """Return a file of lines `name number`."""
     pairs = [line.split() for line in _text(path).splitlines()]
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+
+
+def threads_are_given() -> bool:
+    """Tell whether the user has said how many threads a process may take; to be asked before joblib starts workers, as
+    it says so to them.
+    """
+    return "OMP_NUM_THREADS" in os.environ

@@ -98,13 +98,6 @@ def set_up(train: TrainSpec, device: torch.device) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-def threads_are_given() -> bool:
-    """Tell whether the user has said how many threads a process may take; to be asked before joblib starts workers, as
-    it says so to them.
-    """
-    return "OMP_NUM_THREADS" in os.environ
-
-
 @contextmanager
 def own(workers: int, every: bool = False, *, divide: bool = True) -> Iterator[bool]:
     """Take a GPU that no other worker of this machine has, or all for `every`, or with `divide` this worker's part of

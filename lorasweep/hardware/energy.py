@@ -1,15 +1,16 @@
 """Energy of the GPUs, where their driver counts it: NVIDIA's, from Volta on. Owner of NVIDIA's library."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 class Energy:
     """A counter over some devices. All trials of a pass share what it shows, as they share its seconds."""
 
-    def __init__(self, devices: Sequence[torch.device]) -> None:
+    def __init__(self, devices: "Sequence[torch.device]") -> None:
         self._nvml, self._handles = _handles(devices)
         self._last = self._now()
 
@@ -47,7 +48,7 @@ def nvidia() -> Any | None:
     return pynvml
 
 
-def _handles(devices: Sequence[torch.device]) -> tuple[Any, list[Any]]:
+def _handles(devices: "Sequence[torch.device]") -> tuple[Any, list[Any]]:
     """Return NVIDIA's library and its handles of the devices; no handles where one is no GPU of theirs.
 
     CUDA counts the devices that it is shown, the driver all: they are matched by their names for good.
@@ -56,6 +57,8 @@ def _handles(devices: Sequence[torch.device]) -> tuple[Any, list[Any]]:
     if nvml is None:
         return None, []
     try:
+        import torch
+
         names = [f"GPU-{torch.cuda.get_device_properties(d).uuid}" for d in devices]
         return nvml, [nvml.nvmlDeviceGetHandleByUUID(name) for name in names]
     except nvml.NVMLError:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorasweep.config.spec import ModelSpec
 from lorasweep.errors import ConfigError, did_you_mean
 from lorasweep.files import cache_folder
 
@@ -40,6 +41,13 @@ SHOW_S = 0.3
 def is_here(name: str) -> bool:
     """Tell whether a model has been fetched."""
     return (cache_folder() / name / "config.json").is_file()
+
+
+def offer_all(spec: ModelSpec) -> None:
+    """Fetch what a trial's model needs and is not here, as `model.fetch` says."""
+    for name in (spec.pretrained, spec.decoder or ""):
+        if name.startswith("fetched:"):
+            offer(name.removeprefix("fetched:"), spec.fetch)
 
 
 def offer(name: str, how: str) -> None:

@@ -8,11 +8,10 @@ from pathlib import Path
 from optuna.trial import TrialState
 
 from lorasweep.config.spec import TrackSpec
+from lorasweep.files import CHECKPOINT
 from lorasweep.study import answer
 from lorasweep.study.direction import upward
 from lorasweep.study.study import ENDED, Study
-from lorasweep.tasks import token_cache
-from lorasweep.training.checkpoint import CHECKPOINT
 
 
 @dataclass(frozen=True)
@@ -83,5 +82,7 @@ def tidy(study: Study, track: TrackSpec) -> None:
 
 def kept_tokens(outputs: Path) -> list[Item]:
     """Return the tokens that studies in `outputs` share. Who needs them makes them again; who reads them goes on."""
+    from lorasweep.tasks import token_cache  # loads torch
+
     folder = outputs / token_cache.FOLDER
     return [Item(p, _size(p), "tokens, made again when needed") for p in sorted(folder.glob("*"))]

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from lorasweep.console import Display
 from lorasweep.errors import LostLease
+from lorasweep.files import CHECKPOINT
 from lorasweep.runner.trial_run import Running
 from lorasweep.study.result import TrialResult, write_result
 from lorasweep.study.study import Study
-from lorasweep.training import checkpoint
 
 
 class Endings:
@@ -36,7 +36,7 @@ class Endings:
         detail = f"{shown}train_s={result.train_s or 0.0:.1f}"
         self.display.end(running.number, state, f"{detail} reason={result.reason!r}" if result.reason else detail)
         running.log.info("%s %s", state, result.reason)
-        (running.folder / checkpoint.CHECKPOINT).unlink(missing_ok=True)
+        (running.folder / CHECKPOINT).unlink(missing_ok=True)
         self._close(running)
 
     def fail(self, running: Running, error: str) -> None:

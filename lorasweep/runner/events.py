@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from lorasweep.config.spec import TrialSpec
 from lorasweep.console import Display
 from lorasweep.errors import LostLease
+from lorasweep.files import CHECKPOINT
 from lorasweep.hardware import matmul_peak
 from lorasweep.lora import adapter, peft_config
 from lorasweep.memory import estimate
@@ -19,7 +20,7 @@ from lorasweep.study.result import Reload
 from lorasweep.study.study import Study
 from lorasweep.tasks import task_state
 from lorasweep.tracking import outbox
-from lorasweep.training import checkpoint, learning_rate
+from lorasweep.training import learning_rate
 from lorasweep.training.engine import Engine, EvalEvent, Event, StepEvent, TrialBegan, TrialEnded
 from lorasweep.training.workload import Workload
 
@@ -144,7 +145,7 @@ class Events:
         self.study.ensure_ours(running.number)
         carried = {"tokens": running.tokens, "wall_s": time.perf_counter() - running.began}
         try:
-            step = trainer.checkpoint(running.number, running.folder / checkpoint.CHECKPOINT, carried)
+            step = trainer.checkpoint(running.number, running.folder / CHECKPOINT, carried)
         except FileNotFoundError as error:  # the next owner has tidied our half-written file away
             raise LostLease(f"trial {running.number}: {error}") from error
         self.study.checkpointed(running.number, step)

@@ -64,7 +64,7 @@ def _warm_start(study: Study) -> None:
 def carry_on(study: Study, launch: Launch, loaded: Mapping[str, Any]) -> int:
     """Run what is left of a study and show the outcome; return the exit code."""
     from lorasweep import console
-    from lorasweep.runner import interrupt, worker
+    from lorasweep.runner import interrupt
     from lorasweep.study import repeat_rounds
 
     total = len(study.trials())
@@ -73,7 +73,10 @@ def carry_on(study: Study, launch: Launch, loaded: Mapping[str, Any]) -> int:
     )
     _warm_start(study)
     study.begin()
-    worker.prepare(study, loaded)
+    if loaded:
+        from lorasweep.runner import worker
+
+        worker.prepare(loaded, str(study.folder))
     with interrupt.heard(lambda: study.stop(None, "Ctrl-C")) as interrupts:
         _run_workers(study, launch, interrupts)
         while not _stopped(study, interrupts) and (again := repeat_rounds.next_round(study)):
@@ -95,15 +98,16 @@ def _stopped(study: Study, interrupts: Any) -> bool:
 
 def _run_workers(study: Study, launch: Launch, interrupts: Any) -> None:
     """Launch workers until nothing is left: a launcher whose process was killed may take the other workers with it."""
-    from lorasweep.hardware import device
-    from lorasweep.runner import parent, worker
+    from lorasweep.hardware import container
+    from lorasweep.runner import parent, reclaim
     from lorasweep.study import lease
     from lorasweep.tracking import runs
 
     idle = 0
-    work = functools.partial(parent.work, str(study.folder), not device.threads_are_given(), study.trusted, lease.me())
+    divide = not container.threads_are_given()
+    work = functools.partial(parent.work, str(study.folder), divide, study.trusted, lease.me())
     while not _stopped(study, interrupts):
-        worker.settle(study)
+        reclaim.settle(study)
         if not study.ready():
             if not study.running():
                 return
@@ -123,7 +127,7 @@ def _run_workers(study: Study, launch: Launch, interrupts: Any) -> None:
             idle = 0
             continue
         idle = idle + 1 if _state(study) == before else 0
-        if idle >= LAUNCHES_WITHOUT_PROGRESS or worker.is_fatal(failure):
+        if idle >= LAUNCHES_WITHOUT_PROGRESS or reclaim.is_fatal(failure):
             raise failure or RuntimeError(f"workers end without running a trial; see {study.folder}")
 
 

@@ -1,29 +1,24 @@
 """From a request to a plan: the space, its points, what is checked of them, and what study.json will hold."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from lorasweep.config.overrides import key_of
+if TYPE_CHECKING:
+    from lorasweep.training.workload import Workload
+
 from lorasweep.config.spec import SearchSpec, TrialSpec
-from lorasweep.data import dataset
 from lorasweep.errors import ConfigError
-from lorasweep.lora import peft_config
-from lorasweep.memory import estimate
-from lorasweep.runner import launchers, room
+from lorasweep.runner import launchers
+from lorasweep.runner.findings import Findings
 from lorasweep.runner.points import Points, points
-from lorasweep.runner.preflight import preflight
 from lorasweep.runner.request import Request
 from lorasweep.search.space import Space
 from lorasweep.study import provenance
 from lorasweep.study.meta import Entry, StudyMeta, new_name
 from lorasweep.study.study import Study
-from lorasweep.tasks.metric import Metric
-from lorasweep.training import learning_rate, workload
-from lorasweep.training.workload import Workload
 
 # --- making a study --------------------------------------------------------------------------------------------------
 
@@ -35,7 +30,8 @@ class Plan:
     folder: Path
     meta: StudyMeta
     queue: list[Entry]
-    loaded: Mapping[str, Workload]
+    loaded: "Mapping[str, Workload]"
+    """What the pre-flight has loaded in this process."""
     first: TrialSpec
     """The spec of its first trial."""
     never: Sequence[str] = ()
@@ -49,82 +45,41 @@ def plan(request: Request, asked: Points | None = None) -> Plan:
 
     `asked` is what `points` has made of the request, where that has been done.
     """
+    from lorasweep.runner import preflight, room  # load torch
+
     asked = asked or points(request)
     here = not launchers.is_elsewhere(request.launcher)
     is_alone = not request.launcher and asked.specs[0].search.workers == 1
     keep = is_alone and not launchers.is_in_small_container()
-    loaded = preflight(asked.specs, here, keep)
-    never = _never(asked.specs, loaded, asked.space.keys) if here else []
+    loaded = preflight.preflight(asked.specs, here, keep)
+    found = preflight.findings(asked.specs, loaded, asked.space.keys, here)
     first = asked.specs[0]
     full = room.problem(room.expected_bytes(asked.specs, loaded, len(asked.entries)), Path(first.outputs).resolve())
     if full and here:
         raise ConfigError(full)
-    metric = loaded[workload.key(first)].task.metric(_shared_metric(asked.specs, loaded))
-    meta = _meta(request, asked.space, first, metric)
-    meta = replace(meta, data=_data(asked.specs, loaded))
-    notes = [*_notes(asked.specs, loaded), *_rates(asked.specs, loaded)]
-    return Plan(Path(meta.outputs).resolve() / meta.name, meta, asked.entries, loaded, first, never, notes)
-
-
-# --- what is known of them before they run ---------------------------------------------------------------------------
-
-
-def _shared_metric(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload]) -> str:
-    """Return the metric that ranks all trials. Raises ConfigError where they have different ones."""
-    metrics = list(dict.fromkeys(s.task_type.primary or loaded[workload.key(s)].task.primary for s in specs))
-    if len(metrics) > 1:
-        raise ConfigError(
-            [f"task_type: trials of one study are ranked by one metric, got {', '.join(metrics)}; sweep them apart"]
-        )
-    return metrics[0]
-
-
-def _never(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload], swept: Sequence[str]) -> list[str]:
-    """Return a line for each point that search.max_memory_gib rules out. Raises ConfigError where it leaves none."""
-    lines = []
-    for number, spec in enumerate(specs):
-        work = loaded[workload.key(spec)]
-        why = estimate.hopeless(spec, work.task, work.tokenizer, work.examples)
-        if why:
-            point = " ".join(o for o in spec.overrides if key_of(o) in swept) or "as it is"
-            lines.append(f"point {number} ({point}) {why}")
-    if lines and len(lines) == len(specs):
-        raise ConfigError([f"search.max_memory_gib: no trial is left; {line}" for line in lines])
-    return lines
-
-
-def _notes(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload]) -> list[str]:
-    """Return what the trials' presets find only a part of, each once."""
-    different = {(workload.key(s), str(s.lora.target_modules)): s for s in specs}
-    found = [peft_config.notes(s.lora, s.task_type, loaded[group].skeleton) for (group, _), s in different.items()]
-    return list(dict.fromkeys(note for notes in found for note in notes))
-
-
-def _rates(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload]) -> list[str]:
-    """Return what train.learning_rate=auto came to over the points; nothing where all rates are given."""
-    works = [(s, loaded[workload.key(s)]) for s in specs if s.train.learning_rate == "auto"]
-    rates = {learning_rate.peak(spec, work.task, work.skeleton.model) for spec, work in works}
-    span = " to ".join(f"{rate:.2g}" for rate in sorted({min(rates), max(rates)})) if rates else ""
-    return [f"train.learning_rate=auto came to {span}"] if rates else []
+    meta = _meta(request, asked.space, first, found)
+    folder = Path(meta.outputs).resolve() / meta.name
+    return Plan(folder, meta, asked.entries, loaded, first, found.never, found.notes)
 
 
 # --- study.json ------------------------------------------------------------------------------------------------------
 
 
-def _meta(request: Request, space: Space, first: TrialSpec, metric: Metric) -> StudyMeta:
+def _meta(request: Request, space: Space, first: TrialSpec, found: Findings) -> StudyMeta:
     """Return what study.json will hold. Raises ConfigError where search.warm_start names a study that cannot teach."""
     direction = first.search.direction
-    maximize = metric.maximize if direction == "auto" else direction == "maximize"
-    teachers(first.search, metric.name, maximize)
-    low, high = (end if math.isfinite(end) else None for end in metric.bounds)
+    maximize = found.maximize if direction == "auto" else direction == "maximize"
+    teachers(first.search, found.metric, maximize)
+    low, high = (end if math.isfinite(end) else None for end in found.bounds)
     warm_start = [str(Path(folder).resolve()) for folder in first.search.warm_start or []]
     return StudyMeta(
         name=first.study or new_name(space.keys),
         swept=space.keys,
         overrides=request.overrides,
-        metric=metric.name,
+        data=found.data,
+        metric=found.metric,
         maximize=maximize,
-        unit=metric.unit,
+        unit=found.unit,
         low=low,
         high=high,
         created=provenance.now(),
@@ -135,16 +90,6 @@ def _meta(request: Request, space: Space, first: TrialSpec, metric: Metric) -> S
         launcher=request.launcher,
         storage=first.search.storage,
     )
-
-
-def _data(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload]) -> list[dict[str, Any]]:
-    """Return what study.json holds of each data set, so that a change of a file is seen when the study goes on."""
-    found: dict[str, dict[str, Any]] = {}
-    for spec in specs:
-        fingerprint = loaded[workload.key(spec)].data.fingerprint
-        seen = {"fingerprint": fingerprint, "files": dataset.files_seen(spec.data)}
-        found.setdefault(json.dumps(asdict(spec.data)), {"overrides": list(spec.overrides), **seen})
-    return list({entry["fingerprint"]: entry for entry in reversed(found.values())}.values())
 
 
 def teachers(search: SearchSpec, metric: str, maximize: bool) -> list[Study]:

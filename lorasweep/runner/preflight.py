@@ -1,8 +1,13 @@
 """What is checked of all trials before the first one begins."""
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
+from lorasweep.config.overrides import key_of
 from lorasweep.config.spec import TrialSpec
+from lorasweep.data import dataset
 from lorasweep.data.dataset import Data
 from lorasweep.errors import ConfigError
 from lorasweep.hardware import device
@@ -11,8 +16,9 @@ from lorasweep.memory import estimate
 from lorasweep.models import base_model, fetch, quantization
 from lorasweep.packing import gradient_checkpointing
 from lorasweep.runner import rehearsal
+from lorasweep.runner.findings import Findings
 from lorasweep.tasks.task import Task
-from lorasweep.training import workload
+from lorasweep.training import learning_rate, workload
 from lorasweep.training.workload import Workload
 
 
@@ -54,9 +60,7 @@ def _is_hopeless(spec: TrialSpec, loaded: Mapping[str, Workload]) -> bool:
 
 def _workload(spec: TrialSpec) -> Workload:
     """Return the group's workload. Raises ConfigError with what is wrong with the files of its model, and its data."""
-    for name in (spec.model.pretrained, spec.model.decoder or ""):
-        if name.startswith("fetched:"):
-            fetch.offer(name.removeprefix("fetched:"), spec.model.fetch)
+    fetch.offer_all(spec.model)
     broken = base_model.file_problems(spec.model)
     try:
         work = workload.workload(spec)
@@ -103,3 +107,64 @@ def metric_problems(spec: TrialSpec, task: Task, data: Data) -> list[str]:
         f"data.eval_split: {primary} has no value on eval ({reason}); give a split that has some, or rank by another "
         f"metric, task_type.primary={others.split(', ')[0]} (of {others})"
     ]
+
+
+# --- what is known of the points then --------------------------------------------------------------------------------
+
+
+def findings(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload], swept: Sequence[str], here: bool) -> Findings:
+    """Return what study.json and the screen will tell. Raises ConfigError where the points make no study."""
+    never = _never(specs, loaded, swept) if here else []
+    metric = loaded[workload.key(specs[0])].task.metric(_shared_metric(specs, loaded))
+    data = _data(specs, loaded)
+    notes = [*_notes(specs, loaded), *_rates(specs, loaded)]
+    return Findings(metric.name, metric.maximize, metric.unit, metric.bounds, data, never, notes)
+
+
+def _shared_metric(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload]) -> str:
+    """Return the metric that ranks all trials. Raises ConfigError where they have different ones."""
+    metrics = list(dict.fromkeys(s.task_type.primary or loaded[workload.key(s)].task.primary for s in specs))
+    if len(metrics) > 1:
+        raise ConfigError(
+            [f"task_type: trials of one study are ranked by one metric, got {', '.join(metrics)}; sweep them apart"]
+        )
+    return metrics[0]
+
+
+def _never(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload], swept: Sequence[str]) -> list[str]:
+    """Return a line for each point that search.max_memory_gib rules out. Raises ConfigError where it leaves none."""
+    lines = []
+    for number, spec in enumerate(specs):
+        work = loaded[workload.key(spec)]
+        why = estimate.hopeless(spec, work.task, work.tokenizer, work.examples)
+        if why:
+            point = " ".join(o for o in spec.overrides if key_of(o) in swept) or "as it is"
+            lines.append(f"point {number} ({point}) {why}")
+    if lines and len(lines) == len(specs):
+        raise ConfigError([f"search.max_memory_gib: no trial is left; {line}" for line in lines])
+    return lines
+
+
+def _data(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload]) -> list[dict[str, Any]]:
+    """Return what study.json holds of each data set, so that a change of a file is seen when the study goes on."""
+    found: dict[str, dict[str, Any]] = {}
+    for spec in specs:
+        fingerprint = loaded[workload.key(spec)].data.fingerprint
+        seen = {"fingerprint": fingerprint, "files": dataset.files_seen(spec.data)}
+        found.setdefault(json.dumps(asdict(spec.data)), {"overrides": list(spec.overrides), **seen})
+    return list({entry["fingerprint"]: entry for entry in reversed(found.values())}.values())
+
+
+def _notes(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload]) -> list[str]:
+    """Return what the trials' presets find only a part of, each once."""
+    different = {(workload.key(s), str(s.lora.target_modules)): s for s in specs}
+    found = [peft_config.notes(s.lora, s.task_type, loaded[group].skeleton) for (group, _), s in different.items()]
+    return list(dict.fromkeys(note for notes in found for note in notes))
+
+
+def _rates(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload]) -> list[str]:
+    """Return what train.learning_rate=auto came to over the points; nothing where all rates are given."""
+    works = [(s, loaded[workload.key(s)]) for s in specs if s.train.learning_rate == "auto"]
+    rates = {learning_rate.peak(spec, work.task, work.skeleton.model) for spec, work in works}
+    span = " to ".join(f"{rate:.2g}" for rate in sorted({min(rates), max(rates)})) if rates else ""
+    return [f"train.learning_rate=auto came to {span}"] if rates else []

@@ -14,15 +14,14 @@ from lorasweep.config.overrides import is_of_the_study, key_of, keys_of, overlai
 from lorasweep.config.spec import SearchSpec, keys_affecting
 from lorasweep.data import dataset
 from lorasweep.errors import ConfigError, StudyMismatch
-from lorasweep.hardware import device
-from lorasweep.runner import interrupt, launch, plan, worker
+from lorasweep.hardware import container
+from lorasweep.runner import interrupt, launch, plan, reclaim
 from lorasweep.runner.request import Request
 from lorasweep.search import space
 from lorasweep.study import repeats
 from lorasweep.study.meta import Entry
 from lorasweep.study.result import read_result, write_result
 from lorasweep.study.study import DEFAULT_TRIALS, ENDED, Study
-from lorasweep.training import workload
 
 # --- going on --------------------------------------------------------------------------------------------------------
 
@@ -57,6 +56,8 @@ def _look_at_data(study: Study, accepted: bool) -> None:
         files = dataset.files_seen(spec.data)
         before, after = entry["fingerprint"], entry["fingerprint"]
         if files != entry["files"]:
+            from lorasweep.training import workload  # loads torch
+
             after = workload.load_rows(spec, tasks.make(spec.task_type)).fingerprint
         if after != before:
             problems.append(f"data.path: {spec.data.path} has changed: fingerprint {before[:12]}, now {after[:12]}")
@@ -127,9 +128,11 @@ def work(study: Study) -> int:
     print(f"study {study.meta.name}: {study.waiting()} trials wait", flush=True)
     with interrupt.heard() as interrupts:
         while not interrupts.count and "all" not in study.stops():
-            worker.settle(study)
+            reclaim.settle(study)
             if study.ready():
-                worker.run_worker(str(study.folder), not device.threads_are_given(), study.trusted)
+                from lorasweep.runner import worker  # loads torch
+
+                worker.run_worker(str(study.folder), not container.threads_are_given(), study.trusted)
             elif study.running():
                 time.sleep(2)  # its owner may die
             else:

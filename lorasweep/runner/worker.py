@@ -15,10 +15,11 @@ from pathlib import Path
 from lorasweep.config.spec import TrialSpec
 from lorasweep.console import Display
 from lorasweep.errors import ConfigError, DiskFull, LostLease, StorageDown
+from lorasweep.files import CHECKPOINT
 from lorasweep.hardware import device, matmul_peak
 from lorasweep.memory import estimate, out_of_memory
 from lorasweep.packing import pass_cost
-from lorasweep.runner import interrupt, room
+from lorasweep.runner import interrupt, reclaim, room
 from lorasweep.runner.endings import Endings
 from lorasweep.runner.events import Events
 from lorasweep.runner.failures import Failures
@@ -26,12 +27,12 @@ from lorasweep.runner.trial_run import Running
 from lorasweep.search import pruners, samplers
 from lorasweep.study import lease, provenance
 from lorasweep.study.lease import Beat
-from lorasweep.study.result import read_result, result_of, write_result
+from lorasweep.study.result import read_result
 from lorasweep.study.study import Study
 from lorasweep.study.trial import Trial
 from lorasweep.tasks import batches
 from lorasweep.tracking import runs
-from lorasweep.training import checkpoint, workload
+from lorasweep.training import workload
 from lorasweep.training.engine import Engine, Job
 
 POLL_S = 1.0
@@ -126,7 +127,7 @@ class Worker:
         """Claim a trial and open its folder, or return None when nothing waits."""
         while True:
             began = time.perf_counter()
-            settle(self.study)
+            reclaim.settle(self.study)
             number = self.study.claim(self._shares if workload.varies(self.study.meta.swept) else None)
             if number is None:
                 return None
@@ -257,7 +258,7 @@ class Worker:
             running.number,
             running.spec,
             eval_steps=pruners.rungs(self.study.search, total),
-            checkpoint=running.folder / checkpoint.CHECKPOINT,
+            checkpoint=running.folder / CHECKPOINT,
             start_from=None if origin is None else self.study.trial_folder(origin) / "adapter",
         )
 
@@ -290,26 +291,13 @@ class Worker:
 # --- a worker as a launcher starts it --------------------------------------------------------------------------------
 
 
-def settle(study: Study) -> None:
-    """Put back what dead workers had; leave a result for a trial whose workers died too often."""
-    for number in study.reclaim():
-        trial, folder = study.trial(number), study.trial_folder(number)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_result(folder, result_of(trial, folder))
-
-
-def is_fatal(error: Exception | None) -> bool:
-    """Return whether launching again would end the same way."""
-    return isinstance(error, DiskFull | ConfigError | StorageDown)
-
-
 _prepared: dict[str, dict[str, workload.Workload]] = {}
-"""Data that this process has read already, by study folder."""
+"""Data, and a base, that this process has read already, by study folder."""
 
 
-def prepare(study: Study, loaded: Mapping[str, workload.Workload]) -> None:
+def prepare(loaded: Mapping[str, workload.Workload], folder: str) -> None:
     """Keep data for the workers that run in this process; others find the tokens on disk."""
-    _prepared[str(study.folder)] = {key: work.keep() for key, work in loaded.items()}
+    _prepared[folder] = {key: work.keep() for key, work in loaded.items()}
 
 
 def run_worker(folder: str, divide: bool, trusted: bool = False) -> None:

@@ -17,8 +17,6 @@ from lorasweep.config.spec import TrialSpec, flattened, is_earlier_default
 from lorasweep.errors import ConfigError
 from lorasweep.files import replacing
 
-CHECKPOINT = "checkpoint.pt"
-
 VERSION = 3
 """Of the file's layout; a file of another version is not read. In 1, moments of B lay the other way round; in 2, the
 last evaluation was not sealed."""

@@ -13,7 +13,7 @@ from lorasweep.cli import main
 from lorasweep.config import compose
 from lorasweep.config.spec import TrainSpec
 from lorasweep.errors import ConfigError
-from lorasweep.hardware import device
+from lorasweep.hardware import container, device
 from lorasweep.models import base_model, quantization
 from lorasweep.packing import dropout
 from lorasweep.runner import plan, preflight
@@ -128,9 +128,9 @@ def test_workers_of_a_cpu_divide_its_threads_unless_the_user_has(monkeypatch):
         assert not divides
     with device.own(3, divide=False) as divides:
         assert not divides and threads == [8, 2, 8]
-    assert not device.threads_are_given()
+    assert not container.threads_are_given()
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert device.threads_are_given()
+    assert container.threads_are_given()
 
 
 def test_worker_of_a_spread_base_takes_no_gpu_to_itself_and_is_the_only_one(two_cards):

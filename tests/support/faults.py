@@ -20,7 +20,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from lorasweep.lora import adapter
-from lorasweep.runner import endings, worker
+from lorasweep.runner import endings, reclaim, worker
 from lorasweep.study.study import Study
 from lorasweep.training.engine import Engine
 
@@ -93,7 +93,7 @@ def _over(fork: Any, folder: str) -> bool:
 
 def _ask(folder: str, answer: Any) -> None:
     study = Study.open(Path(folder))
-    worker.settle(study)
+    reclaim.settle(study)
     answer.put(study.waiting() + study.running())
 
 

@@ -1,0 +1,20 @@
+"""What a pre-flight tells of a study's points, as plain values."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Findings:
+    metric: str
+    """The metric that ranks the trials."""
+    maximize: bool
+    unit: str
+    bounds: tuple[float, float]
+    data: list[dict[str, Any]]
+    """What study.json holds of each data set, so that a change of a file is seen when the study goes on."""
+    never: Sequence[str] = ()
+    """What is to be said of points that need more memory than allowed, a line each."""
+    notes: Sequence[str] = ()
+    """What a person may want to know of what the trials adapt."""
