@@ -469,8 +469,8 @@ class TrackSpec:
     log_model: bool = setting(True, affects=NOTHING)
     """Log the best adapter as an MLflow model when a study has ended; it names the base and does not copy it."""
     register: str | None = setting(None, affects=NOTHING)
-    """Name in MLflow's model registry under which the best adapter is registered; its alias is champion where it is
-    better than the champion so far by more than noise, else challenger."""
+    """Name in MLflow's model registry under which the best adapter is registered; its alias is champion where the
+    test split shows it to be better than the champion so far by more than search.margin, else challenger."""
 
     def problems(self) -> list[str]:
         out = []

@@ -61,6 +61,11 @@ class Data:
         """sha256 over the records of the eval split: metrics of trials that share it are of the same rows."""
         return _fingerprint({"eval": self.splits["eval"]}, ())
 
+    @property
+    def test_fingerprint(self) -> str:
+        """The same of the test split."""
+        return _fingerprint({"test": self.splits["test"]}, ())
+
 
 _cache: OrderedDict[str, Data] = OrderedDict()
 

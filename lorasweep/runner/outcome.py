@@ -133,7 +133,7 @@ def _scored(
     records = work.data.splits["test"]
     example_scores.write(folder, work.task, study.meta.metric, found, records, example_scores.TEST_NAME)
     scores = work.task.metrics(found) | work.task.baseline(work.data, "test")
-    write_result(folder, replace(result, test=scores))
+    write_result(folder, replace(result, test=scores, test_fingerprint=work.data.test_fingerprint))
     return scores
 
 

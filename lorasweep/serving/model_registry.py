@@ -1,35 +1,23 @@
-"""The winner in MLflow: logged as a model, and its place in the model registry."""
+"""The winner in MLflow: logged as a model, and its place in the model registry (serving/champion.py)."""
 
 import json
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from lorasweep.config.spec import TrialSpec
 from lorasweep.credentials import redact
 from lorasweep.errors import ConfigError, MlflowDown, MlflowRefused
 from lorasweep.files import read_json, replace_file
-from lorasweep.serving import mlflow_model, winner
-from lorasweep.study import answer, comparison, example_scores, significance
-from lorasweep.study.belief import near_enough
-from lorasweep.study.comparison import Rivals
-from lorasweep.study.direction import upward
+from lorasweep.serving import champion, mlflow_model, winner
+from lorasweep.serving.champion import Score
+from lorasweep.study import example_scores
 from lorasweep.study.study import Study
 from lorasweep.tasks.metric import Parts
 from lorasweep.tracking import outbox, runs
 from lorasweep.tracking.mlflow_store import Mirror
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-TAG = "lorasweep."
-NORMAL_95 = 1.96
-"""Standard errors to each side of a 95 % interval."""
-
-
-# --- a study's winner ------------------------------------------------------------------------------------------------
-
-
 NOT_LOGGED = "the model was not logged"
 """How the answer of `log_winner` begins where MLflow does not have the model."""
 
@@ -75,7 +63,7 @@ class Registry(Mirror):
         return told
 
     def _model(self, folder: Path, experiment: str, trusted: bool) -> str:
-        """Return the id of a new model that holds the trial's adapter and settings."""
+        """Return the id of a new model: adapter, settings, and what the test examples add to the metric."""
         from mlflow.entities import LoggedModelOutput
 
         run = outbox.load(folder)
@@ -83,6 +71,7 @@ class Registry(Mirror):
         with tempfile.TemporaryDirectory() as place:
             saved = Path(place) / "model"
             mlflow_model.save(folder, saved, folder.parent.parent / mlflow_model.BASES, trusted=trusted)
+            example_scores.copy_test_scores(folder, saved)
             model = self._ask("create_logged_model", self._experiment(experiment), "model", run_id)
             self._ask("log_model_artifacts", model.model_id, str(saved))
         self._ask("finalize_logged_model", model.model_id, "READY")
@@ -109,115 +98,34 @@ class Registry(Mirror):
         ).version
         alias, why = CHAMPION, "the first"
         try:
-            champion = self._ask("get_model_version_by_alias", name, CHAMPION)
+            holder = self._ask("get_model_version_by_alias", name, CHAMPION)
         except MlflowRefused:
-            champion = None
-        if champion is not None:
-            better, why = score.beats(Score.from_tags(champion.tags))
+            holder = None
+        if holder is not None:
+            theirs = Score.from_tags(holder.tags)
+            better, why = champion.beats(score, score.parts(), theirs, self._test_scores(holder, theirs))
             alias = CHAMPION if better else CHALLENGER
         self._ask("set_registered_model_alias", name, alias, version)
         return f"registered as {name} version {version}, {alias}: {why}"
 
-
-# --- champion or challenger ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Score:
-    """How good a version is, and where its evidence lies."""
-
-    metric: str
-    value: float
-    maximize: bool
-    standard_error: float | None
-    """None where no example has a part in the metric."""
-    fingerprint: str
-    """Of the data."""
-    folders: list[str]
-    """Of the runs that make the value, on the machine that made them: the trial's, or its repeats'."""
-    margin: float = 0.0
-    """By how much a challenger has to be shown to be better."""
-    tested: str = ""
-    """Folder of the registered adapter's answers to the test split."""
-
-    @staticmethod
-    def of(study: Study, number: int) -> "Score":
-        found = next(c for c in answer.answer(study).candidates if c.number == number)
-        fingerprint = winner.result(study, number).data_fingerprint
-        folders = [str(study.trial_folder(n)) for n in found.scored]
-        margin = near_enough(study.search.margin, study.meta.bounds, found.value)
-        meta = study.meta
-        tested = str(study.trial_folder(number))
-        return Score(
-            meta.metric, found.value, meta.maximize, found.standard_error, fingerprint, folders, margin, tested
-        )
-
-    def tags(self) -> dict[str, str]:
-        return {f"{TAG}{k}": redact(json.dumps(v)) for k, v in vars(self).items()}
-
-    @staticmethod
-    def from_tags(tags: dict[str, str]) -> "Score | None":
-        """Return what a version's tags say, None for a version that lorasweep did not make."""
-        try:
-            later = {"tested": json.loads(tags.get(f"{TAG}tested", '""'))}  # versions of before do not say it
-            own = {k: json.loads(tags[f"{TAG}{k}"]) for k in Score.__dataclass_fields__ if k not in ("margin", *later)}
-            return Score(**own, **later)
-        except KeyError:
-            return None
-
-    def beats(self, champion: "Score | None") -> tuple[bool, str]:
-        """Return whether this one is shown to be better than the champion by more than the margin, in words too.
-
-        On the test split, which chose neither of them; on the eval split where a version has no answers to the other.
+    def _test_scores(self, version: Any, score: Score | None) -> Parts | None:
+        """Return what each test example adds to a version's metric: of its trial's folder, else of what MLflow keeps
+        with the model; None where neither has it.
         """
-        if champion is None:
-            return False, "the champion has no score of lorasweep's to compare with"
-        if (self.metric, self.maximize) != (champion.metric, champion.maximize):
-            return False, f"the champion is judged by {champion.metric}, this one by {self.metric}"
-        interval = self._on_the_test_split(champion) or self._same_examples(champion) or self._apart(champion)
-        by = f"{self.metric} {self.value:.4f}, the champion's {champion.value:.4f}"
-        if interval is None:
-            return False, f"{by}; their noise is not known"
-        better = interval.low > self.margin
-        sure = f"{'shown' if better else 'not shown'} to be better by more than {self.margin:.4f}"
-        return better, f"{by}, {sure} (better by {interval}, 95 %)"
+        there = score.parts() if score is not None else None
+        if there is not None or score is None:
+            return there
+        import mlflow
+        from mlflow.exceptions import MlflowException
 
-    def _same_examples(self, champion: "Score") -> significance.Interval | None:
-        """Return by how much this one is better on the same examples; None where they differ or are gone."""
-        if self.fingerprint != champion.fingerprint:
-            return None
-        ours, theirs = self._parts(), champion._parts()
-        if len(ours) < len(self.folders) or len(theirs) < len(champion.folders):
-            return None
-        if len({significance.examples(s) for s in [*ours, *theirs]}) != 1:
-            return None
-        return self._ahead(ours, theirs, np.array([self.value, champion.value]))
-
-    def _on_the_test_split(self, champion: "Score") -> significance.Interval | None:
-        """Return by how much the adapter is better on test examples; None where they differ or are gone."""
-        if self.fingerprint != champion.fingerprint or not self.tested or not champion.tested:
-            return None
-        ours, theirs = (example_scores.read(Path(s.tested), example_scores.TEST_NAME) for s in (self, champion))
-        if ours is None or theirs is None or significance.examples(ours) != significance.examples(theirs):
-            return None
-        return self._ahead([ours], [theirs], np.array([ours.value, theirs.value]))
-
-    def _ahead(self, ours: list[Parts], theirs: list[Parts], values_K: np.ndarray) -> significance.Interval:
-        """Return by how much ours are better: 95 %, paired over their examples."""
-        significance.resample([*ours, *theirs])
-        replicates_KR = np.stack([significance.mean_replicates(ours), significance.mean_replicates(theirs)])
-        rivals = Rivals(upward(values_K, self.maximize), upward(replicates_KR, self.maximize))
-        _, low, high = comparison.difference_interval(rivals, 0, 1)
-        return significance.Interval(low, high)
-
-    def _parts(self) -> list[Parts]:
-        found = (example_scores.read(Path(f)) for f in self.folders)
-        return [s for s in found if s is not None]
-
-    def _apart(self, champion: "Score") -> significance.Interval | None:
-        """Return by how much this one is better, from the standard errors of both."""
-        if self.standard_error is None or champion.standard_error is None:
-            return None
-        half = NORMAL_95 * (self.standard_error**2 + champion.standard_error**2) ** 0.5
-        ahead = upward(self.value - champion.value, self.maximize)
-        return significance.Interval(ahead - half, ahead + half)
+        with tempfile.TemporaryDirectory() as place:
+            try:
+                mlflow.artifacts.download_artifacts(
+                    artifact_uri=f"{version.source}/{example_scores.TEST_NAME}",
+                    dst_path=place,
+                    tracking_uri=self._client.tracking_uri,
+                )
+            except (MlflowException, OSError):
+                return None
+            found = example_scores.read(Path(place), example_scores.TEST_NAME)
+            return found if found is not None and score.is_of(found) else None

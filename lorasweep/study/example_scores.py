@@ -71,6 +71,17 @@ def _group(record: Mapping[str, Any], row: int) -> str:
     return hashlib.sha256(repr(kept).encode()).hexdigest()[:16]
 
 
+def copy_test_scores(folder: Path, place: Path) -> None:
+    """Write what each test example adds to the metric to another folder, without the answers; nothing where there is
+    none.
+    """
+    import pyarrow.parquet as pq
+
+    if (folder / TEST_NAME).is_file():
+        table = pq.read_table(folder / TEST_NAME)
+        pq.write_table(table.select([n for n in table.column_names if n != "answer"]), place / TEST_NAME)
+
+
 def read(folder: Path, name: str = NAME) -> Parts | None:
     """Return what predictions.parquet says of the primary metric; None where there is none, where nobody here knows its
     combination or, with a warning, where it is damaged.

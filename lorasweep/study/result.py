@@ -107,6 +107,8 @@ class TrialResult:
     """Digest of the rows of all splits: trials that share it saw the same data."""
     eval_fingerprint: str = ""
     """Digest of the rows of the eval split: metrics of trials that share it can be compared."""
+    test_fingerprint: str = ""
+    """Digest of the rows of the test split, where this trial was scored on it."""
     reload: Reload | None = None
     """The saved adapter, loaded again with plain peft onto a fresh base, against the trained one."""
     steps: int | None = None

@@ -220,6 +220,9 @@ def summed_loss(predictions: Sequence[Prediction]) -> Pairs:
 LOSS = Metric("loss", summed_loss, ratio, (0.0, math.inf), "nats", maximize=False)
 PERPLEXITY = Metric("perplexity", summed_loss, exp_ratio, (1.0, math.inf), "perplexity", maximize=False)
 
+A_TOKEN = ("loss", "perplexity", "token_accuracy")
+"""Metrics by tokens: another tokenizer cuts the same text into others, and its numbers mean something else."""
+
 
 # --- correlations ----------------------------------------------------------------------------------------------------
 

@@ -3,22 +3,21 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import mlflow
-import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from lorasweep.cli import main
 from lorasweep.config import compose
 from lorasweep.errors import ConfigError, MlflowDown
 from lorasweep.serving import model_registry, predict
-from lorasweep.serving.model_registry import Score
 from lorasweep.study import example_scores
 from lorasweep.study.study import Study
-from lorasweep.tasks.metric import Parts
 from lorasweep.tracking import mlflow_store
 
 SMALL = ["train.max_steps=2", "train.batch_size=8", "data.max_train_samples=64", "data.max_eval_samples=32"]
@@ -79,6 +78,12 @@ def test_base_is_not_copied(registered, tiny_bert):
     assert sizes["adapter_model.safetensors"] == adapter
     tokenizer = sum(size for name, size in sizes.items() if name.startswith("tokenizer"))
     assert sum(sizes.values()) < adapter + tokenizer + 20_000
+
+
+def test_answers_to_the_test_split_stay_out_of_the_store(registered):
+    model = client(registered).get_logged_model(model_id(registered, "one"))
+    kept = pq.read_table(Path(model.artifact_location.removeprefix("file://")) / example_scores.TEST_NAME)
+    assert kept.num_rows == 32 and "answer" not in kept.column_names
 
 
 def test_model_belongs_to_the_trials_run(registered):
@@ -156,50 +161,12 @@ def test_nothing_is_logged_where_tracking_or_log_model_is_off(registered):
         assert model_registry.log_winner(opened, opened.spec([*opened.space.fixed, *off])) == ""
 
 
-def score(folder: Path, value: float, error: float | None, maximize: bool = True, data: str = "d") -> Score:
-    return Score("accuracy" if maximize else "loss", value, maximize, error, data, [str(folder)])
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs", "maximize", "better"),
-    [
-        ((0.9, 0.01), (0.8, 0.01), True, True),
-        ((0.9, 0.1), (0.8, 0.1), True, False),
-        ((0.8, 0.01), (0.9, 0.01), True, False),
-        ((0.8, 0.01), (0.9, 0.01), False, True),
-        ((0.9, None), (0.1, 0.01), True, False),
-    ],
-)
-def test_champion_is_better_by_more_than_noise(ours, theirs, maximize, better, tmp_path):
-    found, why = score(tmp_path, *ours, maximize).beats(score(tmp_path, *theirs, maximize, data="other"))
-    assert found is better, why
-
-
-def test_same_examples_are_compared_one_by_one(tmp_path):
-    """Of 100 examples 60 and 66 are right, the second a superset: apart they are within noise, paired they are not."""
-    for name, right in (("a", 60), ("b", 66)):
-        (tmp_path / name).mkdir()
-        made = Parts("accuracy", "ratio", np.arange(100), np.arange(100) < right, np.ones(100))
-        written(tmp_path / name, made)
-    champion, ours = score(tmp_path / "a", 0.60, 0.05), score(tmp_path / "b", 0.66, 0.05)
-    assert ours.beats(champion)[0]
-    assert not score(tmp_path / "b", 0.66, 0.05, data="other").beats(champion)[0]
-
-
-def written(folder: Path, found: Parts) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = {"row": found.rows, "score": np.asarray(found.first, float), "of": np.asarray(found.second, float)}
-    told = {"metric": found.metric, "kind": found.kind}
-    pq.write_table(pa.table(columns).replace_schema_metadata(told), folder / example_scores.NAME)
-
-
-def test_version_that_is_not_ours_leaves_its_alias(tmp_path):
-    assert Score.from_tags({"mine": "1"}) is None
-    ours = score(tmp_path, 0.9, 0.01)
-    assert Score.from_tags(ours.tags()) == ours
-    assert ours.beats(None) == (False, "the champion has no score of lorasweep's to compare with")
+def test_champion_is_compared_by_what_mlflow_keeps_once_its_study_is_gone(tiny_bert, tmp_path, capsys):
+    study(tmp_path, tiny_bert, "old", "tracking.register=kept")
+    shutil.rmtree(tmp_path / "old")
+    capsys.readouterr()
+    study(tmp_path, tiny_bert, "new", "tracking.register=kept", "train.seed=1")
+    assert "the champion's 0." in (said := capsys.readouterr().out) and "on the same 32 test examples" in said
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a:b"])

@@ -3,14 +3,13 @@
 import math
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import patch
 
 import numpy as np
 from optuna.trial import TrialState
 from scipy.stats import norm
 
 from lorasweep.config.spec import SearchSpec
-from lorasweep.serving import model_registry
+from lorasweep.serving.champion import Score, beats
 from lorasweep.study import answer, repeat_rounds, repeats
 from lorasweep.tasks.metric import Parts
 
@@ -142,14 +141,12 @@ def challenged(rng, count, own_sd, examples):
     values = [value for value, _ in runs["eval"]]
     best = 1 + int(np.argmax(values[1:]))
 
-    def read(folder, name="eval"):
-        return runs["eval" if name == "eval" else "test"][int(folder.name)][1]
-
+    tested = [runs["test"][k][1] for k in (best, 0)]
     ours, theirs = (
-        model_registry.Score("accuracy", values[k], True, 0.02, "rows", [str(k)], 0.01, str(k)) for k in (best, 0)
+        Score(metric="accuracy", maximize=True, value=values[k], margin=0.01, test=parts.value, test_rows="rows")
+        for k, parts in zip((best, 0), tested, strict=True)
     )
-    with patch.object(model_registry.example_scores, "read", read):
-        return ours.beats(theirs)[0]
+    return beats(ours, tested[0], theirs, tested[1])[0]
 
 
 def by_seed(rng, quality_K, seed_sd):
