@@ -25,6 +25,10 @@ class LostLease(LorasweepError):
     """Another worker has the trial: this one was thought dead."""
 
 
+class KnownPoint(LorasweepError):
+    """What a trial would compute is another trial's already: it is not trained again."""
+
+
 class DiskFull(LorasweepError):
     """The study's folder takes no more; nothing is lost, the trials go on from their checkpoints."""
 

@@ -60,6 +60,7 @@ TESTED_IN = {
     "config/test_compose.py": {"config.overrides", "config.sweep_file"},
     "config/test_registry.py": {"data.readers"},
     "config/test_spec.py": {"config.fields"},
+    "first_contact/test_tables.py": {"data.word_rows"},
     "first_contact/test_models.py": {
         "models.finished_head",
         "models.token_limits",
@@ -93,6 +94,7 @@ TESTED_IN = {
         "runner.resume",
         "study.repeat_rounds",
     },
+    "study/test_drawing.py": {"study.same_point"},
     "study/test_result.py": {"config.measures"},
     "study/test_significance.py": {"study.example_scores"},
     "study/test_study.py": {"study.direction", "study.lease", "study.meta", "study.storage"},

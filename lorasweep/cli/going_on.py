@@ -10,7 +10,7 @@ from lorasweep import console
 from lorasweep.cli.find import find, refuse_more
 from lorasweep.cli.parser import Options
 from lorasweep.config import trust
-from lorasweep.errors import ConfigError
+from lorasweep.errors import ConfigError, KnownPoint
 from lorasweep.runner import hydra_sweeper
 from lorasweep.runner.request import Request
 from lorasweep.study.study import Study
@@ -68,7 +68,11 @@ def add(options: Options) -> int:
         raise ConfigError(["add: give overrides, e.g. lora.r=32, or --like NUMBER"], "the command line")
     from lorasweep.runner.by_hand import by_hand
 
-    entry = by_hand(study, request.overrides, options.like, options.from_weights)
+    try:
+        entry = by_hand(study, request.overrides, options.like, options.from_weights)
+    except KnownPoint as known:
+        print(known)
+        return 0
     number = study.enqueue([entry])[0]
     print(f"trial {number} waits at the head of the queue of {study.meta.name}")
     if not study.alive():

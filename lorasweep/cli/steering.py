@@ -41,6 +41,8 @@ def _show(study: Study) -> None:
     states = [t.state.name.lower() for t in trials]
     counts = {s: states.count(s) for s in ("complete", "pruned", "fail", "running", "waiting")}
     print("  ".join(f"{n} {s}" for s, n in counts.items() if n))
+    for line in study.left_out():
+        print(line)
     best = study.best()
     if best is not None:
         print(f"best: trial {best.number}, {meta.metric} {best.values[0]:.4f}")

@@ -91,8 +91,10 @@ def check(options: Options) -> int:
         unset = dict.fromkeys(planned.meta.swept, "-")
         rows = [{**unset, **point} for point in points]
         check.show_grid(specs, rows, dict(planned.loaded))
+        for line in planned.notes:
+            print(line)
     needed = room.expected_bytes(specs, planned.loaded, len(planned.queue))
     print(f"{'disk:':13}{room.told(needed, planned.folder.parent)}")
-    for line in planned.never:
+    for line in (*planned.point_notes, *planned.never):
         print(line)
     return 0

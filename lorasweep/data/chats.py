@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,13 +29,18 @@ NAMES = (("role", "content"), ("from", "value"), ("role", "value"), ("speaker", 
 """What the keys of a message are called."""
 
 
+NUMPY = re.compile(r"array\((\[.*?\])(?:,\s*dtype=\w+)?\)", re.DOTALL)
+"""A list as numpy writes it, and pandas with it into a CSV."""
+
+
 def parsed(value: Any) -> Any:
     """Return the list or object that a text writes out as JSON or as Python does; any other value as it is."""
     if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
         return value
+    plain = NUMPY.sub(r"\1", value)
     for read in (json.loads, ast.literal_eval):
         try:
-            return read(value)
+            return read(plain)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
     return value

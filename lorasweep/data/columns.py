@@ -30,20 +30,44 @@ USUAL: dict[str, tuple[str, ...]] = {
     "label": (
         *("label", "labels", "class", "category", "target", "sentiment", "intent", "topic", "emotion", "tag", "tags"),
         *("y", "output", "airline_sentiment", "label_text", "label_name", "classes", "categories", "genre", "genres"),
-        *("stars", "rating", "score", "type", "polarity"),
+        *("stars", "rating", "score", "type", "polarity", "is_duplicate", "gold_label", "answer"),
     ),
     "messages": ("messages", "conversations", "conversation", "chat", "dialog", "dialogue", "chats", "turns"),
     "tokens": ("tokens", "words", "token", "word", "sentence", "text"),
-    "tags": ("tags", "ner_tags", "ner", "labels", "upos", "pos_tags", "pos", "tag", "entities", "label", "word_labels"),
+    "tags": ("tags", "ner_tags", "ner", "labels", "tag", "label", "upos", "pos_tags", "pos", "entities", "word_labels"),
     "question": ("question", "query", "questions"),
     "context": ("context", "passage", "paragraph", "document", "article", "text"),
     "answers": ("answers", "answer"),
     "source": (
-        *("source", "src", "input", "document", "article", "dialogue", "text", "input_text", "source_text", "mr"),
+        *(
+            "source",
+            "src",
+            "input",
+            "inputs",
+            "document",
+            "article",
+            "dialogue",
+            "text",
+            "input_text",
+            "source_text",
+            "mr",
+        ),
         *("prompt", "question", "en"),
     ),
     "target": (
-        *("target", "tgt", "output", "summary", "highlights", "abstract", "target_text", "label", "ref", "completion"),
+        *(
+            "target",
+            "targets",
+            "tgt",
+            "output",
+            "summary",
+            "highlights",
+            "abstract",
+            "target_text",
+            "label",
+            "ref",
+            "completion",
+        ),
         *("reference", "answer", "response", "translation", "de", "fr", "zh", "es"),
     ),
     "anchor": ("anchor", "query", "question", "sentence1", "sent1", "text1", "premise", "source"),
@@ -51,10 +75,15 @@ USUAL: dict[str, tuple[str, ...]] = {
 }
 """Field -> the names that its column usually has, the more telling first."""
 
-PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("text1", "text2"), ("question1", "question2"))
+PAIRS = (
+    *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("text1", "text2")),
+    ("question1", "question2"),
+    ("question", "passage"),
+)
 """Two columns of text that SEQ_CLS reads together."""
 
 PROMPTS = (
+    *(("prompt", "chosen"), ("question", "chosen")),
     *(("prompt", "completion"), ("prompt", "response"), ("prompt", "output"), ("prompt", "answer")),
     *(("instruction", "output"), ("instruction", "response"), ("instruction", "completion")),
     *(("question", "answer"), ("question", "response"), ("query", "response"), ("query", "answer")),
@@ -101,6 +130,9 @@ def find_columns(asked: Mapping[str, str], table: Table, spec: DataSpec) -> Colu
         if pair and not any(c in present for c in USUAL["text"][:4]):
             by_field |= {"text": pair[0], "text_pair": pair[1]}
             open_fields = [f for f in open_fields if f != "text"]
+    if set(open_fields) == {"source", "target"}:
+        by_field |= _of_translations(table)
+        open_fields = [] if by_field else open_fields
     for name in open_fields:
         taken = {*by_field.values(), *[c for f, c in given.items() if f != name]}
         found = next((c for word in USUAL.get(name, ()) if (c := same_name(word, present)) and c not in taken), None)
@@ -153,10 +185,19 @@ def _of_language_model(present: Sequence[str]) -> dict[str, str]:
         pair = [same_name(w, present) for w in words]
         if pair[0] and pair[1]:
             found = {"prompt": pair[0], "completion": pair[1]}
-            more = same_name("input", present)
-            return found | ({"input": more} if pair[0] != more and more and words[0] == "instruction" else {})
+            more = same_name("input", present) or same_name("context", present)
+            return found | ({"input": more} if more not in (None, *pair) and words[0] == "instruction" else {})
     text = next((c for word in USUAL["text"] if (c := same_name(word, present))), None)
     return {"text": text or present[0]} if text or len(present) == 1 else {}
+
+
+def _of_translations(table: Table) -> dict[str, str]:
+    """Return source and target where a column holds objects of two texts, as translations of the hub do."""
+    for column, cell in table.rows[0].items() if table.rows else ():
+        if isinstance(cell, dict) and len(cell) == 2 and all(isinstance(v, str) for v in cell.values()):
+            source, target = cell
+            return {"source": f"{column}.{source}", "target": f"{column}.{target}"}
+    return {}
 
 
 def _absent(missing: Mapping[str, str], table: Table, spec: DataSpec) -> str:

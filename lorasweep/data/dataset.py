@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasweep.config.spec import DataSpec
-from lorasweep.data import builtin, labels, readers, text_blocks
+from lorasweep.data import builtin, labels, readers, text_blocks, word_rows
 from lorasweep.data.carve import by_what, carve
 from lorasweep.data.columns import USUAL, Columns, find_columns, same_name, value_at
 from lorasweep.data.fields import record_of, words_of
@@ -107,6 +107,8 @@ def _load(spec: DataSpec, asked: Mapping[str, str], view: str, problem_type: str
     else:
         tables = readers.read_splits(spec)
         _cut_running_text(tables, spec, count)
+        if "tags" in asked:
+            tables = word_rows.sentences(tables, asked["tokens"], asked["tags"])
     tables, spec = _with_label_columns(tables, asked, spec)
     columns = find_columns(asked, tables["train"], spec)
     notes = [*_table_notes(tables, columns), *columns.notes] if spec.source != "builtin" else []

@@ -43,6 +43,14 @@ def answers_of(value: Any) -> list[dict[str, Any]]:
     return [{"text": text, "start": start} for text, start in pairs if text]
 
 
+def _placed(answer: str, context: Any) -> Any:
+    """Return an answer that is plain text with its first place in the context, None where it is not in it."""
+    if isinstance(parsed(answer), list | dict) or not answer.strip() or not isinstance(context, str):
+        return answer
+    start = context.find(answer.strip())
+    return None if start < 0 else [{"text": answer.strip(), "start": start}]
+
+
 SHAPES: dict[str, Callable[[Any], Any]] = {
     "tokens": words_of,
     "tags": words_of,
@@ -56,6 +64,14 @@ SHAPES: dict[str, Callable[[Any], Any]] = {
 def record_of(row: Row, columns: Mapping[str, str], spec: DataSpec) -> tuple[Row, str | None]:
     """Return the row's fields in the tasks' form, and the first thing that is wrong with them."""
     out: Record = {name: value_at(row, column) for name, column in columns.items()}
+    if isinstance(out.get("answers"), str):
+        out["answers"] = _placed(out["answers"], out.get("context"))
+        if out["answers"] is None:
+            return row.like(out), f"'{columns['answers']}' does not stand in '{columns['context']}'"
+    if isinstance(out.get("label"), dict):
+        key = next(iter(out["label"]), "KEY")
+        column = columns["label"]
+        return row.like(out), f"'{column}' holds an object; say which part of it: data.label_column={column}.{key}"
     for name in out.keys() & SHAPES.keys():
         if out[name] is None and name not in ("tools",):
             continue

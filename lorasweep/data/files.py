@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import lzma
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -58,6 +59,14 @@ def content(path: Path, at_most: int | None = None) -> bytes:
     return data
 
 
+def is_workbook(path: Path) -> bool:
+    """Tell whether a file is an Excel workbook: a zip archive that is named as one, or that holds one's table."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return "xl/workbook.xml" in archive.namelist()
+
+
 def _refuse_what_is_no_data(path: Path, data: bytes) -> None:
     start = data[:512].lstrip()
     if not start:
@@ -66,8 +75,8 @@ def _refuse_what_is_no_data(path: Path, data: bytes) -> None:
         b"version https://git-lfs": "is a Git LFS pointer, not the data; fetch the file itself with `git lfs pull`",
         b"<!doctype html": "is a web page, not data; download the file itself",
         b"<html": "is a web page, not data; download the file itself",
-        b"PK\x03\x04": "is a zip archive or an Excel workbook; unpack it, or save the sheet as CSV",
-        b"\xd0\xcf\x11\xe0": "is an Excel workbook; save the sheet as CSV",
+        b"PK\x03\x04": "is a zip archive, or a broken Excel workbook; unpack it, or save the sheet as CSV",
+        b"\xd0\xcf\x11\xe0": "is an old Excel workbook; save the sheet as CSV, or as .xlsx",
         b"SQLite format 3": "is a database; export the table as CSV",
     }
     for mark, reason in reasons.items():

@@ -8,7 +8,7 @@ from typing import Any
 
 from lorasweep.config.spec import DataSpec
 from lorasweep.data import files
-from lorasweep.data.table import Row, Table, columns_of
+from lorasweep.data.table import USUAL_SPLITS, Row, Table, columns_of
 from lorasweep.errors import ConfigError
 
 ROWS_KEYS = ("data", "rows", "train", "examples", "items", "records", "instances", "dataset")
@@ -46,9 +46,8 @@ def read_jsonl(path: Path, spec: DataSpec) -> Table:
     if len(whole) == 1 and isinstance(whole[0], dict):
         rows = rows_under_key(whole[0], spec.train_split)
         if rows is not None:
-            found = list(enumerate(rows, 1))
-            table.rows = [Row(r, str(path), n, " item ") for n, r in found if isinstance(r, dict)]
-            table.broken = [f"{path}: item {n} is no object: {r!r:.60}" for n, r in found if not isinstance(r, dict)]
+            _take_items(table, rows, path, "")
+            _take_other_splits(table, whole[0], path, spec)
             found = []
     for number, value in found:
         if isinstance(value, Broken):
@@ -65,6 +64,44 @@ def read_jsonl(path: Path, spec: DataSpec) -> Table:
 
 
 TOO_DEEP = "lists or objects stand in one another deeper than Python reads"
+
+
+def _take_items(table: Table, rows: list[Any], path: Path, of: str) -> None:
+    """Take the rows of a list into a table; `of` says which list it is, where there are several."""
+    unit = f" {of} item " if of else " item "
+    table.rows = [Row(r, str(path), n, unit) for n, r in enumerate(rows, 1) if isinstance(r, dict)]
+    table.broken = [
+        f"{path}:{unit}{n} is no object: {r!r:.60}" for n, r in enumerate(rows, 1) if not isinstance(r, dict)
+    ]
+
+
+def _take_other_splits(table: Table, whole: dict[str, Any], path: Path, spec: DataSpec) -> None:
+    """Take the lists under the names of the other splits, as asked for or as usual, where train has one too."""
+    if spec.train_split not in whole:
+        return
+    wanted = {"eval": spec.eval_split, "test": spec.test_split}
+    for name, usual in USUAL_SPLITS.items():
+        named = wanted[name]
+        words = (named,) if named else usual
+        word = next((w for w in words if isinstance(whole.get(w), list) and whole[w]), None)
+        if word is None:
+            continue
+        other = Table()
+        _take_items(other, whole[word], path, word)
+        other.columns = columns_of(other.rows)
+        table.others[name] = other
+        table.notes.append(f"{name}: the {len(other.rows)} rows under '{word}' of {path.name}")
+
+
+def splits_of(path: Path, spec: DataSpec) -> set[str]:
+    """Return the names under which a JSON file holds lists, where train is one of them; nothing for another file."""
+    try:
+        value = json.loads(files.text_of(path, spec.encoding)[0])
+    except ValueError:
+        return set()
+    if not isinstance(value, dict) or spec.train_split not in value:
+        return set()
+    return {key for key, part in value.items() if isinstance(part, list)}
 
 
 class Broken(str):
@@ -138,6 +175,8 @@ def rows_under_key(value: dict[str, Any], split: str) -> list[Any] | None:
     if len(parts) > 1 and all(isinstance(p, list) and len(p) == len(parts[0]) > 1 for p in parts):
         return [dict(zip(value, cells, strict=True)) for cells in zip(*parts, strict=True)]
     if len(parts) > 1 and all(isinstance(p, dict) and p.keys() == parts[0].keys() and len(p) > 1 for p in parts):
+        if len(parts) > len(parts[0]):  # rows by their ids, not columns
+            return parts
         return [dict(zip(value, map(itemgetter(i), parts), strict=True)) for i in parts[0]]
     return None
 

@@ -13,6 +13,7 @@ SUFFIXES = {
     "jsonl": (".jsonl", ".ndjson", ".json"),
     "parquet": (".parquet", ".pq"),
     "arrow": (".arrow", ".feather"),
+    "excel": (".xlsx", ".xlsm"),
     "conll": (".conll", ".conllu", ".bio", ".iob", ".iob2"),
     "squad": (".json",),
     "text": (".txt", ".md"),
@@ -37,6 +38,8 @@ def kind_of(path: Path) -> str:
     """Return the kind of a file, or of a folder that `save_to_disk` wrote. Raises ConfigError for what is no data."""
     if path.is_dir():
         return "arrow"
+    if files.is_workbook(path):
+        return "excel"
     start = files.content(path, at_most=SAMPLE_BYTES)
     if start[:4] == b"PAR1":
         return "parquet"
@@ -48,7 +51,7 @@ def kind_of(path: Path) -> str:
     lines = text.splitlines()
     named = next((k for k, ends in SUFFIXES.items() if suffix_of(path) in ends and k not in ("jsonl", "squad")), None)
     if named in ("csv", "conll"):
-        return named
+        return "conll" if named == "csv" and _is_without_header(lines) else named
     return _text_kind(lines)
 
 
@@ -59,6 +62,16 @@ def _json_kind(path: Path, start: str) -> str:
         return "squad" if is_squad(json.loads(files.text_of(path)[0])) else "jsonl"
     except (ValueError, RecursionError):
         return "jsonl"
+
+
+def _is_without_header(lines: list[str]) -> bool:
+    """Tell CoNLL's words and tags from a table with a header, which has a name over its tags."""
+    cells = [line.split("\t") for line in lines[:200] if line.strip()]
+    return (
+        bool(cells)
+        and all(len(c) > 1 and conll.MARK.fullmatch(c[-1].strip()) for c in cells)
+        and any(not line.strip() for line in lines[:200])
+    )
 
 
 def _text_kind(lines: list[str]) -> str:

@@ -3,20 +3,21 @@
 The owner of `datasets`. A row that cannot be read is named by file and line.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from lorasweep.config import registry
 from lorasweep.config.spec import DataSpec
-from lorasweep.data import files
+from lorasweep.data import files, json_table
 from lorasweep.data.conll import read_conll
 from lorasweep.data.csv_table import read_csv
 from lorasweep.data.json_table import read_jsonl, read_squad
-from lorasweep.data.kinds import SUFFIXES, kind_of
+from lorasweep.data.kinds import SUFFIXES, kind_of, suffix_of
 from lorasweep.data.split_files import split_files
 from lorasweep.data.table import Record, Row, Table, columns_of
 from lorasweep.errors import ConfigError
@@ -51,9 +52,20 @@ def reader(*suffixes: str) -> Callable[[Read], Read]:
 
 def files_of(spec: DataSpec) -> tuple[dict[str, list[Path]], list[str]]:
     """Return split -> files, and what was found without being asked for."""
+    if _splits_inside(spec):
+        spec = replace(spec, eval_split=None, test_split=None)
     if spec.source == "auto":
         return split_files(spec, tuple(chain.from_iterable(SUFFIXES.values())))
     return split_files(spec, _reader_of(spec.source).suffixes)
+
+
+def _splits_inside(spec: DataSpec) -> bool:
+    """Tell whether the splits that were named stand in the very file, under their names."""
+    named = [split for split in (spec.eval_split, spec.test_split) if split]
+    path = Path(str(spec.path)).expanduser()
+    if not named or spec.source not in ("auto", "jsonl") or suffix_of(path) != ".json" or not path.is_file():
+        return False
+    return set(named) <= json_table.splits_of(path, spec)
 
 
 def _reader_of(source: str) -> Reader:
@@ -77,6 +89,9 @@ def read_splits(spec: DataSpec) -> dict[str, Table]:
                 tables[name].extend(table)
             else:
                 tables[name] = table
+    for name, part in tables["train"].others.items():
+        if name not in tables:
+            tables[name] = part
     if spec.source == "auto":
         notes.insert(0, f"read as {' and '.join(kinds)}, by its content; data=... if that is wrong")
     parts = found["train"]
@@ -106,7 +121,7 @@ def _kind(path: Path, spec: DataSpec) -> str:
 
 def _refuse_other_kind(path: Path, kind: str, source: str) -> None:
     """Raises ConfigError where a binary file is asked to be read as text, or the other way round."""
-    binary = ("parquet", "arrow")
+    binary = ("parquet", "arrow", "excel")
     if kind != source and (kind in binary or source in binary):
         raise ConfigError([f"data.source: {path} is not {source} but {kind}; give data={kind}"])
 
@@ -147,6 +162,33 @@ def _quiet() -> Iterator[None]:
     finally:
         if shown:
             datasets.enable_progress_bars()
+
+
+@reader(*SUFFIXES["excel"])
+def read_excel(path: Path, spec: DataSpec) -> Table:
+    """Return the rows of a workbook's first sheet; its first row that is not empty names the columns."""
+    try:
+        import openpyxl
+        import pandas
+    except ImportError as error:
+        raise ConfigError(
+            [f"data.path: {path} is an Excel workbook; save the sheet as CSV, or: pip install {error.name}"]
+        ) from error
+    try:
+        with path.open("rb") as file:  # its name may end otherwise
+            names = openpyxl.load_workbook(file, read_only=True).sheetnames
+            sheet = pandas.read_excel(file, header=None, dtype=object, engine="openpyxl")
+    except Exception as error:
+        raise ConfigError([f"{path}: not an Excel workbook ({type(error).__name__}: {error})"]) from error
+    cells = [[None if pandas.isna(v) else v for v in row] for row in sheet.itertuples(index=False)]
+    filled = [(number, row) for number, row in enumerate(cells, 1) if any(v is not None for v in row)]
+    if len(filled) < 2:
+        raise ConfigError([f"data.path: {path} holds no row in its first sheet"])
+    header = [f"Unnamed: {i}" if v is None else str(v).strip() for i, v in enumerate(filled[0][1])]
+    rows = [Row(dict(zip(header, row, strict=True)), str(path), number, " row ") for number, row in filled[1:]]
+    repeated = [name for name, count in Counter(header).items() if count > 1]
+    notes = [f"the sheet '{names[0]}' of {path.name} is read, the first of {len(names)}"] if len(names) > 1 else []
+    return Table(rows, list(dict.fromkeys(header)), notes=notes, repeated=repeated)
 
 
 @reader(*SUFFIXES["arrow"])

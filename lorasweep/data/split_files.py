@@ -9,10 +9,8 @@ from pathlib import Path
 from lorasweep.config.spec import DataSpec
 from lorasweep.data.files import COMPRESSED_SUFFIXES
 from lorasweep.data.kinds import suffix_of
+from lorasweep.data.table import USUAL_SPLITS
 from lorasweep.errors import ConfigError
-
-USUAL = {"eval": ("validation", "valid", "eval", "dev", "val"), "test": ("test",)}
-"""Names under which a folder holds the splits that were not named."""
 
 SAVED = ("state.json", "dataset_info.json", "dataset_dict.json")
 """Files that datasets' `save_to_disk` leaves."""
@@ -112,7 +110,7 @@ def _no_match(name: str, split: str, folder: Path, present: Sequence[Path], ends
 def _unnamed(path: Path, named: dict[str, str], present: Sequence[Path], found: dict[str, list[Path]]) -> list[str]:
     """Add the splits that a folder holds under their usual names; return notes on it."""
     notes = []
-    for name, words in USUAL.items():
+    for name, words in USUAL_SPLITS.items():
         if name in named:
             continue
         for word in words:
@@ -161,7 +159,7 @@ def _saved(path: Path, named: dict[str, str]) -> tuple[dict[str, list[Path]], li
         raise ConfigError(missing)
     found = {name: [folders[split]] for name, split in named.items()}
     notes = []
-    for name, words in USUAL.items():
+    for name, words in USUAL_SPLITS.items():
         word = next((w for w in words if w in folders), None)
         if name not in found and word:
             found[name] = [folders[word]]

@@ -9,6 +9,8 @@ from lorasweep.errors import ConfigError
 
 Record = dict[str, Any]
 
+USUAL_SPLITS = {"eval": ("validation", "valid", "eval", "dev", "val"), "test": ("test",)}
+"""Names under which a folder or a file holds the splits that were not named."""
 MOST_COLUMNS = 10_000
 """Columns of a file; more are a table on its side, or no table."""
 MOST_CHARACTERS = 2**22
@@ -63,6 +65,8 @@ class Table:
     """Column -> names of its classes in their order, where the file holds them (datasets' ClassLabel)."""
     repeated: list[str] = field(default_factory=list)
     """Names that two columns have."""
+    others: "dict[str, Table]" = field(default_factory=dict)
+    """Of train: further splits that the same file holds."""
 
     def extend(self, other: "Table") -> None:
         """Take the rows of another file of the same split after ours."""

@@ -118,9 +118,10 @@ def converts_experts(base: Base) -> bool:
 
 
 def notes(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
-    """Return what target_modules finds only a part of, where it is a preset."""
+    """Return what a preset of target_modules finds only a part of, and which adapted modules share their weight."""
+    tied = _tied_notes(lora, task, base)
     if not isinstance(lora.target_modules, str) or lora.target_modules not in TARGET_PRESETS:
-        return []
+        return tied
     preset, heads = lora.target_modules, tasks.kind(task.name).head_names
     out = preset_notes(base, heads, preset, takes_experts(lora, base))
     if takes_experts(lora, base) and converts_experts(base):
@@ -130,7 +131,7 @@ def notes(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
                 f"lora.target_modules={preset}: peft adapts the experts, and {len(left)} linear layers of these names "
                 f"stay as they are ('{left[0]}' for one)"
             )
-    return out
+    return [*out, *tied]
 
 
 def _within_layers(names: list[str], lora: LoraSpec) -> list[str]:
@@ -214,6 +215,14 @@ def problems(lora: LoraSpec, task: TaskSpec, base: Base, device: torch.device | 
     return out if device is None else out + misread(wanted, base, device)
 
 
+def adapted(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
+    """Return the names of the modules that peft adapts; peft's own word for all, where that is what it is given."""
+    wanted = config(lora, task, base)
+    if wanted.target_modules == "all-linear":
+        return ["all-linear"]
+    return [n for n, _ in base.model.named_modules() if check_target_module_exists(wanted, n)]
+
+
 def _kind_problems(lora: LoraSpec, wanted: LoraConfig, base: Base) -> list[str]:
     """Ask peft's own question of each module that it takes in: can it be adapted?"""
     if not wanted.target_modules or (isinstance(lora.target_modules, str) and lora.target_modules in TARGET_PRESETS):
@@ -260,20 +269,39 @@ def _tied_problems(lora: LoraSpec, wanted: LoraConfig, base: Base) -> list[str]:
     """Return a problem where PiSSA or OLoRA would change a weight that is another module's too."""
     if not lora.changes_base:
         return []
+    return [
+        f"lora.init_lora_weights: {lora.init_lora_weights} changes the weight of '{name}', which is that of "
+        f"'{others[0]}' too; leave it out of lora.target_modules, or begin otherwise"
+        for name, others in _tied(base).items()
+        if isinstance(base.model.get_submodule(name), LINEAR) and check_target_module_exists(wanted, name)
+    ]
+
+
+def _tied(base: Base) -> dict[str, list[str]]:
+    """Return module -> the others that have its very weight."""
     holders: dict[int, list[str]] = {}
     for name, module in base.model.named_modules():
         if isinstance(module, (*LINEAR, nn.Embedding)):
             holders.setdefault(id(module.weight), []).append(name)
-    problems = []
+    tied: dict[str, list[str]] = {}
     for names in holders.values():
-        for name in names if len(names) > 1 else ():
-            if isinstance(base.model.get_submodule(name), LINEAR) and check_target_module_exists(wanted, name):
-                other = next(o for o in names if o != name)
-                problems.append(
-                    f"lora.init_lora_weights: {lora.init_lora_weights} changes the weight of '{name}', which is that "
-                    f"of '{other}' too; leave it out of lora.target_modules, or begin otherwise"
-                )
-    return problems
+        if len(names) > 1:
+            tied |= {name: [other for other in names if other != name] for name in names}
+    return tied
+
+
+def _tied_notes(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
+    """Return a note for each adapted module that shares its weight with others."""
+    tied = _tied(base)
+    if not tied:
+        return []
+    wanted = config(lora, task, base)
+    whole = wanted.modules_to_save or []
+    return [
+        f"'{name}' has the weight of '{others[0]}': what it learns is for it alone, and a merged export stores both"
+        for name, others in tied.items()
+        if check_target_module_exists(wanted, name) or any(name == w or name.endswith(f".{w}") for w in whole)
+    ]
 
 
 def _init_problems(lora: LoraSpec, wanted: LoraConfig, base: Base) -> list[str]:

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import importlib.util
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -98,6 +99,7 @@ def _checked_source(spec: ModelSpec) -> str:
 
 def _from_hub(spec: ModelSpec, where: str, loader: Any, **kwargs: Any) -> Any:
     """Return what `loader.from_pretrained` gives; a missing or unreachable model is a ConfigError."""
+    _be_quiet()
     try:
         return loader.from_pretrained(where, revision=spec.revision, trust_remote_code=spec.trust_remote_code, **kwargs)
     except UNLOADABLE as error:
@@ -155,7 +157,6 @@ def _config(spec: ModelSpec, task: Task) -> Any:
 
 def load(spec: ModelSpec, train: TrainSpec, task: Task, tokenizer: Any) -> Base:
     """Return the base on its device, frozen, in evaluation mode. Raises ConfigError when it cannot be loaded."""
-    _be_quiet()
     device = device_of(train)
     dtype = dtype_of(train, device)
     set_up(train, device)
@@ -242,6 +243,11 @@ def _head_notes(config: Any, task: Task) -> tuple[list[str], bool]:
     return [finished_head.note(labels, classes, regression)], not kept
 
 
+def replaces_head(spec: ModelSpec, task: Task) -> bool:
+    """Tell whether the base is a finished classifier whose head is replaced by a new one."""
+    return spec.decoder is None and _head_notes(_config(spec, task), task)[1]
+
+
 def take_order_of_head(spec: ModelSpec, task: Task) -> None:
     """Let a fitted task's classes stand in the order of a finished head that has the same ones."""
     if not getattr(task, "classes", None) or task.auto_class not in finished_head.CLASSIFIERS:
@@ -299,6 +305,7 @@ def new_modules(model: Any, keys: Sequence[str]) -> tuple[str, ...]:
 
     A module within another of them is left out. So is one of which only biases are lacking: they are zero, and to train
     it in full would mean to train what the checkpoint does have (BERT's word vectors, tied to its language model head).
+    A head of several layers, as RoBERTa's, is one module: peft saves it whole, and cannot load it in parts as well.
     """
     lacking = set(keys)
     modules = dict(model.named_modules())
@@ -309,6 +316,10 @@ def new_modules(model: Any, keys: Sequence[str]) -> tuple[str, ...]:
         biases_only = all(n.endswith(".bias") for n in own & lacking)
         if inside <= lacking or not biases_only:
             found.append(name)
+    parents = Counter(name.rpartition(".")[0] for name in found)
+    for parent, count in parents.items():
+        if parent and count > 1 and {f"{parent}.{n}" for n, _ in modules[parent].named_parameters()} <= lacking:
+            found.append(parent)
     return tuple(n for n in found if not any(n.startswith(f"{other}.") for other in found))
 
 
@@ -355,7 +366,9 @@ def _joined(spec: ModelSpec, encoder: Any, decoder: Any, tokenizer: Any) -> Any:
 
 
 def _be_quiet() -> None:
-    """Leave out transformers' bars and its table of new parameters: `missing` holds them."""
+    """Leave out transformers' bars, its table of new parameters, which `missing` holds, and what it says of a head of
+    another size, which `finished_head.note` says.
+    """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 

@@ -1,12 +1,19 @@
 """A trial that a person adds to a study."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
 
 from lorasweep.config import compose, trust
 from lorasweep.config.overrides import key_of, keys_of, overlaid
-from lorasweep.errors import ConfigError
+from lorasweep.config.spec import TrialSpec
+from lorasweep.errors import ConfigError, KnownPoint
 from lorasweep.runner import launchers
+from lorasweep.runner.model_identity import ModelIdentity
 from lorasweep.runner.preflight import preflight
+from lorasweep.study import repeats
 from lorasweep.study.meta import Entry
 from lorasweep.study.study import Study
 from lorasweep.training import workload
@@ -15,7 +22,8 @@ from lorasweep.training import workload
 def by_hand(study: Study, overrides: Sequence[str], like: int | None, from_weights: bool) -> Entry:
     """Return the queue entry of a trial of overrides, or of a copy of trial `like` that they change.
 
-    With `from_weights` it goes on from that trial's adapter. Raises ConfigError where the trial could not run.
+    With `from_weights` it goes on from that trial's adapter. Raises ConfigError where the trial could not run, and
+    KnownPoint where it is another one over again.
     """
     base = list(study.space.fixed) if like is None else _settings_of(study, like, from_weights)
     line = overlaid(base, overrides)
@@ -26,7 +34,34 @@ def by_hand(study: Study, overrides: Sequence[str], like: int | None, from_weigh
     metric = spec.task_type.primary or loaded[workload.key(spec)].task.primary
     if metric != study.meta.metric:
         raise ConfigError([f"task_type: the study is ranked by {study.meta.metric}, this trial has {metric}"])
-    return Entry(line, study.space.point(spec), start_from=like if from_weights else None, added=True)
+    start_from = like if from_weights else None
+    _refuse_known(study, spec, start_from, ModelIdentity(lambda s: loaded[workload.key(s)]))
+    return Entry(line, study.space.point(spec), start_from=start_from, added=True)
+
+
+def _refuse_known(study: Study, spec: TrialSpec, start_from: int | None, identity: ModelIdentity) -> None:
+    """Raise KnownPoint where a trial has this point, with what it came to."""
+    twin = study.twin(identity(spec, start_from)) or _waiting(study, spec, start_from, identity)
+    if twin is None:
+        return
+    shown = f"{study.meta.metric} {twin.values[0]:.4f}" if twin.values else twin.state.name
+    seed = repeats.seed_of(twin) + 1
+    raise KnownPoint(
+        f"trial {twin.number} is this point already ({shown}), it is not trained again; with another seed it is: "
+        f"train.seed={seed}"
+    )
+
+
+def _waiting(study: Study, spec: TrialSpec, start_from: int | None, identity: ModelIdentity) -> "FrozenTrial | None":
+    """Return a trial of the queue that has a point, though nobody has claimed it yet."""
+    group = workload.key(spec)
+    for trial in study.trials():
+        known = trial.user_attrs
+        if trial.state.name == "WAITING" and "overrides" in known:
+            other = study.spec(known["overrides"])
+            if workload.key(other) == group and identity(other, known.get("start_from")) == identity(spec, start_from):
+                return trial
+    return None
 
 
 def _settings_of(study: Study, number: int, from_weights: bool) -> list[str]:

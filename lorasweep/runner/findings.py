@@ -17,4 +17,6 @@ class Findings:
     never: Sequence[str] = ()
     """What is to be said of points that need more memory than allowed, a line each."""
     notes: Sequence[str] = ()
-    """What a person may want to know of what the trials adapt."""
+    """What a person may want to know of how the models are used, and of what the trials adapt of them."""
+    first_alike: Sequence[int] = ()
+    """For each point the number of the first one that is the same on the model, in whatever words."""

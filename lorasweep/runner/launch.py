@@ -41,10 +41,9 @@ def run_made(study: Study, planned: Plan, launch: Launch) -> int:
     """Run a study that has just been made; return the exit code."""
     from lorasweep.tracking import runs
 
-    for line in planned.never if planned.meta.search["sampler"] == "grid" else ():  # else no trial is at those points
+    never = planned.never if planned.meta.search["sampler"] == "grid" else ()  # else no trial is at those points
+    for line in (*planned.notes, *planned.point_notes, *never):
         print(line, flush=True)
-    for note in planned.notes:
-        print(note, flush=True)
     command = shlex.join(["python", "-m", "lorasweep", "-m", *planned.meta.overrides])
     note = f"{planned.meta.question}\n\n`{command}`".strip()
     study.set_parent(runs.open_study(planned.first, study.meta.name, note))

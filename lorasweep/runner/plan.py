@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lorasweep.training.workload import Workload
 
+from lorasweep.config.overrides import key_of
 from lorasweep.config.spec import SearchSpec, TrialSpec
 from lorasweep.errors import ConfigError
 from lorasweep.runner import launchers
@@ -37,7 +38,9 @@ class Plan:
     never: Sequence[str] = ()
     """Notes on points that need more memory than allowed, a line each."""
     notes: Sequence[str] = ()
-    """What a person may want to know of what the trials adapt."""
+    """What a person may want to know of how the models are used, and of what the trials adapt of them."""
+    point_notes: Sequence[str] = ()
+    """What a person may want to know of the points, a sentence each."""
 
 
 def plan(request: Request, asked: Points | None = None) -> Plan:
@@ -53,13 +56,34 @@ def plan(request: Request, asked: Points | None = None) -> Plan:
     keep = is_alone and not launchers.is_in_small_container()
     loaded = preflight.preflight(asked.specs, here, keep)
     found = preflight.findings(asked.specs, loaded, asked.space.keys, here)
+    asked = _each_once(asked, found.first_alike)
     first = asked.specs[0]
     full = room.problem(room.expected_bytes(asked.specs, loaded, len(asked.entries)), Path(first.outputs).resolve())
     if full and here:
         raise ConfigError(full)
     meta = _meta(request, asked.space, first, found)
     folder = Path(meta.outputs).resolve() / meta.name
-    return Plan(folder, meta, asked.entries, loaded, first, found.never, found.notes)
+    return Plan(folder, meta, asked.entries, loaded, first, found.never, found.notes, asked.notes)
+
+
+def _each_once(asked: Points, first_alike: Sequence[int]) -> Points:
+    """Return the points with what is to be said of them; of a grid each once, in whatever words it came.
+
+    `first_alike` has for each point the number of the first one that is the same on the model.
+    """
+    notes = []
+    if all(entry.overrides is not None for entry in asked.entries):
+        for number, first in enumerate(first_alike):
+            if first != number:
+                one, other = (_in_words(asked.specs[i], asked.space) for i in (number, first))
+                notes.append(f"{one} is the point {other} in other words: it is trained once")
+        kept = sorted(set(first_alike))
+        asked = replace(asked, specs=[asked.specs[i] for i in kept], entries=[asked.entries[i] for i in kept])
+    return replace(asked, notes=[*notes, *filter(None, [asked.fewer()])])
+
+
+def _in_words(spec: TrialSpec, space: Space) -> str:
+    return " ".join(o for o in spec.overrides if key_of(o) in space.keys)
 
 
 # --- study.json ------------------------------------------------------------------------------------------------------

@@ -11,8 +11,12 @@ from lorasweep.runner.request import Request
 from lorasweep.search import samplers
 from lorasweep.search.dimension import Value
 from lorasweep.search.space import Space, read
+from lorasweep.study import same_point
 from lorasweep.study.meta import Entry, search_spec
 from lorasweep.study.study import DEFAULT_TRIALS
+
+MOST_WORDS = 2
+"""So many times as many points as trials are counted: some may be others in other words."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,19 @@ class Points:
     """The trials to check: all of a grid, or those at the ends of a space that is sampled."""
     entries: list[Entry]
     """The queue: all points of a grid, or a sampler's blanks."""
+    wanted: int = 0
+    """How many trials are asked for; 0: all of a grid."""
+    notes: Sequence[str] = ()
+    """What a person may want to know of them, a sentence each."""
+
+    def fewer(self) -> str:
+        """Return a sentence where there are fewer points than trials are asked for, or nothing."""
+        count = len(self.entries)
+        if count >= self.wanted or not self.space.keys:
+            return ""
+        points = f"are {count} points" if count != 1 else "is 1 point"
+        keys = ", ".join(self.space.keys)
+        return f"{keys}: there {points} to try, so the study ends early, after {count} of {self.wanted} trials"
 
 
 def points(request: Request) -> Points:
@@ -34,7 +51,11 @@ def points(request: Request) -> Points:
         lines, entries = _grid(space, search) if search.sampler == "grid" else _sampled(space, search, problems)
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from None
-    return Points(space, compose.compose_points(lines, problems), entries)
+    return Points(space, compose.compose_points(lines, problems), entries, _wanted(search))
+
+
+def _wanted(search: SearchSpec) -> int:
+    return search.trials or (0 if search.sampler == "grid" else DEFAULT_TRIALS)
 
 
 def _search(space: Space) -> SearchSpec:
@@ -60,11 +81,15 @@ def _sampled(space: Space, search: SearchSpec, problems: list[str]) -> tuple[lis
     problems += samplers.problems(search, space)
     if not space.keys and not problems:
         problems.append(f"search.sampler: {search.sampler} needs something to vary, e.g. lora.r=4,8,16")
-    trials = search.trials or DEFAULT_TRIALS
-    recipes = _recipes(space, search)[:trials]
+    wanted = _wanted(search)
+    recipes = _recipes(space, search)[:wanted]
     lines = [space.line(point) for point in space.corners()] + [space.line(given) + extra for given, extra in recipes]
     entries = [Entry(given=given, extra=extra) for given, extra in recipes]
-    return lines, entries + [Entry()] * (trials - len(recipes))
+    every = space.points(MOST_WORDS * wanted)
+    if every is not None and not problems:  # a point is trained once
+        distinct = {same_point.identity(spec) for spec in compose.compose_points([space.line(p) for p in every])}
+        wanted = min(wanted, len(distinct) + sum(bool(extra) for _, extra in recipes))
+    return lines, entries + [Entry()] * (wanted - len(recipes))
 
 
 def _recipes(space: Space, search: SearchSpec) -> list[tuple[dict[str, Value], list[str]]]:

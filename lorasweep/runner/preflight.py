@@ -17,6 +17,7 @@ from lorasweep.models import base_model, fetch, quantization
 from lorasweep.packing import gradient_checkpointing
 from lorasweep.runner import rehearsal
 from lorasweep.runner.findings import Findings
+from lorasweep.runner.model_identity import ModelIdentity
 from lorasweep.tasks.task import Task
 from lorasweep.training import learning_rate, workload
 from lorasweep.training.workload import Workload
@@ -118,7 +119,15 @@ def findings(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload], swept: 
     metric = loaded[workload.key(specs[0])].task.metric(_shared_metric(specs, loaded))
     data = _data(specs, loaded)
     notes = [*_notes(specs, loaded), *_rates(specs, loaded)]
-    return Findings(metric.name, metric.maximize, metric.unit, metric.bounds, data, never, notes)
+    return Findings(
+        metric.name, metric.maximize, metric.unit, metric.bounds, data, never, notes, _first_alike(specs, loaded)
+    )
+
+
+def _first_alike(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload]) -> list[int]:
+    identity = ModelIdentity(lambda spec: loaded[workload.key(spec)])
+    first: dict[str, int] = {}
+    return [first.setdefault(identity(spec), number) for number, spec in enumerate(specs)]
 
 
 def _shared_metric(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload]) -> str:
@@ -156,10 +165,14 @@ def _data(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload]) -> list[di
 
 
 def _notes(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload]) -> list[str]:
-    """Return what the trials' presets find only a part of, each once."""
-    different = {(workload.key(s), str(s.lora.target_modules)): s for s in specs}
-    found = [peft_config.notes(s.lora, s.task_type, loaded[group].skeleton) for (group, _), s in different.items()]
-    return list(dict.fromkeys(note for notes in found for note in notes))
+    """Return what a person may want to know of how each model is used and what is adapted of it, each sentence once."""
+    found: dict[str, None] = {}
+    for group, work in loaded.items():
+        different = {str(s.lora.target_modules): s for s in specs if workload.key(s) == group}
+        found.update(dict.fromkeys([*work.notes, *work.task.notes]))
+        for spec in different.values():
+            found.update(dict.fromkeys(peft_config.notes(spec.lora, spec.task_type, work.skeleton)))
+    return list(found)
 
 
 def _rates(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload]) -> list[str]:

@@ -107,13 +107,28 @@ def _change_search(study: Study, overrides: Sequence[str]) -> None:
         if now["trials"] < have:
             raise StudyMismatch(f"search.trials: the queue has {have} trials already; stop some of them one by one")
         if study.search.sampler != "grid":
-            more = [Entry()] * (now["trials"] - have)
+            more = [Entry()] * (_room(study, now["trials"]) - have)
         else:
             known = [t.user_attrs["swept"] for t in study.trials()]
             points = [p for p in study.space.grid()[: now["trials"]] if p not in known]
             more = [Entry(study.space.line(p), dict(p)) for p in points]
     study.change_search({k: now[k] for k in keys})
     study.enqueue(more)
+
+
+def _room(study: Study, wanted: int) -> int:
+    """Return how many trials of the search there can be, at most `wanted`: a point is trained once."""
+    every = study.space.points(wanted)
+    if every is None:
+        return wanted
+    trials = [t for t in study.trials() if not repeats.is_repeat(t)]
+    inside = [t for t in trials if "extra" not in t.user_attrs and t.state.name != "FAIL"]
+    room = len(trials) - len(inside) + max(len(every), len(inside))
+    if room < wanted:
+        print(
+            f"{', '.join(study.space.keys)}: there are {len(every)} points to try, so there are {room} trials at most"
+        )
+    return min(room, wanted)
 
 
 def _search_overrides(values: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lorasweep.config.spec import TrialSpec
 from lorasweep.console import Display
-from lorasweep.errors import ConfigError, DiskFull, LostLease, StorageDown
+from lorasweep.errors import ConfigError, DiskFull, KnownPoint, LostLease, StorageDown
 from lorasweep.files import CHECKPOINT
 from lorasweep.hardware import device, matmul_peak
 from lorasweep.memory import estimate, out_of_memory
@@ -23,6 +23,7 @@ from lorasweep.runner import interrupt, reclaim, room
 from lorasweep.runner.endings import Endings
 from lorasweep.runner.events import Events
 from lorasweep.runner.failures import Failures
+from lorasweep.runner.model_identity import ModelIdentity
 from lorasweep.runner.trial_run import Running
 from lorasweep.search import pruners, samplers
 from lorasweep.study import lease, provenance
@@ -53,6 +54,7 @@ class Worker:
         self._endings = Endings(study, self.display, self._forget)
         self._failures = Failures(study.folder, self._endings, self._too_large)
         self._events = Events(study, self.display, self._endings, self._failures, self._workload)
+        self._identity = ModelIdentity(self._workload)
         self._divides = divides
         self._sharing = study.search.workers
         """Workers that the threads are divided among now."""
@@ -132,7 +134,11 @@ class Worker:
             if number is None:
                 return None
             with self._failures.of_claim(number):
-                trial = self.study.drawn(number)
+                try:
+                    trial = self.study.drawn(number, self._identity)
+                except KnownPoint as known:
+                    self.display.say(str(known))
+                    continue
                 self._idle_s += time.perf_counter() - began
                 running = self._open(trial, self.study.trial_folder(number))
                 if running is not None:

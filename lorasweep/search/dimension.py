@@ -60,6 +60,14 @@ class Dimension:
             )
         return list(steps(self.low, self.high, self.step or 1))
 
+    def every(self, most: int) -> list[Value] | None:
+        """Return every value in order; None where there are more than `most`, or no end of them."""
+        if not self.names and self.low < self.high and self.step is None and not self.whole:
+            return None
+        if not self.names and (self.high - self.low) / (self.step or 1) >= most:
+            return None
+        return list(self.names or [self._number(v) for v in steps(self.low, self.high, self.step or 1)])
+
     def ends(self) -> list[Value]:
         """Return every choice, or both ends of a range."""
         return list(self.names) or list(dict.fromkeys([self._number(self.low), self._number(self.high)]))

@@ -3,6 +3,7 @@
 Each claim makes its own sampler, in whichever process claims; what samplers have to remember is in the study's storage.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,10 @@ from lorasweep.search.study_view import FirstObjective
 
 GENERATIONS = 4
 """Generations that nsga2 splits a study's trials into, each of 4 to 50 trials."""
+
+ATTEMPTS = 8
+"""Draws for a point that is no trial yet, before all that are left are looked at."""
+ATTEMPTS_BEFORE_RANDOM = 4
 
 
 # --- points ----------------------------------------------------------------------------------------------------------
@@ -58,6 +63,35 @@ def holds(distribution: BaseDistribution, value: Any) -> bool:
         return False
     step = distribution.step
     return step is None or close(value, distribution.low + round((value - distribution.low) / step) * step)
+
+
+class Draft(optuna.Trial):
+    """A trial whose point is drawn and not stored: one that turns out to be known is drawn again."""
+
+    def __init__(self, study: optuna.Study, trial_id: int) -> None:
+        super().__init__(study, trial_id)
+        self._cached_frozen_trial = copy.deepcopy(self._cached_frozen_trial)  # a storage may give its own
+        self._kept, self.storage = self.storage, _Unwritten(self.storage)  # type: ignore[assignment]
+
+    def keep(self, params: Mapping[str, Any], space: Space) -> None:
+        """Store a point's parameters as the trial's."""
+        for key, distribution in distributions(space).items():
+            if key in params and key not in self._kept.get_trial(self._trial_id).params:
+                value = distribution.to_internal_repr(params[key])
+                self._kept.set_trial_param(self._trial_id, key, value, distribution)
+
+
+class _Unwritten:
+    """A storage that takes no parameters."""
+
+    def __init__(self, behind: Any) -> None:
+        self._behind = behind
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._behind, name)
+
+    def set_trial_param(self, *_: Any) -> None:
+        """Leave it unwritten."""
 
 
 def suggest(trial: optuna.Trial, space: Space) -> dict[str, Value]:
@@ -117,11 +151,16 @@ def sampler(*, learns: bool, problems: Problems = _none) -> Callable[[Make], Mak
     return register
 
 
-def make_sampler(search: SearchSpec, number: int) -> BaseSampler:
-    """Return the sampler for one trial: seed and number together seed it, so that no two trials draw alike."""
-    seed = int(np.random.SeedSequence([search.seed, number]).generate_state(1)[0])
+def make_sampler(search: SearchSpec, number: int, attempt: int = 0) -> BaseSampler:
+    """Return the sampler for one trial: seed and number together seed it, so that no two trials draw alike.
+
+    Where what it draws at first is known already, `attempt` gives other draws; the later ones are random.
+    """
+    seeds = [search.seed, number, attempt] if attempt else [search.seed, number]
+    seed = int(np.random.SeedSequence(seeds).generate_state(1)[0])
+    name = search.sampler if attempt < ATTEMPTS_BEFORE_RANDOM else random.__name__
     with study_view.quiet_optuna():
-        return registry.SAMPLERS.get(search.sampler).make(search, number, seed)
+        return registry.SAMPLERS.get(name).make(search, number, seed)
 
 
 def learns(search: SearchSpec) -> bool:

@@ -55,6 +55,18 @@ class Space:
             points = longer
         return points
 
+    def points(self, most: int) -> list[dict[str, Value]] | None:
+        """Return every point once; None where there are more than `most`, or no end of them."""
+        points: list[dict[str, Value]] = [{}]
+        for d in self.dimensions:
+            values = d.every(most)
+            if values is None:
+                return None
+            points = [q for p in points for q in ([p | {d.key: v} for v in values] if self.applies(d, p) else [p])]
+            if len(points) > most:
+                return None
+        return points
+
     def corners(self) -> list[dict[str, Value]]:
         """Return few points that together have every choice and both ends of every range, as far as conditions let."""
         points: list[dict[str, Value]] = []

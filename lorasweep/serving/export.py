@@ -22,7 +22,7 @@ from lorasweep.config.fields import Affects
 from lorasweep.config.spec import ModelSpec, TrialSpec
 from lorasweep.credentials import redact
 from lorasweep.errors import ConfigError
-from lorasweep.lora import adapter
+from lorasweep.lora import adapter, peft_notices
 from lorasweep.models import base_model
 from lorasweep.serving import export_proof, winner
 from lorasweep.serving.winner import Loaded
@@ -91,7 +91,8 @@ def merge(peft_model: Any) -> Any:
             )
     untie(peft_model)
     try:
-        merged = peft_model.merge_and_unload(safe_merge=True)
+        with peft_notices.left_out():
+            merged = peft_model.merge_and_unload(safe_merge=True)
     except (NotImplementedError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError([f"--merged: peft cannot merge this adapter ({reason}); export without --merged"]) from error
@@ -210,7 +211,9 @@ def _use(loaded: Loaded, merged: bool) -> str:
     spec, task = loaded.spec, loaded.task
     base = repr(hub_id(spec.model) or f"path/to/{base_model.name_of(spec.model)}")
     auto = "EncoderDecoderModel" if spec.model.decoder else task.auto_class
-    head = "".join(f", {k}={v!r}" for k, v in task.model_kwargs().items())
+    replaced = not merged and base_model.replaces_head(spec.model, task)
+    kwargs = task.model_kwargs() | ({"ignore_mismatched_sizes": True} if replaced else {})
+    head = "".join(f", {k}={v!r}" for k, v in kwargs.items())
     lines = [f"from transformers import {auto}, AutoTokenizer"]
     if merged:
         lines += ["", f"model = {auto}.from_pretrained('.').eval()"]
@@ -221,6 +224,7 @@ def _use(loaded: Loaded, merged: bool) -> str:
         kind, _, name = spec.model.pretrained.partition(":")
         known = {"package": f"in the Python package {name}", "fetched": f"that `lorasweep fetch {name}` makes"}
         where = [f"# the base: the folder with config.json {known[kind]}"] if kind in known else []
+        where += ["# the base is a finished classifier: its head is not used, the adapter brings its own"] * replaced
         lines += ["from peft import PeftModel", "", *where, f"base = {auto}.from_pretrained({base}{head})"]
         lines += ["model = PeftModel.from_pretrained(base, '.').eval()"]
     lines += ["tokenizer = AutoTokenizer.from_pretrained('.')"]

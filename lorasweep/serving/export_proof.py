@@ -113,6 +113,7 @@ def _adapted(folder: Path, loaded: Loaded) -> Any:
         dtype=_dtype(loaded),
         **how,
         **loaded.task.model_kwargs(),
+        ignore_mismatched_sizes=base_model.replaces_head(spec.model, loaded.task),
     )
     return adapter.on(_as_the_card_says(base, loaded), folder)
 

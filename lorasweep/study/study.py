@@ -24,11 +24,13 @@ from lorasweep.files import read_json
 from lorasweep.hardware import container
 from lorasweep.search import pruners, samplers
 from lorasweep.search.space import Space
-from lorasweep.study import lease, repeats, storage
+from lorasweep.study import lease, repeats, same_point, storage
 from lorasweep.study.belief import expected_gain, near_enough
 from lorasweep.study.direction import better, upward
+from lorasweep.study.drawing import BY_HAND, LEFT_OUT, Drawing, points
 from lorasweep.study.meta import STUDY, Entry, StudyMeta, next_name, read_meta, search_spec, write_meta
 from lorasweep.study.result import RESULT, STORED
+from lorasweep.study.same_point import Identity
 from lorasweep.study.trial import Trial
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -236,11 +238,14 @@ class Study:
         return None
 
     @storage.patient
-    def drawn(self, number: int) -> Trial:
-        """Return a claimed trial, its point drawn now if it has none yet. Raises ConfigError where it cannot be."""
-        trial = self._store.optuna.get_trial(self._ids[number])
-        if "overrides" not in trial.user_attrs:
-            trial = self._draw(trial)
+    def drawn(self, number: int, identity: Identity = same_point.identity) -> Trial:
+        """Return a claimed trial, its point drawn now if it has none yet.
+
+        Raises ConfigError where it cannot be, and KnownPoint where it would be another trial over again: it is left
+        out then.
+        """
+        drawing = Drawing(self._optuna, self._store, self.search, self.space, self.spec, identity)
+        trial = drawing.settled(self._store.optuna.get_trial(self._ids[number]), lambda: self.ensure_ours(number))
         known = trial.user_attrs
         return Trial(
             number,
@@ -250,15 +255,14 @@ class Study:
             is_suspect=known.get("deaths", 0) > 0,
         )
 
-    def _draw(self, trial: FrozenTrial) -> FrozenTrial:
-        """Let the sampler choose a point, and store the trial's overrides."""
-        self._optuna.sampler = samplers.make_sampler(self.search, trial.number)
-        point = samplers.suggest(optuna.Trial(self._optuna, trial._trial_id), self.space)
-        extra = trial.user_attrs.get("extra", [])
-        line = overlaid(self.space.line(point), extra)
-        self._store.optuna.set_trial_user_attr(trial._trial_id, "swept", dict(point))
-        self._store.optuna.set_trial_user_attr(trial._trial_id, "overrides", line)
-        return self._store.optuna.get_trial(trial._trial_id)
+    def left_out(self) -> list[str]:
+        """Return why trials were not trained though they were asked for, a sentence each."""
+        trials = self._optuna.get_trials(deepcopy=False)
+        return [t.user_attrs[LEFT_OUT] for t in trials if LEFT_OUT in t.user_attrs]
+
+    def twin(self, point: str) -> FrozenTrial | None:
+        """Return the first trial that has a point, by its identity, and has it trained or will."""
+        return points(self.trials(), BY_HAND).get(point)
 
     @storage.patient
     def spent(self) -> str:
@@ -503,7 +507,8 @@ class Study:
             inside = {k: v for k, v in swept.items() if k in space and samplers.holds(space[k], v)}
             if not inside or not self.space.contains(inside):
                 continue
-            attributes = {k: v for k, v in trial.user_attrs.items() if k in ("reason", *STORED)}  # that stays true
+            kept = ("reason", *STORED) if origin else ("reason", "point", *STORED)  # that stays true
+            attributes = {k: v for k, v in trial.user_attrs.items() if k in kept}
             attributes |= {"swept": inside, "overrides": self.space.line(inside)} | (
                 {"origin": origin} if origin else {}
             )
@@ -532,7 +537,7 @@ class Study:
     def trials(self) -> list[FrozenTrial]:
         """Return this study's own trials."""
         found = self._optuna.get_trials(deepcopy=False)
-        return [t for t in found if "origin" not in t.user_attrs]
+        return [t for t in found if "origin" not in t.user_attrs and LEFT_OUT not in t.user_attrs]
 
     def scores(self, number: int, split: str = "eval") -> "Parts | None":
         """Return what each example of the eval or test split adds to a trial's metric; None where there is nothing."""

@@ -203,3 +203,14 @@ def test_list_of_many_modules_is_cut_for_the_eye_and_says_how_long_it_is():
     shown = console.short(f"[{','.join(names)}]")
     assert len(shown) < 120 and shown.endswith("(400 in all)") and names[0] in shown
     assert console.short("[query,value]") == "[query,value]"
+
+
+def test_new_head_of_several_layers_is_saved_and_loaded_again(folder_of, tables, tmp_path, capsys):
+    """peft takes RoBERTa's whole head in by itself: its layers named beside it could not be loaded."""
+    model = folder_of("roberta5")
+    words = [f"model.pretrained={model}", f"data.path={tables['texts']}", "train.max_steps=1", f"outputs={tmp_path}"]
+    assert main.main([*words, "study=s"]) == 0, capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert NEW_HEAD in said.split("study s:")[0], "told before it trains"
+    assert main.main(["export", "s", f"outputs={tmp_path}", "--to", str(tmp_path / "e")]) == 0
+    assert "ignore_mismatched_sizes=True" in (tmp_path / "e" / "README.md").read_text()

@@ -10,17 +10,20 @@ import gzip
 import io
 import json
 import lzma
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
+import openpyxl
 import pytest
 
 from lorasweep import tasks
 from lorasweep.cli import main
 from lorasweep.config import compose
+from lorasweep.errors import ConfigError
 from lorasweep.training import workload
 
 WORDS = (
@@ -110,6 +113,30 @@ def parquet(table: list[dict[str, Any]], classes: list[str] | None = None) -> by
     out = io.BytesIO()
     found.to_parquet(out)
     return out.getvalue()
+
+
+def word_rows(header: str, first: str, other: str = "", between: str = "") -> bytes:
+    """Return a table of words, a row a word: two rows a sentence."""
+    lines = [header]
+    for i in range(ROWS):
+        lines += [first.format(i=i), (other or first).format(i=i), *([between] if between != "none" else [])]
+    return "\n".join(lines).encode()
+
+
+def workbook(table: list[list[Any]], *more: str) -> bytes:
+    """Return an Excel workbook of a sheet, and of further empty ones."""
+    book = openpyxl.Workbook()
+    for row in table:
+        book.active.append(row)
+    for name in more:
+        book.create_sheet(name)
+    out = io.BytesIO()
+    book.save(out)
+    return out.getvalue()
+
+
+def sheet(*columns: str) -> list[list[Any]]:
+    return [list(columns or ("text", "label")), *([text(i), label(i)] for i in range(ROWS))]
 
 
 @dataclass(frozen=True)
@@ -340,6 +367,54 @@ CASES: list[Case] = [
     ("lists.jsonl", jsonl(rows(words=lambda i: ["the", f"rome{i}"], ner_tags=lambda _: ["O", "B-LOC"])), T, NER),
     ("strings.csv", csv("tokens,tags", "\"['the', 'rome{i}']\",\"['O', 'B-LOC']\""), T, NER),
     ("unequal.jsonl", jsonl(rows(tokens=lambda i: ["a", f"b{i}"], tags=lambda i: ["O", "B-LOC"][: 1 if i == 20 else 2])), T, Works((47, 6, 6), ("B-LOC", "O"), "f1", says=("unequal.jsonl:21: 2 words in 'tokens', 1 tags",))),
+    # --- brought by strangers ---
+    ("spam.csv", ("v1,v2,,,\n" + "\n".join(f"{label(i)},{text(i)} \xe9,,," for i in range(ROWS))).encode("cp1252"), f"{C} data.text_column=v2 data.label_column=v1", Works(says=("read as cp1252",))),
+    ("by_id.json", json.dumps({str(i): r for i, r in enumerate(plain())}).encode(), C, Works()),
+    ("by_column.json", json.dumps({k: {str(i): r[k] for i, r in enumerate(plain())} for k in ("text", "label")}).encode(), C, Works()),
+    ("headless.csv", csv(f"{text(1)},neg"), C, Refused("data.text_column", ("give data.header=",))),
+    ("nested.jsonl", jsonl(rows(data=lambda i: {"text": text(i)}, label=label)), f"{C} data.text_column=data.text", Works()),
+    ("object_label.jsonl", jsonl(rows(text=text, label=lambda i: {"name": label(i)})), f"{C} data.label_column=label.name", Works()),
+    ("object_label.jsonl", jsonl(rows(text=text, label=lambda i: {"name": label(i)})), C, Refused("data.bad_rows", ("data.label_column=label.name",))),
+    ("preferences.jsonl", jsonl(rows(prompt=text, chosen=lambda i: f"good {i}", rejected=lambda _: "bad")), L, Works(classes=(), primary="loss", says=("data.completion_column=chosen", "not read: rejected"), first={"prompt": text(0), "completion": "good 0"})),
+    ("decimal.csv", ("text;score\n" + "\n".join(f"{text(i)};{i % 5},5" for i in range(ROWS))).encode(), f"{C} data.label_column=score task_type.problem_type=regression", Works(classes=(), primary="pearson", first={"label": 0.5})),
+    ("wmt.jsonl", jsonl(rows(translation=lambda i: {"en": text(i), "de": f"gut {i}"})), S, Works(classes=(), primary="loss", first={"source": text(0), "target": "gut 0"})),
+    ("flan.jsonl", jsonl(rows(inputs=text, targets=lambda i: f"t {i}")), S, Works(classes=(), primary="loss", first={"source": text(0), "target": "t 0"})),
+    ("numpy.csv", ("question,context,answers\n" + "\n".join(f"where {i}?,in rome {i} it is,\"{{'text': array(['rome'], dtype=object), 'answer_start': array([3])}}\"" for i in range(ROWS))).encode(), Q, Works(classes=(), primary="f1", first={"answers": [{"text": "rome", "start": 3}]})),
+    ("answer.csv", ("question,context,answer\n" + "\n".join(f"where {i}?,in rome {i} it is,{'rome' if i != 20 else 'paris'}" for i in range(ROWS))).encode(), Q, Works((47, 6, 6), (), "f1", says=("answer.csv:22: 'answer' does not stand in 'context'",), first={"answers": [{"text": "rome", "start": 3}]})),
+    ("boolq.jsonl", jsonl(rows(question=lambda i: f"is it {i}?", passage=text, answer=lambda i: bool(i % 2))), C, Works(classes=("False", "True"), first={"text": "is it 0?", "text_pair": text(0)})),
+    ("nli.jsonl", jsonl(rows(premise=text, hypothesis=lambda i: text(i + 1), gold_label=label)), C, Works(says=("data.label_column=gold_label",))),
+    ("duplicates.csv", csv("id,qid1,qid2,question1,question2,is_duplicate", "{i},1,2,{text},{text},{label}"), C, Works(says=("data.label_column=is_duplicate",))),
+    ("dolly.jsonl", jsonl(rows(instruction=text, context=lambda i: f"c {i}", response=lambda i: f"r {i}", category=label)), L, Works(classes=(), primary="loss", first={"prompt": f"{text(0)}\nc 0", "completion": "r 0"})),
+    ("percent.jsonl", jsonl(rows(text=text, label=lambda i: ("5%", "10%")[i % 2])), C, Works(classes=("10%", "5%"))),
+    ("old_mac.csv", csv(end="\r"), C, Works()),
+    ("spans.jsonl", jsonl(rows(text=lambda i: f"in rome {i}", entities=lambda _: [[3, 7, "LOC"]])), T, Refused("data.bad_rows", ("'entities' must be a list of words",))),
+    ("strings.jsonl", jsonl(rows(tokens=lambda i: f"in rome{i}", ner_tags=lambda _: "O B-LOC")), T, NER),
+    ("one_class.jsonl", jsonl(rows(text=text, label=lambda i: [label(i)])), C, Works(primary="micro_f1")),
+    ("headings.csv", csv("id,title,text,label", "{i},head {i},{text},{label}"), C, Works(says=("not read: id, title",))),
+    # --- words, a row a word ---
+    ("blank_lines.csv", word_rows("word,tag", "the,O", "rome{i},B-LOC"), T, Works(classes=("B-LOC", "O"), primary="f1", says=("120 rows of a word each are 60 sentences, divided by blank lines",), first={"tokens": ["the", "rome0"], "tags": ["O", "B-LOC"]})),
+    ("commas.csv", word_rows("word,tag", "the,O", "rome{i},B-LOC", ","), T, NER),
+    ("numbered.csv", word_rows("sentence_id,token,label", "{i},the,O", "{i},rome{i},B-LOC", "none"), T, Works(classes=("B-LOC", "O"), primary="f1", says=("divided by the column sentence_id",), first={"tokens": ["the", "rome0"]})),
+    ("kaggle.csv", word_rows("Sentence #,Word,POS,Tag", "Sentence: {i},the,DT,O", ",rome{i},NN,B-LOC", "none"), T, Works(classes=("B-LOC", "O"), primary="f1", says=("divided by the column Sentence #",), first={"tokens": ["the", "rome0"]})),
+    ("kaggle.csv", word_rows("Sentence #,Word,POS,Tag", "Sentence: {i},the,DT,O", ",rome{i},NN,B-LOC", "none"), f"{T} data.tags_column=POS", Works(classes=("DT", "NN"), primary="accuracy")),
+    ("numbered_rows.csv", word_rows("id,word,tag", "1{i},the,O", "2{i},rome{i},B-LOC"), T, Works(classes=("B-LOC", "O"), primary="f1", says=("divided by blank lines",))),
+    ("headless.tsv", word_rows("the\tO", "the\tO", "rome{i}\tB-LOC"), T, Works(classes=("B-LOC", "O"), primary="f1", says=("read as conll",))),
+    ("tabs.tsv", word_rows("word\ttag", "the\tO", "rome{i}\tB-LOC"), T, NER),
+    ("words.jsonl", jsonl([{"sent_id": i // 2, "word": ("the", f"rome{i}")[i % 2], "ner": ("O", "B-LOC")[i % 2]} for i in range(2 * ROWS)]), T, NER),
+    ("endless.csv", word_rows("word,tag", "the,O", "rome{i},B-LOC", "none"), T, Refused("data.tokens_column", ("nothing tells where a sentence ends", "sentence_id"))),
+    # --- splits in one file; workbooks ---
+    ("splits.json", json.dumps({"train": plain(), "validation": plain()[:10], "test": plain()[:8]}).encode(), C, Works((60, 10, 8), says=("eval: the 10 rows under 'validation' of splits.json",))),
+    ("splits.json", json.dumps({"train": plain(), "dev": plain()[:10]}).encode(), f"{C} data.eval_split=dev", Works((54, 10, 6))),
+    ("two_splits.json", json.dumps({"version": "1", "train": plain(), "dev": plain()[:10]}).encode(), C, Works((54, 10, 6))),
+    ("splits.json", json.dumps({"train": plain(), "dev": plain()[:10]}).encode(), f"{C} data.eval_split=val", Refused("data.eval_split", ("'val'",))),
+    ("sheet.xlsx", workbook(sheet()), C, Works(says=("read as excel",))),
+    ("sheets.xlsx", workbook(sheet(), "notes", "old"), C, Works(says=("the sheet 'Sheet' of sheets.xlsx is read, the first of 3",))),
+    ("top.xlsx", workbook([[], ["Text ", "Label"], *sheet()[1:]]), C, Works()),
+    ("hole.xlsx", workbook([*sheet()[:21], ["no label", None], *sheet()[21:]]), C, Works(says=("hole.xlsx row 22: has no label",))),
+    ("numbers.xlsx", workbook([["text", "label"], *([text(i), i % 2] for i in range(ROWS))]), C, Works(classes=("0", "1"))),
+    ("empty.xlsx", workbook([["text", "label"]]), C, Refused("data.path", ("holds no row",))),
+    ("named.csv", workbook(sheet()), C, Works(says=("read as excel",))),
+    ("named.csv", workbook(sheet()), f"{C} data=csv", Refused("data.source", ("not csv but excel",))),
     # --- chats and prompts ---
     ("pairs.jsonl", jsonl(PAIRS), L, LM),
     ("alpaca.json", json.dumps(ALPACA, indent=1).encode(), L, Works(classes=(), primary="loss", says=("data.input_column=input",))),
@@ -419,6 +494,16 @@ def refused(outcome: Refused, words: list[str], outputs: Path, capsys: pytest.Ca
     assert len(lines) == 2 and lines[0].endswith("1 problem in the configuration"), lines
     assert not [part for part in outcome.says if part not in lines[1]], lines
     assert not outputs.exists()
+
+
+def test_workbook_without_its_reader_is_refused_with_both_ways_out(tmp_path, monkeypatch):
+    (tmp_path / "a.xlsx").write_bytes(workbook(sheet()))
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    spec = compose.compose_trial([C, f"data.path={tmp_path / 'a.xlsx'}"])
+    with pytest.raises(
+        ConfigError, match=r"a.xlsx is an Excel workbook; save the sheet as CSV, or: pip install openpyxl"
+    ):
+        workload.load_rows(spec, tasks.make(spec.task_type))
 
 
 def test_folders_that_save_to_disk_wrote_are_read(tmp_path):
