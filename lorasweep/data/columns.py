@@ -186,7 +186,9 @@ def _of_language_model(present: Sequence[str]) -> dict[str, str]:
         if pair[0] and pair[1]:
             found = {"prompt": pair[0], "completion": pair[1]}
             more = same_name("input", present) or same_name("context", present)
-            return found | ({"input": more} if more not in (None, *pair) and words[0] == "instruction" else {})
+            if more is not None and more not in pair and words[0] == "instruction":
+                found["input"] = more
+            return found
     text = next((c for word in USUAL["text"] if (c := same_name(word, present))), None)
     return {"text": text or present[0]} if text or len(present) == 1 else {}
 
