@@ -117,6 +117,8 @@ def no_pipeline(spec: TrialSpec, task: Task) -> str:
         return "the pipeline does not pool by the mean (model.pooling)"
     if spec.lora.rounds_base:
         return f"the pipeline does not quantise its base as {spec.lora.init.name} did"
+    if base_model.replaces_head(spec.model, task):
+        return "the base is a finished classifier of other classes, which MLflow refuses to load for these"
     if spec.model.trust_remote_code:
         return "MLflow would run the checkpoint's own code without asking"
     return ""
