@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorasweep.errors import ConfigError, DiskFull
-from lorasweep.runner import plan, room
+from lorasweep.runner import plan
 from lorasweep.runner.interrupt import EXIT_INTERRUPTED
 from lorasweep.runner.launchers import Launch
 from lorasweep.runner.plan import Plan
@@ -122,12 +122,18 @@ def _run_workers(study: Study, launch: Launch, interrupts: Any) -> None:
             failure = error
             told = runs.redact(str(error))
             print(f"a worker ended: {type(error).__name__}: {told.splitlines()[0] if told else ''}")
-        if isinstance(failure, DiskFull) and room.wait(study, lambda: _stopped(study, interrupts)):
+        if isinstance(failure, DiskFull) and _waited_for_room(study, interrupts):
             idle = 0
             continue
         idle = idle + 1 if _state(study) == before else 0
         if idle >= LAUNCHES_WITHOUT_PROGRESS or reclaim.is_fatal(failure):
             raise failure or RuntimeError(f"workers end without running a trial; see {study.folder}")
+
+
+def _waited_for_room(study: Study, interrupts: Any) -> bool:
+    from lorasweep.runner import room  # loads torch
+
+    return room.wait(study, lambda: _stopped(study, interrupts))
 
 
 def _state(study: Study) -> list[tuple]:
