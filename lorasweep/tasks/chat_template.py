@@ -115,6 +115,8 @@ def _last_turn(
     """
     whole = written(tokenizer, messages, False, place, tools)
     before = written(tokenizer, messages[:-1], True, place, tools)
+    if not before:
+        before = _opening(tokenizer, whole, place, tools)
     if whole[: len(before)] != before:
         earlier = written(tokenizer, messages[:-1], False, place, tools)
         before = _common(whole, before)
@@ -123,6 +125,22 @@ def _last_turn(
     if whole[: len(before)] != before:
         raise Rewritten([f"data.messages_column: {place}: {REWRITES}"])
     return before, whole[len(before) :]
+
+
+ASKED = ({"role": "user", "content": "a"},)
+
+
+def _opening(tokenizer: Any, whole: Sequence[int], place: str, tools: Any) -> list[int]:
+    """Return a chat that begins with an answer up to where that begins: behind the header that the template opens an
+    answer with after a question, or as much of it as is there.
+    """
+    asked, bare = (written(tokenizer, ASKED, ask, place, tools) for ask in (True, False))
+    header = asked[len(_common(asked, bare)) :]
+    for length in range(len(header), 0, -1):
+        for start in range(len(whole) - length + 1):
+            if list(whole[start : start + length]) == header[:length]:
+                return list(whole[: start + length])
+    return []
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> list[int]:

@@ -22,9 +22,11 @@ HASHES = r"(?s)#### (.*?)(?=#### |\Z)"
 """What stands after GSM8K's mark of an answer."""
 
 NUMBER = re.compile(
-    r"(?P<sign>[-+]?)\s*[$€£¥]?\s*(?P<digits>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)\s*%?\.?", re.ASCII
+    r"[$€£¥₹]?\s*(?P<sign>[-+−]?)\s*[$€£¥₹]?\s*"  # noqa: RUF001
+    r"(?P<digits>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)\s*[%$€£¥₹]?\.?",
+    re.ASCII,
 )
-"""A number, maybe with a currency before it, commas between thousands and a full stop after it."""
+"""A number, maybe with a currency before or after it, commas between thousands and a full stop after it."""
 
 WRITTEN = "text"
 """Key of predictions whose answer was generated; other rows have no part in the metrics of texts."""
@@ -164,7 +166,10 @@ def same_answer(written: str, expected: str, pattern: str | None = None) -> bool
 def number(text: str) -> Decimal | None:
     """Return the number that a text is and nothing else: 1,200 and $1200. are 1200, as GSM8K's scores have it."""
     found = NUMBER.fullmatch(text.strip())
-    return Decimal(found["sign"] + found["digits"].replace(",", "")) if found else None
+    if found is None:
+        return None
+    sign = found["sign"].replace("\N{MINUS SIGN}", "-")
+    return Decimal(sign + found["digits"].replace(",", ""))
 
 
 def _spaced(text: str) -> str:

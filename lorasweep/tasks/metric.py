@@ -339,7 +339,7 @@ def mcc(weights_RN: np.ndarray, first: Sequence[Cell], second: Sequence[Cell]) -
     total_R = predicted_RC.sum(1)
     apart_R = right_RC.sum(1) * total_R - (predicted_RC * true_RC).sum(1)
     spread_R = (total_R**2 - (predicted_RC**2).sum(1)) * (total_R**2 - (true_RC**2).sum(1))
-    return np.where(spread_R > 0, apart_R / np.sqrt(np.maximum(spread_R, 1)), 0.0)
+    return _share(apart_R, np.sqrt(np.maximum(spread_R, 0)))
 
 
 @combination

@@ -1,6 +1,7 @@
 """Tagging schemes: how the tags of a sentence's words mark entities.
 
-A mark stands before the entity's type, as in B-PER; a mark alone, as in B M E S of word segmentation, has no type.
+A mark stands before the entity's type, as in B-PER, or behind it, as in PER-B; a mark alone, as in B M E S of word
+segmentation, has no type. Small letters mean the same, and so does a line below in place of the dash.
 
     IOB1   I-x, and B-x only for an entity that follows another of its type at once
     IOB2   B-x begins each entity, I-x goes on
@@ -14,6 +15,7 @@ Source: L. Ramshaw, M. Marcus, Text chunking using transformation-based learning
 Representing text chunks, 1999.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -32,15 +34,27 @@ LETTERS = {"IOB": set("BI"), "IOE": set("IE"), "IOBES": set("BIMESW"), "BILOU": 
 """Letters of each family, the plainest first."""
 
 
+BEFORE = re.compile(r"([BIEMSWLUO])(?:[-_](.*))?", re.IGNORECASE | re.DOTALL)
+BEHIND = re.compile(r"(.*)[-_]([BIEMSWLU])", re.IGNORECASE | re.DOTALL)
+
+
 def mark_of(tag: str) -> Mark:
+    found = BEFORE.fullmatch(tag)
+    if found:
+        return found[1].upper(), found[2] or ""
+    found = BEHIND.fullmatch(tag)
+    if found:
+        return found[2].upper(), found[1]
     letter, _, kind = tag.partition("-")
     return letter, kind
 
 
-def recognise(sentences: Iterable[Sequence[str]]) -> str | None:
-    """Return the scheme that the tags follow; None where they mark no entities, as parts of speech do."""
+def recognise(sentences: Iterable[Sequence[str]], more: Iterable[str] = ()) -> str | None:
+    """Return the scheme that the tags follow; None where they mark no entities, as parts of speech do. `more` are tags
+    that occur beside these sentences.
+    """
     rows = [list(map(mark_of, tags)) for tags in sentences]
-    marks = set(chain.from_iterable(rows)) - {(OUTSIDE, "")}
+    marks = {*chain.from_iterable(rows), *map(mark_of, more)} - {(OUTSIDE, "")}
     letters, typed = {letter for letter, _ in marks}, {bool(kind) for _, kind in marks}
     if len(typed) != 1 or (typed == {False} and "B" not in letters):
         return None
@@ -126,4 +140,4 @@ def counts(predicted: Sequence[str], true: Sequence[str], scheme: str) -> tuple[
 def unmarked(tags: Sequence[str], scheme: str) -> int:
     """Return how many words have a mark and belong to no entity: the tags do not follow the scheme there."""
     inside = sum(end - start for _, start, end in entities(tags, scheme))
-    return sum(tag != OUTSIDE for tag in tags) - inside
+    return sum(mark_of(tag)[0] != OUTSIDE for tag in tags) - inside

@@ -110,7 +110,7 @@ class TokenCls(Task):
                 problems.append(f"data.tags_column: {len(unseen)} tags of {split} are not in train: {some}{first}")
         if len(self.classes) < 2:
             problems.append(f"data.tags_column: train needs at least two tags, has {self.classes}")
-        self.scheme = tag_schemes.recognise(r["tags"] for r in data.splits["train"])
+        self.scheme = tag_schemes.recognise((r["tags"] for r in data.splits["train"]), self.classes)
         if self.scheme is None:
             self.notes.append("the tags mark no entities: words are scored one by one, by accuracy and macro F1")
             return problems

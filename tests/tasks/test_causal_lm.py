@@ -291,6 +291,13 @@ def test_header_that_is_opened_otherwise_than_written_is_not_learned():
     assert tokenizer.decode(example.info[0]) == "<User>a<Assistant>b<|end|><User>c<Assistant><think>\n", "as others ask"
 
 
+def test_header_of_an_answer_that_begins_a_chat_is_not_learned():
+    tokenizer = thinker()
+    chat = [{"role": r, "content": c} for r, c in (("assistant", "a"), ("user", "b"), ("assistant", "c"))]
+    parts = [(tokenizer.decode(read), tokenizer.decode(own)) for read, own in chat_turns(tokenizer, chat, "row 1")]
+    assert parts == [("<Assistant>", "a<|end|>"), ("<User>b<Assistant>", "c<|end|>")]
+
+
 def test_what_template_and_opening_share_reaches_into_no_earlier_turn():
     tokenizer = thinker()
     tokenizer.chat_template = (
@@ -381,6 +388,10 @@ def test_answers_are_compared_after_the_hashes_where_both_have_them(written, exp
         ("1e3", "1000", False),
         ("007", "7", True),
         ("", "0", False),
+        ("\N{MINUS SIGN}5", "-5.0", True),
+        ("$-5", "-$5", True),
+        ("$42$", "42", True),
+        ("1,200 €", "1200", True),
     ],
 )
 def test_numbers_are_compared_as_numbers(written, expected, same):

@@ -411,3 +411,9 @@ def test_name_of_a_combination_is_nobody_elses():
 
     with pytest.raises(ValueError, match=r"lorasweep\.tasks\.metric has a combination of this name"):
         metric.combination(ratio)
+
+
+def test_mcc_of_rows_that_weigh_less_than_one_is_that_of_scikit_learn():
+    predicted, true, weights = [0, 0, 1, 1, 3], [0, 1, 1, 0, 0], np.array([0.1, 0.05, 0.07, 0.02, 0.09])
+    expected = sklearn.matthews_corrcoef(true, predicted, sample_weight=weights)
+    assert metric.mcc(weights[None], predicted, true)[0] == pytest.approx(expected)

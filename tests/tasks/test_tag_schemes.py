@@ -94,10 +94,35 @@ def test_first_ioe_is_the_first_iob_from_the_end():
         ("E-x O E-y", "IOE2"),
         ("B-x I-x O I-y O B-y I-y O B-x", "IOB2"),
         ("I-x O I-y O B-y O I-x I-x O I-y", "IOB1"),
+        ("b-x i-x o b-y", "IOB2"),
+        ("B_x I_x O B_y", "IOB2"),
+        ("x-B x-E O y-S", "IOBES"),
+        ("noun-a verb-x", None),
     ],
 )
 def test_scheme_by_what_the_tags_do(tags, scheme):
     assert tag_schemes.recognise([tags.split()]) == scheme
+
+
+@pytest.mark.parametrize("scheme", WRITTEN)
+@pytest.mark.parametrize(
+    "other",
+    [str.lower, lambda tag: tag.replace("-", "_"), lambda tag: "-".join(reversed(tag.split("-")))],
+    ids=["small letters", "line below", "mark behind"],
+)
+def test_marks_may_be_written_otherwise(scheme, other):
+    tags = [other(tag) for tag in WRITTEN[scheme].split()]
+    assert tag_schemes.recognise([tags]) == scheme
+    assert [(kind.upper(), *place) for kind, *place in tag_schemes.entities(tags, scheme)] == SPANS
+    assert tag_schemes.unmarked(tags, scheme) == 0
+
+
+def test_tags_that_only_rows_left_out_have_tell_the_scheme():
+    """data.max_train_samples may leave out the few sentences that have an E or an S."""
+    task, rows = make(TaskSpec(name="TOKEN_CLS")), [{"tokens": ["a", "b"], "tags": ["B-x", "O"]}]
+    data = dataset.Data(splits={s: rows for s in dataset.SPLITS}, fingerprint="", name="", labels=("E-x", "S-x"))
+    assert task.fit(data) == []
+    assert task.scheme == "IOBES"
 
 
 def test_type_may_hold_a_dash():
