@@ -20,7 +20,8 @@ def spaced(tokenizer: Any, rows: Sequence[Sequence[str]]) -> list[list[str]]:
     """Return each row's words with the spaces of running text, for a tokenizer that tells words by those.
 
     GPT-2's kind does, whatever else its pre-tokenizer is made of (Llama 3, Qwen): each word gets the space before it,
-    but for the first one and between characters of scripts without spaces (Chinese, Japanese, Thai). Others put a mark of their own before each word.
+    but for the first one and between characters of scripts without spaces (Chinese, Japanese, Thai). Others put a mark
+    of their own before each word.
     """
     if not _tells_by_spaces(tokenizer):
         return [list(words) for words in rows]

@@ -39,11 +39,11 @@ def test_encoding_leaves_the_tokenizer_as_it_was():
 
 
 def test_scripts_without_spaces_get_none():
-    rows = [["我", "在", "New", "York", "。"], ["the", "猫"], ["「", "中", "国", "」", "，", "日"], ["ไทย", "คน", "a"]]
+    rows = [["我", "在", "New", "York", "。"], ["the", "猫"], ["「", "中", "国", "」", "、", "日"], ["ไทย", "คน", "a"]]
     assert running_text.spaced(byte_level(), rows) == [
         ["我", "在", " New", " York", "。"],
         ["the", " 猫"],
-        ["「", "中", "国", "」", "，", "日"],
+        ["「", "中", "国", "」", "、", "日"],
         ["ไทย", "คน", " a"],
     ]
     assert running_text.spaced(wordpiece(), rows) == rows
