@@ -240,6 +240,27 @@ def lost(attached: Attached, folder: Path) -> list[str]:
     return [n for n, w in trained.items() if n not in saved or not torch.equal(w.detach().cpu(), saved[n].to(w.dtype))]
 
 
+def not_loaded(folder: Path, base: Base, lora: LoraSpec) -> list[str]:
+    """Load a saved adapter on the base as anybody would, with plain peft; return the names of what peft read otherwise
+    than it is saved. The base is as it was afterwards, bit for bit.
+    """
+    before = dict(base.model.named_parameters())
+    children = module_swap.children(base.model)
+    values = {name: before[name].detach().clone() for name in _will_change(lora, before)}
+    try:
+        with peft_notices.left_out():
+            state = get_peft_model_state_dict(on(base.model, folder))
+        saved = load_peft_weights(str(folder), device="cpu")
+        return [n for n, w in saved.items() if n not in state or not torch.equal(state[n].cpu(), w.to(state[n].dtype))]
+    finally:
+        module_swap.restore(children)
+        with torch.no_grad():
+            for name, value in values.items():
+                before[name].copy_(value)
+        base.model.__dict__.pop("peft_config", None)
+        base.model.requires_grad_(False)
+
+
 def scale(attached: Attached, module: str) -> float:
     """Return what a layer multiplies B A by."""
     return attached.peft_model.get_submodule(module).scaling["default"]

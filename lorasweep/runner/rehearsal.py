@@ -1,7 +1,7 @@
 """One training step of each kind of trial on the real model, before a study is made: what fails there fails at once.
 
 The smallest real batch goes forward and backward, a few examples are evaluated with the task's metrics, and the adapter
-is saved and loaded, all by the code that trains. Trials that differ in numbers alone, such as rank or learning rate,
+is saved and loaded with plain peft, all by the code that trains. Trials that differ in numbers alone, such as rank or learning rate,
 are of one kind. The base is as it was afterwards, bit for bit, and goes to who trains in this process.
 """
 
@@ -123,18 +123,18 @@ def _run(spec: TrialSpec, task: Task, prepared: Prepared, base: base_model.Base)
     """Train one step, evaluate, save, load; return what went wrong without an exception."""
     jobs = iter([Job(0, spec)])
     engine = Engine(base, task, prepared)
-    events = engine.run(lambda: next(jobs, None))
     wrong = ""
-    for event in events:
-        if isinstance(event, EvalEvent):
-            missing = [m for m in task.metric_names if m not in event.metrics]
-            assert not missing, f"the task gave no {', '.join(missing)}"
-        if isinstance(event, TrialEnded):
-            wrong = _ended(event, spec)
-    return wrong
+    with tempfile.TemporaryDirectory() as folder:
+        for event in engine.run(lambda: next(jobs, None)):
+            if isinstance(event, EvalEvent):
+                missing = [m for m in task.metric_names if m not in event.metrics]
+                assert not missing, f"the task gave no {', '.join(missing)}"
+            if isinstance(event, TrialEnded):
+                wrong = _ended(event, Path(folder))
+        return wrong or _loaded_again(Path(folder), spec, base)
 
 
-def _ended(event: TrialEnded, spec: TrialSpec) -> str:
+def _ended(event: TrialEnded, folder: Path) -> str:
     if event.state == "FAIL":
         return f"train.micro_batch_size: even {ROWS} short examples do not fit ({event.reason})"
     if event.state == "PRUNED":
@@ -142,12 +142,24 @@ def _ended(event: TrialEnded, spec: TrialSpec) -> str:
             f"train.precision: the very first step comes to nothing ({event.reason}); the weights hold no finite "
             "numbers, or need another precision"
         )
-    with tempfile.TemporaryDirectory() as folder:
-        adapter.save(event.attached, Path(folder))
-        lost = adapter.lost(event.attached, Path(folder))
-    if lost:
-        return f"lora: peft saves an adapter without what was trained ('{lost[0]}' for one)"
-    return ""
+    adapter.save(event.attached, folder)
+    lost = adapter.lost(event.attached, folder)
+    return f"lora: peft saves an adapter without what was trained ('{lost[0]}' for one)" if lost else ""
+
+
+def _loaded_again(folder: Path, spec: TrialSpec, base: base_model.Base) -> str:
+    """Return why the adapter that was saved could not be used later."""
+    try:
+        wrong = adapter.not_loaded(folder, base, spec.lora)
+        reason = f"it reads '{wrong[0]}' otherwise than saved" if wrong else ""
+    except BROKEN as error:
+        reason = _line(error)
+    if not reason:
+        return ""
+    return (
+        f"lora: peft cannot load the adapter that it saves for '{spec.model.pretrained}' ({reason}); choose other "
+        "lora.target_modules and lora.modules_to_save, or another model"
+    )
 
 
 @torch.inference_mode()

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.odd_models import POSITIONS, Folders
 
 from lorasweep import console
 from lorasweep.cli import main
 from lorasweep.config import compose
+from lorasweep.models import base_model
 from lorasweep.runner import preflight
 from lorasweep.training import workload
 
@@ -214,3 +216,27 @@ def test_new_head_of_several_layers_is_saved_and_loaded_again(folder_of, tables,
     assert NEW_HEAD in said.split("study s:")[0], "told before it trains"
     assert main.main(["export", "s", f"outputs={tmp_path}", "--to", str(tmp_path / "e")]) == 0
     assert "ignore_mismatched_sizes=True" in (tmp_path / "e" / "README.md").read_text()
+
+
+def test_adapter_that_peft_saves_and_cannot_load_is_refused_before_the_study(
+    folder_of, tables, tmp_path, monkeypatch, capsys
+):
+    """RoBERTa's head is one module to peft: with its layers named one by one, all went well up to the end of a trial."""
+    layers = ("classifier.dense", "classifier.out_proj")
+    monkeypatch.setattr(base_model, "new_modules", lambda *_: layers)
+    words = [f"model.pretrained={folder_of('roberta5')}", f"data.path={tables['texts']}", f"outputs={tmp_path}"]
+    capsys.readouterr()
+    assert main.main(words) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and said[1].startswith("  lora: peft cannot load the adapter that it saves"), said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_base_that_was_rehearsed_with_its_biases_is_as_it_was_loaded(folder_of, tables):
+    words = [f"model.pretrained={folder_of('encoder')}", f"data.path={tables['texts']}", "lora.bias=all"]
+    spec = compose.compose_trial(words)
+    (work,) = preflight.preflight([spec], keep=True).values()
+    fresh = base_model.load(spec.model, spec.train, work.task, work.tokenizer).model.state_dict()
+    tried = work.base.model.state_dict()
+    assert list(tried) == list(fresh)
+    assert all(torch.equal(tried[n], w) for n, w in fresh.items() if not n.startswith("classifier"))
