@@ -94,6 +94,8 @@ class Display:
 
 MOST_SHOWN = 80
 """Characters of a value in a table or a line; files hold it whole."""
+MOST_COMMAND = 2000
+"""Characters of a command on screen and in MLflow."""
 
 
 def short(value: Any) -> str:
@@ -107,6 +109,11 @@ def cut(text: str, most: int) -> str:
         return text
     whole = f"{text.count(',') + 1} in all" if text.startswith("[") else f"{len(text):,} characters"
     return f"{text[: most // 2]}...{text[-most // 4 :]} ({whole})"
+
+
+def command(line: str, file: Path) -> str:
+    """Return a command for the eye: one that fills more than a screen is cut, with the file that has it whole."""
+    return line if len(line) <= MOST_COMMAND else f"{cut(line, MOST_COMMAND // 4)}, whole in {shown(file)}"
 
 
 def shown(path: Path) -> str:

@@ -88,6 +88,7 @@ PROMPTS = (
     *(("instruction", "output"), ("instruction", "response"), ("instruction", "completion")),
     *(("question", "answer"), ("question", "response"), ("query", "response"), ("query", "answer")),
     *(("input", "output"), ("source", "target"), ("inputs", "targets"), ("instruction", "answer")),
+    *(("mr", "ref"), ("dialogue", "summary"), ("article", "highlights"), ("document", "summary")),
 )
 """Columns of a prompt and of what is learned after it."""
 

@@ -6,9 +6,14 @@ such layers only where something has imported bitsandbytes already: until then p
 
 import importlib
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+# peft asks every model by a name that transformers renames: nothing that a user could change, and MLflow's thread would
+# say it whatever is left out for a while elsewhere
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
 BITSANDBYTES = "bitsandbytes"
 

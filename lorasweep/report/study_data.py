@@ -3,6 +3,7 @@
 import math
 import statistics
 import time
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
+from lorasweep import console
 from lorasweep.files import read_json
 from lorasweep.report import importance
 from lorasweep.search import samplers
@@ -303,7 +305,10 @@ def short(value: Any) -> str:
         return f"{value:.3g}"
     if isinstance(value, bool):
         return str(value).lower()
-    return "not set" if value is None else str(value)
+    text = str(value)
+    if len(text) > console.MOST_SHOWN:  # two long lists may begin and end alike
+        return f"{console.cut(text, console.MOST_SHOWN)} #{zlib.crc32(text.encode()):08x}"
+    return "not set" if value is None else text
 
 
 def duration(seconds: float) -> str:

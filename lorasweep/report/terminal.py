@@ -11,7 +11,7 @@ from lorasweep.credentials import redact
 from lorasweep.study import answer, repeats, wording
 from lorasweep.study.answer import Answer
 from lorasweep.study.candidate import Candidate
-from lorasweep.study.result import TrialResult, read_result
+from lorasweep.study.result import RESULT, TrialResult, read_result
 from lorasweep.study.study import Study
 
 
@@ -29,7 +29,7 @@ def show(study: Study, outputs: str, found: Answer, track: TrackSpec) -> None:
     if found.best is not None:
         _show_best(study, found.best, track)
         if len(found.candidates) > 1:
-            _show_others(found, found.best)
+            _show_others(study, found, found.best)
         if found.best.result.overrides:
             path = console.shown(study.folder / answer.BEST)
             print(f"the best as a file: {path} (python -m lorasweep --sweep {shlex.quote(str(path))})")
@@ -49,25 +49,29 @@ def _ui(outputs: str, track: TrackSpec) -> str:
 
 def _show_best(study: Study, best: Candidate, track: TrackSpec) -> None:
     """Print how to run the best again, and where its adapter is."""
-    folder, result = study.trial_folder(best.number), best.result
-    if not result.rerun:  # it ran on a machine without our disk
+    folder = study.trial_folder(best.number)
+    if not best.result.rerun:  # it ran on a machine without our disk
         return
-    print(f"\nrun it again: {result.rerun}")
+    print(f"\nrun it again: {_again(study, best)}")
     kept = track.save_adapters != "none"
     print(f"its adapter:  {console.shown(folder / 'adapter') if kept else 'not kept (tracking.save_adapters=none)'}")
 
 
-def _show_others(found: Answer, best: Candidate) -> None:
+def _show_others(study: Study, found: Answer, best: Candidate) -> None:
     """Print how to run the cheapest one near enough, and those on the Pareto front."""
     cheap = found.cheapest
     if cheap is not None and cheap.number != best.number:
-        print(f"run the cheapest again: {cheap.result.rerun}")
+        print(f"run the cheapest again: {_again(study, cheap)}")
     print("Pareto front: no other trial beats these in quality and cost at once:")
     for c in found.front:
         against = ", ".join(m.title for cost, m in COSTS.items() if c.number in found.fronts[cost])
         print(f"  trial {c.number}, {_in_short(c, found.metric)} (by {against})")
         if c.result.rerun and c not in (best, cheap):
-            print(f"    {c.result.rerun}")
+            print(f"    {_again(study, c)}")
+
+
+def _again(study: Study, candidate: Candidate) -> str:
+    return console.command(candidate.result.rerun, study.trial_folder(candidate.number) / RESULT)
 
 
 def _in_short(c: Candidate, metric: str) -> str:

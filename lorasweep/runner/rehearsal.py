@@ -1,8 +1,8 @@
 """One training step of each kind of trial on the real model, before a study is made: what fails there fails at once.
 
 The smallest real batch goes forward and backward, a few examples are evaluated with the task's metrics, and the adapter
-is saved and loaded with plain peft, all by the code that trains. Trials that differ in numbers alone, such as rank or learning rate,
-are of one kind. The base is as it was afterwards, bit for bit, and goes to who trains in this process.
+is saved and loaded with plain peft, all by the code that trains. Trials that differ in numbers alone, such as rank or
+learning rate, are of one kind. The base is as it was afterwards, bit for bit, and goes to who trains in this process.
 """
 
 import copy

@@ -52,6 +52,8 @@ MOST_PARAM = 500
 """Characters of a param: a list of 400 modules makes a table unreadable, and of some thousand is refused for ever."""
 MOST_TAG = 5000
 """Characters of a tag, within MLflow's limit of 8,000."""
+MOST_KEYS = 50
+"""Columns of varied keys in a saved view."""
 LOCK_TRIES = 8
 """Tries of a call that finds SQLite locked; MLflow itself waits up to 20 s in each."""
 
@@ -233,7 +235,7 @@ class Mirror:
             "searchFilter": f"tags.`mlflow.parentRunId` = '{note.run_id}'",
             "orderByKey": objective,
             "orderByAsc": not study.maximize,
-            "selectedColumns": [objective, *(f"params.`{k}`" for k in study.swept), *COLUMNS],
+            "selectedColumns": [objective, *(f"params.`{k}`" for k in study.swept[:MOST_KEYS]), *COLUMNS],
         }
         saved = {"name": f"{note.name}: trials, best first", "createdAt": note.started_ms, "state": json.dumps(state)}
         self._ask("set_experiment_tag", self._experiment(note.experiment), VIEWS + str(note.run_id), json.dumps(saved))
@@ -243,7 +245,8 @@ class Mirror:
         """Let the experiment tell of a study that has ended, and lead to its trials."""
         note, experiment = box.ledger, self._experiment(box.ledger.experiment)
         trials = f"[its trials, best first](#/experiments/{experiment}/runs?viewStateShareKey={note.run_id})"
-        last = f"### Last study: [{note.name}](#/runs/{note.run_id}), {trials}\n\n{note.tags[outbox.NOTE]}"
+        told = cut(note.tags[outbox.NOTE], MOST_TAG)
+        last = f"### Last study: [{note.name}](#/runs/{note.run_id}), {trials}\n\n{told}"
         self._ask("set_experiment_tag", experiment, outbox.NOTE, f"{last}\n\n{EXPERIMENT_NOTE}")
 
     def _dataset(self, box: Outbox) -> None:

@@ -3,8 +3,9 @@
 import shlex
 from pathlib import Path
 
-from lorasweep.study.meta import find_meta
-from lorasweep.study.result import read_result
+from lorasweep import console
+from lorasweep.study.meta import STUDY, find_meta
+from lorasweep.study.result import RESULT, read_result
 from lorasweep.tracking import outbox
 from lorasweep.tracking.outbox import Ledger
 
@@ -18,12 +19,13 @@ def answer(folder: Path, ended: Ledger) -> str:
     best, run = read_result(folder / str(number)), outbox.load(folder / str(number))
     trial = f"[trial {number}](#/runs/{run.run_id})" if run and run.run_id else f"trial {number}"
     where = shlex.quote(study.place)
-    command = shlex.join(["python", "-m", "lorasweep", "-m", *study.overrides])
+    command = console.command(shlex.join(["python", "-m", "lorasweep", "-m", *study.overrides]), folder / STUDY)
+    again = console.command(best.rerun, folder / str(number) / RESULT) if best else ""
     lines = [
         f"**Question**: {study.question}" if study.question else "",
         f"**Answer**: {ended.answer}" if ended.answer else "",
         f"**Best run**: {trial}",
-        f"**Run it again**: `{best.rerun}`" if best and best.rerun else "",
+        f"**Run it again**: `{again}`" if again else "",
         f"**The whole study**: `{command}`",
         f"**Report**: `python -m lorasweep report {where}`, and under Artifacts where it was made",
         f"**Compare**: tick the runs below this one and press Compare; `{outbox.OBJECTIVE}` is their eval {name}",

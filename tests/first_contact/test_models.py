@@ -221,7 +221,7 @@ def test_new_head_of_several_layers_is_saved_and_loaded_again(folder_of, tables,
 def test_adapter_that_peft_saves_and_cannot_load_is_refused_before_the_study(
     folder_of, tables, tmp_path, monkeypatch, capsys
 ):
-    """RoBERTa's head is one module to peft: with its layers named one by one, all went well up to the end of a trial."""
+    """RoBERTa's head is one module to peft: with its layers named one by one, all goes well up to a trial's end."""
     layers = ("classifier.dense", "classifier.out_proj")
     monkeypatch.setattr(base_model, "new_modules", lambda *_: layers)
     words = [f"model.pretrained={folder_of('roberta5')}", f"data.path={tables['texts']}", f"outputs={tmp_path}"]

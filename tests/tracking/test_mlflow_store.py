@@ -20,8 +20,8 @@ from support.tracked_runs import TAGS, VALUES, made, runs_in, start, write
 
 from lorasweep.config import compose
 from lorasweep.credentials import tracking_uri
-from lorasweep.study.meta import StudyMeta, write_meta
-from lorasweep.study.result import Metric, TrialResult, write_result
+from lorasweep.study.meta import STUDY, StudyMeta, write_meta
+from lorasweep.study.result import RESULT, Metric, TrialResult, write_result
 from lorasweep.tracking import outbox, runs
 
 ROWS = SimpleNamespace(name="rows", fingerprint="f" * 64, splits={"train": [1, 2], "eval": [3]})
@@ -269,6 +269,35 @@ def test_description_of_a_study_holds_question_answer_and_rerun_line(tmp_path, s
     assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`objective`", False)
     found = client.search_runs([experiment.experiment_id], view["searchFilter"])
     assert [r.info.run_id for r in found] == [run.run_id]
+
+
+def test_study_over_lists_of_400_modules_is_told_in_full_length_nowhere_but_in_its_files(tmp_path, store):
+    names = ",".join(f"bert.encoder.layer.{i}.attention.self.query" for i in range(400))
+    overrides = [f"lora.target_modules=[{names}],[{names},classifier]"]
+    spec, folder = made(tmp_path), tmp_path / "s/0"
+    parent = runs.open_study(spec, "s")
+    run = start(spec, parent)
+    rerun = f"python -m lorasweep {overrides[0]}"
+    write_result(folder, result(rerun=rerun, params_swept={"lora.target_modules": f"[{names}]"}))
+    run.close("FINISHED")
+    meta = StudyMeta(
+        name="s",
+        metric="f1",
+        overrides=overrides,
+        swept=["lora.target_modules", *(f"key.number{i}" for i in range(1000))],
+        created="2026-01-01T00:00:00+0000",
+    )
+    write_meta(tmp_path / "s", meta)
+    runs.close_study(spec, parent, {"best_trial": 0}, ok=True, folder=tmp_path / "s", answer="Trial 0 is best.")
+    client = MlflowClient(store)
+    note = client.get_run(parent).data.tags[outbox.NOTE]
+    assert STUDY in note and RESULT in note and "**Compare**" in note
+    assert len(note) < 4000
+    experiment = client.get_experiment_by_name("lorasweep")
+    assert note in experiment.tags[outbox.NOTE]
+    saved = json.loads(experiment.tags[f"mlflow.sharedViewState.{parent}"])
+    assert "params.`lora.target_modules`" in json.loads(saved["state"])["selectedColumns"]
+    assert json.loads((folder / RESULT).read_text())["rerun"] == rerun
 
 
 def test_run_whose_creation_was_not_answered_is_found_again(tmp_path, store):
