@@ -60,7 +60,7 @@ TESTED_IN = {
     "config/test_compose.py": {"config.overrides", "config.sweep_file"},
     "config/test_registry.py": {"data.readers"},
     "config/test_spec.py": {"config.fields"},
-    "first_contact/test_tables.py": {"data.word_rows"},
+    "first_contact/test_tables.py": {"data.class_folders", "data.word_rows"},
     "first_contact/test_models.py": {
         "models.finished_head",
         "models.token_limits",

@@ -20,7 +20,7 @@ from lorasweep.data.carve import by_what, carve
 from lorasweep.data.columns import USUAL, Columns, find_columns, same_name, value_at
 from lorasweep.data.fields import record_of, words_of
 from lorasweep.data.split_files import stamp
-from lorasweep.data.table import Record, Row, Table, place_of
+from lorasweep.data.table import WHOLE, Record, Row, Table, place_of
 from lorasweep.errors import ConfigError
 
 SPLITS = ("train", "eval", "test")
@@ -106,7 +106,8 @@ def _load(spec: DataSpec, asked: Mapping[str, str], view: str, problem_type: str
         asked = {name: name for name in rows[0]}
     else:
         tables = readers.read_splits(spec)
-        _cut_running_text(tables, spec, count)
+        if "label" not in asked:
+            _cut_running_text(tables, spec, count)
         if "tags" in asked:
             tables = word_rows.sentences(tables, asked["tokens"], asked["tags"])
     tables, spec = _with_label_columns(tables, asked, spec)
@@ -147,7 +148,7 @@ def _builtin(view: str) -> list[Record]:
 def _cut_running_text(tables: Mapping[str, Table], spec: DataSpec, count: text_blocks.Count) -> None:
     """Put blocks in place of the whole text of a file."""
     for table in tables.values():
-        if not all(row.unit == readers.WHOLE for row in table.rows):
+        if not all(row.unit == WHOLE for row in table.rows):
             continue
         whole, table.rows = table.rows, []
         for row in whole:

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from lorasweep.data import conll, files
+from lorasweep.data import class_folders, conll, files
 from lorasweep.data.json_table import is_squad
 
 SUFFIXES = {
@@ -35,9 +35,9 @@ def suffix_of(path: Path) -> str:
 
 
 def kind_of(path: Path) -> str:
-    """Return the kind of a file, or of a folder that `save_to_disk` wrote. Raises ConfigError for what is no data."""
+    """Return the kind of a file, or of a folder that is one table. Raises ConfigError for what is no data."""
     if path.is_dir():
-        return "arrow"
+        return "text" if class_folders.classes(path) else "arrow"
     if files.is_workbook(path):
         return "excel"
     start = files.content(path, at_most=SAMPLE_BYTES)

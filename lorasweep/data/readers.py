@@ -13,19 +13,16 @@ from typing import Any
 
 from lorasweep.config import registry
 from lorasweep.config.spec import DataSpec
-from lorasweep.data import files, json_table
+from lorasweep.data import class_folders, files, json_table
 from lorasweep.data.conll import read_conll
 from lorasweep.data.csv_table import read_csv
 from lorasweep.data.json_table import read_jsonl, read_squad
 from lorasweep.data.kinds import SUFFIXES, kind_of, suffix_of
 from lorasweep.data.split_files import split_files
-from lorasweep.data.table import Record, Row, Table, columns_of
+from lorasweep.data.table import WHOLE, Record, Row, Table, columns_of
 from lorasweep.errors import ConfigError
 
 Read = Callable[[Path, DataSpec], Table | list[Record]]
-
-WHOLE = " whole "
-"""Unit of a row that is a whole file."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +131,12 @@ reader(*SUFFIXES["squad"])(read_squad)
 
 @reader(*SUFFIXES["text"])
 def read_text(path: Path, spec: DataSpec) -> Table:
-    """Return the whole text as one row; it is cut into blocks of the model's tokens later."""
+    """Return the whole text as one row; it is cut into blocks of the model's tokens later.
+
+    A folder holds a folder for each class, with a file for each text.
+    """
+    if path.is_dir():
+        return class_folders.read(path, spec)
     text, notes = files.text_of(path, spec.encoding)
     return Table([Row({"text": text}, str(path), 1, WHOLE)], ["text"], notes=notes)
 

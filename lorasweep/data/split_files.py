@@ -2,11 +2,12 @@
 
 import glob
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
 from lorasweep.config.spec import DataSpec
+from lorasweep.data import class_folders
 from lorasweep.data.files import COMPRESSED_SUFFIXES
 from lorasweep.data.kinds import suffix_of
 from lorasweep.data.table import USUAL_SPLITS
@@ -33,6 +34,8 @@ def split_files(spec: DataSpec, ends: Collection[str]) -> tuple[dict[str, list[P
         raise ConfigError([f"data.path: no file or folder '{path}' (looked from {Path.cwd()}){hub}"])
     if path.is_dir() and is_saved(path):
         return _saved(path, named)
+    if path.is_dir() and ".txt" in ends and (by_class := class_folders.splits(path, named)):
+        return {name: [place] for name, place in by_class.items()}, [_by_class(path, by_class)]
     folder = path.parent if path.is_file() else path
     present = _present(folder, ends)
     found: dict[str, list[Path]] = {}
@@ -52,6 +55,13 @@ def split_files(spec: DataSpec, ends: Collection[str]) -> tuple[dict[str, list[P
         raise ConfigError(problems)
     notes = _unnamed(path, named, present, found) if path.is_dir() else []
     return found, notes
+
+
+def _by_class(path: Path, by_class: Mapping[str, Path]) -> str:
+    names = [p.name for p in class_folders.classes(by_class["train"])]
+    parts = [f"{name}: {place.name}" for name, place in by_class.items() if place != path]
+    more = f", {', '.join(parts)}" if parts else ""
+    return f"a folder for each class, a file for each text ({', '.join(names[:5])}{', ...' * (len(names) > 5)}){more}"
 
 
 def _present(folder: Path, ends: Collection[str]) -> list[Path]:
@@ -170,6 +180,10 @@ def _saved(path: Path, named: dict[str, str]) -> tuple[dict[str, list[Path]], li
 def stamp(files: dict[str, list[Path]]) -> list[tuple[str, int, int]]:
     """Return path, size and time of change of all files: what tells that one has changed."""
     members: list[Path] = []
+    seen: list[tuple[str, int, int]] = []
     for path in chain.from_iterable(files.values()):
-        members += sorted(path.rglob("*")) if path.is_dir() else [path]
-    return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in members if p.is_file()]
+        if path.is_dir() and not is_saved(path):
+            seen += class_folders.stamp(path)
+        else:
+            members += sorted(path.rglob("*")) if path.is_dir() else [path]
+    return seen + [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in members if p.is_file()]

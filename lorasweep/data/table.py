@@ -9,6 +9,9 @@ from lorasweep.errors import ConfigError
 
 Record = dict[str, Any]
 
+WHOLE = " whole "
+"""Unit of a row that is a whole file."""
+
 USUAL_SPLITS = {"eval": ("validation", "valid", "eval", "dev", "val"), "test": ("test",)}
 """Names under which a folder or a file holds the splits that were not named."""
 MOST_COLUMNS = 10_000
@@ -32,7 +35,7 @@ class Row(Record):
 
     @property
     def place(self) -> str:
-        return f"{self.file}{self.unit}{self.number}"
+        return self.file if self.unit == WHOLE else f"{self.file}{self.unit}{self.number}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Row, (dict(self), self.file, self.number, self.unit, self.goes_on)

@@ -303,6 +303,14 @@ CASES: list[Case] = [
     ("json_folder", {"train.json": jsonl(plain())}, C, Works()),
     ("single", {"reviews.csv": csv()}, C, Works()),
     ("parts", {f"part_{k}.jsonl.gz": gzip.compress(jsonl(plain())) for k in range(3)}, C, Works((144, 18, 18), says=("train: 3 files",))),
+    ("imdb", {f"{s}/{label(i)}/{i}_7.txt": text(i).encode() for i in range(ROWS) for s in ("train", "test")} | {f"train/unsup/{i}_0.txt": b"more" for i in range(9)} | {"README": b"x", "imdbEr.txt": b"1\n", "train/urls_pos.txt": b"x"}, C, Works((54, 6, 60), says=("a folder for each class, a file for each text (neg, pos), train: train, test: test", "the folder unsup holds no class"), first={"text": text(0)})),
+    ("imdb_train", {f"{label(i)}/{i}_7.txt": text(i).encode() for i in range(ROWS)}, C, Works(says=("a folder for each class",))),
+    ("imdb_text", {f"{label(i)}/{i}_7.txt": text(i).encode() for i in range(ROWS)}, f"{C} data=text", Works()),
+    ("imdb_empty", {f"{label(i)}/{i}_7.txt": text(i).encode() * (i != 20) for i in range(ROWS)}, C, Works((47, 6, 6), says=("1 of 60 rows left out", "neg/20_7.txt is empty"))),
+    ("imdb_cp1252", {f"{label(i)}/{i}_7.txt": f"it\u2019s {text(i)}".encode("cp1252") for i in range(ROWS)}, C, Works(says=("the same or the like of 59 other files",), first={"text": f"it\u2019s {text(0)}"})),
+    ("imdb_dev", {f"{s}/{label(i)}/{i}.txt": text(i).encode() for i in range(ROWS) for s in ("train", "dev", "test")}, f"{C} data.eval_split=dev", Works((60, 60, 60))),
+    ("imdb_no_dev", {f"train/{label(i)}/{i}.txt": text(i).encode() for i in range(ROWS)}, f"{C} data.eval_split=dev", Refused("data.eval_split", ("'dev'",))),
+    ("20news", {f"20news-bydate-{s}/{('alt.atheism', 'sci.med')[i % 2]}/{100 + i}": text(i).encode() for i in range(ROWS) for s in ("train", "test")}, C, Works((54, 6, 60), ("alt.atheism", "sci.med"))),
     ("by_split", {f"{s}/{k}.jsonl": jsonl(plain()) for s in ("train", "test") for k in (0, 1)}, C, Works((108, 12, 120))),
     ("unlabelled", {"train.csv": csv(), "test.csv": csv("text", "{text}")}, C, Works(says=("test: the file found has no column 'label'",))),
     ("several", {"books.csv": csv(), "films.csv": csv()}, C, Refused("data.train_split", ("books.csv, films.csv",))),
@@ -504,6 +512,14 @@ def test_workbook_without_its_reader_is_refused_with_both_ways_out(tmp_path, mon
         ConfigError, match=r"a.xlsx is an Excel workbook; save the sheet as CSV, or: pip install openpyxl"
     ):
         workload.load_rows(spec, tasks.make(spec.task_type))
+
+
+def test_texts_in_folders_are_running_text_to_a_language_model(tmp_path, tiny_bert):
+    path = placed(tmp_path, "books", {f"{k}/{i}.txt": TEXT for i in range(2) for k in ("sea", "land")})
+    spec = compose.compose_trial([L, f"data.path={path}", "data.max_tokens=40", f"model.pretrained={tiny_bert}"])
+    records = workload.load_rows(spec, tasks.make(spec.task_type)).splits["train"]
+    assert len(records) > 100 and all(len(r["text"].split()) < 40 for r in records)
+    assert {Path(r.file).parent.name for r in records} == {"sea", "land"}
 
 
 def test_folders_that_save_to_disk_wrote_are_read(tmp_path):
