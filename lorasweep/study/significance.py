@@ -4,7 +4,7 @@ Trials with the same examples are resampled alike, so that what makes an example
 Sources: B. Efron, R. Tibshirani, An Introduction to the Bootstrap, 1993; T. Hesterberg, What Teachers Should Know About
 the Bootstrap, The American Statistician 69, 2015 (percentiles of a small sample are too narrow).
 
-Shapes: R resamples, N examples, U units (examples, or groups where they belong together), K trials.
+Shapes: R resamples, N examples, U units (examples, or groups where they belong together), K trials, C classes.
 """
 
 import math
@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from lorasweep.tasks.metric import Parts, all_combined, exp_ratio, ratio
+from lorasweep.tasks.metric import Parts, all_combined, class_examples, exp_ratio, ratio
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -27,6 +27,8 @@ WEIGHTED = (ratio.__name__, exp_ratio.__name__)
 """Combinations in which an example weighs what stands in its second cell."""
 FEWEST_FOR_PERCENTILES = 15
 """Equally heavy examples, or groups, below which resamples do not reach far enough out: Student's t is taken then."""
+ONE_ALONE = 0.5
+"""Degrees of freedom that a class with a single example counts for."""
 SEED = 0
 FEWEST_FREE = 2
 """Degrees of freedom below which the spread over seeds is not taken as known."""
@@ -76,9 +78,9 @@ def standard_error(*found: Parts) -> float:
     Where all examples are right, or all wrong, no resample differs: then it is that of two more right and two more
     wrong ones. Source: A. Agresti, B. Coull, Approximate is better than "exact", 1998.
     """
-    if _share(found) in (0.0, 1.0):
-        count = len(found[0])
-        return math.sqrt((count + 2) * 2 / (count + 4) ** 3)
+    if _end(found) is not None:
+        (low, high), count = found[0].bounds, units(found[0])
+        return (high - low) * math.sqrt((count + 2) * 2 / (count + 4) ** 3)
     values_R = _finite(mean_replicates(found))
     return float(np.std(values_R, ddof=1)) * _widened(found[0]) if len(values_R) > 1 else math.nan
 
@@ -86,18 +88,24 @@ def standard_error(*found: Parts) -> float:
 def interval(*found: Parts) -> Interval:
     """Return the 95 % interval of the metric, of its mean over several runs on the same examples.
 
-    Wilson's for a share of right examples (of several runs: where all are right or all wrong), else by percentiles,
-    which lie as far out as Student's t for so many examples.
+    Wilson's for a share of right examples, for a mean from 0 to 1 over groups, and for any metric where all are right
+    or all wrong; else by percentiles, which lie as far out as Student's t for so many examples.
     """
-    share = _share(found)
-    if share is not None and (len(found) == 1 or share in (0.0, 1.0)):
-        return wilson(share, units(found[0]))
+    end = _end(found)
+    if end is not None:
+        (low, high), share = found[0].bounds, wilson(end, units(found[0]))
+        return Interval(low + (high - low) * share.low, low + (high - low) * share.high)
+    if len(found) == 1 and found[0].groups is None and _is_right_or_wrong(found[0]):
+        return wilson(found[0].value, units(found[0]))
     values_R = _finite(mean_replicates(found))
     if not len(values_R):
         return Interval(math.nan, math.nan)
     from scipy.special import ndtr, stdtrit
 
-    far = float(stdtrit(max(independent(found[0]) - 1, 1), (1 + LEVEL) / 2)) * _widened(found[0])
+    far = float(stdtrit(max(independent(found[0]) - 1, 1), (1 + LEVEL) / 2))
+    if found[0].kind == ratio.__name__ and found[0].bounds == (0.0, 1.0) and found[0].groups is not None:
+        return wilson(float(np.mean([f.value for f in found])), _effective(found), far)
+    far *= _widened(found[0])
     if independent(found[0]) < FEWEST_FOR_PERCENTILES:
         value, half = float(np.mean([f.value for f in found])), far * float(np.std(values_R, ddof=1))
         return Interval(value - half, value + half).within(*found[0].bounds)
@@ -108,8 +116,12 @@ def interval(*found: Parts) -> Interval:
 def independent(found: Parts) -> float:
     """Return how many independent examples of equal weight would tell as much as these.
 
-    In a ratio (a loss a token) a few long documents may carry most of it. Source: L. Kish, Survey Sampling, 1965.
+    In a ratio (a loss a token) a few long documents may carry most of it, in a macro average the examples of rare
+    classes. Source: L. Kish, Survey Sampling, 1965.
     """
+    units_C = _class_units(found)
+    if units_C is not None:
+        return float(len(units_C) ** 2 / (1 / units_C).sum())
     if found.kind not in WEIGHTED:
         return float(units(found))
     weight_U = np.asarray(found.second, float)
@@ -120,32 +132,71 @@ def independent(found: Parts) -> float:
 
 
 def _widened(found: Parts) -> float:
-    """Return by how much resamples are too near to each other: each draws from one example less than there are."""
+    """Return by how much resamples are too near to each other: each draws from one example less than there are.
+
+    In a macro average that holds in each class. One with a single example shows nothing of its own spread; it counts
+    for half of what one with two shows.
+    """
+    units_C = _class_units(found)
+    if units_C is not None:
+        return math.sqrt((1 / units_C).sum() / (np.maximum(units_C - 1, ONE_ALONE) / units_C**2).sum())
     count = independent(found)
     return math.sqrt(count / (count - 1)) if count > 1 else 1.0
 
 
-def wilson(share: float, count: int) -> Interval:
-    """Return the 95 % interval of a share of `count` independent examples.
+def _class_units(found: Parts) -> np.ndarray | None:
+    """Return how many independent examples the part of each class in a macro average rests on; None without classes."""
+    by_class_NC = class_examples(found)
+    if by_class_NC is None:
+        return None
+    units_N = np.arange(len(found)) if found.groups is None else np.asarray(found.groups)
+    counts = [len(np.unique(units_N[marked_N])) for marked_N in by_class_NC.T]
+    units_C = np.array([count for count in counts if count], float)
+    return units_C if len(units_C) else None
+
+
+def wilson(share: float, count: float, far: float | None = None) -> Interval:
+    """Return the 95 % interval of a share of `count` independent examples, `far` standard errors to each side.
 
     Source: E. Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927.
     """
     from scipy.special import ndtri
 
-    z = float(ndtri((1 + LEVEL) / 2))
+    z = float(ndtri((1 + LEVEL) / 2)) if far is None else far
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
     return Interval(centre - half, centre + half)
 
 
-def _share(found: Sequence[Parts]) -> float | None:
-    """Return the share of right examples where that is the metric, None where it is another one."""
-    if any(f.kind != ratio.__name__ or f.bounds != (0.0, 1.0) or f.groups is not None for f in found):
+def _effective(found: Sequence[Parts]) -> float:
+    """Return how many right or wrong examples, each standing alone, would give the mean over groups this error.
+
+    Right or wrong ones in groups tell no more than alone; scores between may. Source: E. Korn, B. Graubard, Confidence
+    Intervals for Proportions with Small Expected Number of Positive Counts Estimated from Survey Data, 1998.
+    """
+    share, error, count = float(np.mean([f.value for f in found])), standard_error(*found), len(found[0])
+    effective = share * (1 - share) / error**2 if error else math.inf
+    return min(effective, count) if math.isinf(effective) or _is_right_or_wrong(found[0]) else effective
+
+
+def _end(found: Sequence[Parts]) -> float | None:
+    """Return 1 where the metric is as high as it can be, 0 where it is as low, None between and where it has no end.
+
+    All examples are right then, or all wrong, and so they are in every resample.
+    """
+    low, high = found[0].bounds
+    if not math.isfinite(high - low):
         return None
-    first, second = (np.concatenate([np.asarray(getattr(f, n), float) for f in found]) for n in ("first", "second"))
-    if not (second == 1).all() or not np.isin(first, (0.0, 1.0)).all():
-        return None
-    return float(first.mean())
+    values = {f.value for f in found}
+    return next((end for end, bound in ((0.0, low), (1.0, high)) if values == {bound}), None)
+
+
+def _is_right_or_wrong(found: Parts) -> bool:
+    """Return whether the metric is the share of right ones among the examples."""
+    if found.kind != ratio.__name__ or found.bounds != (0.0, 1.0):
+        return False
+    first, second = np.asarray(found.first, float), np.asarray(found.second, float)
+    return bool((second == 1).all() and np.isin(first, (0.0, 1.0)).all())
 
 
 def examples(found: Parts) -> bytes:

@@ -282,10 +282,8 @@ def _classes(cell: Cell) -> np.ndarray:
     return np.atleast_1d(np.asarray(cell, int))
 
 
-def _class_counts(
-    weights_RN: np.ndarray, first: Sequence[Cell], second: Sequence[Cell]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return how often each class is right, predicted and true, [R, C] each.
+def _class_table(first: Sequence[Cell], second: Sequence[Cell]) -> np.ndarray:
+    """Return how often each class is right, predicted and true in each example, [3, N, C].
 
     A cell holds a class, or a class for each word; negative ones count as none.
     """
@@ -299,7 +297,14 @@ def _class_counts(
     ):
         kept = marked & (cells >= 0)
         np.add.at(table_NC, (owner[kept], cells[kept]), 1)
-    right_RC, predicted_RC, true_RC = weights_RN @ counts_3NC
+    return counts_3NC
+
+
+def _class_counts(
+    weights_RN: np.ndarray, first: Sequence[Cell], second: Sequence[Cell]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return how often each class is right, predicted and true, [R, C] each."""
+    right_RC, predicted_RC, true_RC = weights_RN @ _class_table(first, second)
     return right_RC, predicted_RC, true_RC
 
 
@@ -350,6 +355,19 @@ def label_macro_f1(weights_RN: np.ndarray, first: Sequence[Cell], second: Sequen
     predicted_NC, true_NC = (np.asarray(list(side), float) for side in (first, second))
     right_RC, predicted_RC, true_RC = (weights_RN @ c_NC for c_NC in (predicted_NC * true_NC, predicted_NC, true_NC))
     return _share(2 * right_RC, predicted_RC + true_RC).mean(1)
+
+
+def class_examples(found: Parts) -> np.ndarray | None:
+    """Return which examples the part of each class in a macro average rests on, [N, C]; None for another metric."""
+    if found.kind == label_macro_f1.__name__:
+        predicted_NC, true_NC = (np.asarray(list(side)) > 0 for side in (found.first, found.second))
+        return predicted_NC | true_NC
+    if found.kind not in (macro_f1.__name__, macro_precision.__name__, macro_recall.__name__):
+        return None
+    _, predicted_NC, true_NC = _class_table(found.first, found.second) > 0
+    if found.kind == macro_f1.__name__:
+        return predicted_NC | true_NC
+    return predicted_NC if found.kind == macro_precision.__name__ else true_NC
 
 
 # --- generated text --------------------------------------------------------------------------------------------------

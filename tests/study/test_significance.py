@@ -244,6 +244,33 @@ def test_all_right_or_all_wrong_is_not_certain(right):
     assert significance.standard_error(found) == pytest.approx((22 / 24 * 2 / 24 / 24) ** 0.5)
 
 
+@pytest.mark.parametrize("kind", ["ratio", "found_f1", "macro_f1", "label_macro_f1", "mcc"])
+def test_perfect_metric_of_any_kind_or_of_groups_is_not_certain(kind):
+    cells = {"ratio": (np.ones(24), np.ones(24)), "found_f1": (np.full(24, 2.0), [[2.0, 2.0]] * 24)}
+    cells |= dict.fromkeys(("macro_f1", "mcc"), (np.arange(24) % 4, np.arange(24) % 4))
+    first, second = cells.get(kind, ([[1, 0], [0, 1]] * 12, [[1, 0], [0, 1]] * 12))
+    bounds = (-1.0, 1.0) if kind == "mcc" else (0.0, 1.0)
+    found = Parts(kind, kind, np.arange(24), first, second, bounds, groups=np.arange(24) // 2)
+    assert found.value == 1.0
+    low = 1 - (bounds[1] - bounds[0]) * (1 - 12 / (12 + 1.959964**2))  # Wilson's, for 12 of 12
+    interval = significance.interval(found, found)
+    assert (interval.low, interval.high) == pytest.approx((low, 1.0))
+    assert significance.standard_error(found) > 0
+
+
+@pytest.mark.parametrize("kind", ["macro_f1", "macro_recall", "macro_precision", "label_macro_f1"])
+def test_error_of_a_macro_average_counts_the_examples_of_each_class(kind):
+    rng = np.random.default_rng(0)
+    true_N, right_N = np.arange(48) // 3, rng.random(48) < 0.7
+    answer_N = np.where(right_N, true_N, (true_N + 1) % 16)
+    cells = [
+        np.eye(16)[side_N].tolist() if kind.startswith("label") else side_N.tolist() for side_N in (answer_N, true_N)
+    ]
+    found = Parts(kind, kind, np.arange(48), *cells)
+    between = np.std(significance.replicates(found), ddof=1)
+    assert significance.standard_error(found) > 1.1 * between  # of three examples, two are free
+
+
 def test_losses_are_no_shares():
     gone = unbounded("loss", np.zeros(5))
     assert (significance.interval(gone), significance.standard_error(gone)) == (significance.Interval(0.0, 0.0), 0.0)
@@ -300,6 +327,9 @@ def test_error_of_a_large_split_is_that_of_its_examples():
     ("name", "examples"),
     [
         ("accuracy 0.99", 400),
+        ("accuracy 0.80, 8 a group", 50),
+        ("macro F1, 10 classes, the last 3 %", 50),
+        ("macro F1, 10 classes, the last 3 %", 100),
         ("loss a token, lengths spread 1.3", 50),
         ("QA F1, 20 questions an article", 50),
         ("QA F1, 20 questions an article", 200),
