@@ -10,12 +10,15 @@ from lorasweep.config import compose, trust
 from lorasweep.config.overrides import key_of, keys_of, overlaid
 from lorasweep.config.spec import TrialSpec
 from lorasweep.errors import ConfigError, KnownPoint
+from lorasweep.models import base_model
 from lorasweep.runner import launchers
 from lorasweep.runner.model_identity import ModelIdentity
 from lorasweep.runner.preflight import preflight
 from lorasweep.study import repeats
 from lorasweep.study.meta import Entry
 from lorasweep.study.study import Study
+from lorasweep.tasks import token_lengths
+from lorasweep.tasks.metric import A_TOKEN, BITS_PER_BYTE
 from lorasweep.training import workload
 
 
@@ -31,9 +34,20 @@ def by_hand(study: Study, overrides: Sequence[str], like: int | None, from_weigh
     if not study.trusted and not keys_of(overrides) >= {key_of(word) for word in trust.code_of(spec)}:
         trust.refuse_code([spec], study.folder)
     loaded = preflight([spec], not launchers.is_elsewhere(study.meta.launcher))
-    metric = spec.task_type.primary or loaded[workload.key(spec)].task.primary
+    work = loaded[workload.key(spec)]
+    metric = spec.task_type.primary or work.task.primary
+    if metric in A_TOKEN and study.meta.metric == BITS_PER_BYTE.name in work.task.metric_names:
+        metric = study.meta.metric
     if metric != study.meta.metric:
         raise ConfigError([f"task_type: the study is ranked by {study.meta.metric}, this trial has {metric}"])
+    first = base_model.load_tokenizer(study.first_spec().model)
+    if metric in A_TOKEN and token_lengths.rules_of(first) != token_lengths.rules_of(work.tokenizer):
+        raise ConfigError(
+            [
+                f"model: its tokenizer cuts text into other tokens, and the study is ranked by {metric}, which counts "
+                f"them; a new study with both models is ranked by {BITS_PER_BYTE.name}"
+            ]
+        )
     start_from = like if from_weights else None
     _refuse_known(study, spec, start_from, ModelIdentity(lambda s: loaded[workload.key(s)]))
     return Entry(line, study.space.point(spec), start_from=start_from, added=True)

@@ -18,6 +18,8 @@ from lorasweep.packing import gradient_checkpointing
 from lorasweep.runner import rehearsal
 from lorasweep.runner.findings import Findings
 from lorasweep.runner.model_identity import ModelIdentity
+from lorasweep.tasks import token_lengths
+from lorasweep.tasks.metric import A_TOKEN, BITS_PER_BYTE
 from lorasweep.tasks.task import Task
 from lorasweep.training import learning_rate, workload
 from lorasweep.training.workload import Workload
@@ -116,9 +118,20 @@ def metric_problems(spec: TrialSpec, task: Task, data: Data) -> list[str]:
 def findings(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload], swept: Sequence[str], here: bool) -> Findings:
     """Return what study.json and the screen will tell. Raises ConfigError where the points make no study."""
     never = _never(specs, loaded, swept) if here else []
-    metric = loaded[workload.key(specs[0])].task.metric(_shared_metric(specs, loaded))
+    first = loaded[workload.key(specs[0])].task
+    asked = _shared_metric(specs, loaded)
+    metric = first.metric(asked)
+    by_bits = metric.name in A_TOKEN and BITS_PER_BYTE.name in first.metric_names and _cut_unlike(specs, loaded)
+    if by_bits:
+        metric = first.metric(BITS_PER_BYTE.name)
+        _check_units(specs[0], asked)
     data = _data(specs, loaded)
     notes = [*_notes(specs, loaded), *_rates(specs, loaded)]
+    if by_bits:
+        notes.append(
+            f"the trials' tokenizers cut text into unlike tokens, so that {asked} does not compare: they are ranked "
+            f"by {metric.name}, what the supervised text costs in bits a UTF-8 byte"
+        )
     return Findings(
         metric.name, metric.maximize, metric.unit, metric.bounds, data, never, notes, _first_alike(specs, loaded)
     )
@@ -138,6 +151,32 @@ def _shared_metric(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload]) -
             [f"task_type: trials of one study are ranked by one metric, got {', '.join(metrics)}; sweep them apart"]
         )
     return metrics[0]
+
+
+def _cut_unlike(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload]) -> bool:
+    """Return whether the trials' tokenizers cut a text into different tokens."""
+    tokenizers: dict[Any, Any] = {}
+    for spec in specs:
+        name = (spec.model.tokenizer, spec.model.pretrained, spec.model.revision)
+        tokenizers.setdefault(name, loaded[workload.key(spec)].tokenizer)
+    return len(tokenizers) > 1 and len(set(map(token_lengths.rules_of, tokenizers.values()))) > 1
+
+
+def _check_units(spec: TrialSpec, asked: str) -> None:
+    """Raises ConfigError where a key is about a loss a token, which does not rank the trials."""
+    keys = {
+        "search.target": spec.search.target,
+        "search.margin": spec.search.margin,
+        "search.direction": None if spec.search.direction == "auto" else spec.search.direction,
+    }
+    wrong = {key: value for key, value in keys.items() if value is not None}
+    problems = [
+        f"{key}: is about {asked}, got {value}, and trials whose tokenizers differ are ranked by {BITS_PER_BYTE.name}; "
+        f"give task_type.primary={BITS_PER_BYTE.name} and a value for that"
+        for key, value in wrong.items()
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _never(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload], swept: Sequence[str]) -> list[str]:

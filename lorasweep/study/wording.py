@@ -6,6 +6,7 @@ from lorasweep.config.measures import COSTS
 from lorasweep.study.answer import FEWEST_GROUPS, Answer
 from lorasweep.study.candidate import Candidate
 from lorasweep.study.direction import better
+from lorasweep.tasks.metric import BITS_PER_BYTE
 
 MOST_NAMED = 6
 """Candidates that a sentence names; the table has all."""
@@ -25,7 +26,7 @@ def sentences(found: Answer) -> list[str]:
         _front(found),
         _seeds(found, best),
     ]
-    out = [_best(found, best), _unseen(found, best), _trivial(found), *compared]
+    out = [_best(found, best), _unit(found), _unseen(found, best), _trivial(found), *compared]
     out += [_apart(found), _left_out(found), _not_begun(found), _next(found)]
     return [s for s in out if s]
 
@@ -61,6 +62,12 @@ def _best(found: Answer, best: Candidate) -> str:
             f"rows; without that choice expect {found.corrected:.4f}."
         )
     return line
+
+
+def _unit(found: Answer) -> str:
+    if found.metric != BITS_PER_BYTE.name:
+        return ""
+    return f"{found.metric} is what the supervised text costs in bits a UTF-8 byte, whatever tokens it is cut into."
 
 
 def _unseen(found: Answer, best: Candidate) -> str:

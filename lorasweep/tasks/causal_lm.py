@@ -5,6 +5,7 @@ Shapes: B rows, T tokens, N supervised positions, D hidden, V words.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from lorasweep.errors import ConfigError
 from lorasweep.tasks import generation, register, special_tokens
 from lorasweep.tasks.chat_template import Turns, chats
 from lorasweep.tasks.lm_head import Head
-from lorasweep.tasks.metric import LOSS, PERPLEXITY, Metric, Prediction, by_row, ratio
+from lorasweep.tasks.metric import BITS_PER_BYTE, LOSS, PERPLEXITY, Metric, Prediction, by_row, ratio
 from lorasweep.tasks.task import IGNORE, Answer, Batch, Example, Fields, Task, in_order
 from lorasweep.tasks.too_long import Cutter
 
@@ -74,6 +75,7 @@ class CausalLM(Task):
         text, every token but the first. Raises ConfigError where the chat template does not fit.
         """
         self.tokenizer = tokenizer
+        texts: list[str] = []
         if "messages" in records[0]:
             turns, prompts, notes = chats(tokenizer, records, spec.bad_rows)
             special = [i for i in turns[0][1][-1][1] if i in tokenizer.all_special_ids]
@@ -85,6 +87,7 @@ class CausalLM(Task):
             if not special_tokens.ends(tokenizer) and NO_END not in self.notes:
                 self.notes.append(NO_END)
             answers = [str(r.get("completion", "")) for r in records]
+            texts = [str(r[name]) for r in records for name in ("completion", "text") if name in r]
             prompts = [parts[-1][0] for _, parts in turns]
         last = {row: place for place, (row, _) in enumerate(turns)}
         cutter = Cutter(spec, special_tokens.around(tokenizer)[0])
@@ -94,12 +97,21 @@ class CausalLM(Task):
             if fitted is None:
                 continue
             ids, labels = fitted
-            supervised = sum(label != IGNORE for label in labels[1:])
-            if supervised:
+            learned = [label for label in labels[1:] if label != IGNORE]
+            if learned:
                 asked = self.spec.generate and last[row] == place and prompts[place]
                 info = (cutter.prompt(prompts[place]), answers[row]) if asked else None
-                inputs = {"input_ids": ids}
-                examples.append(Example(row=row, inputs=inputs, target=labels, supervised=supervised, info=info))
+                whole = list(chain.from_iterable(tail for _, tail in parts))
+                examples.append(
+                    Example(
+                        row=row,
+                        inputs={"input_ids": ids},
+                        target=labels,
+                        supervised=len(learned),
+                        info=info,
+                        text_bytes=text_bytes(tokenizer, learned, whole, texts[row] if texts else None),
+                    )
+                )
         self.notes += cutter.notes(records)
         return self._some_asked(examples)
 
@@ -210,6 +222,21 @@ class CausalLM(Task):
         return self.head.losses(model, batch.inputs, targets_BT)
 
 
+def text_bytes(tokenizer: Any, learned: Sequence[int], whole: Sequence[int], text: str | None) -> int:
+    """Return the UTF-8 bytes of the text that supervised tokens stand for. `whole` are all tokens of `text`: where some
+    are cut, or the first is not supervised, the bytes of the others are those of what they are decoded to.
+    """
+    if text is None or list(learned) not in (list(whole), list(whole[1:])):
+        return _decoded_bytes(tokenizer, learned)
+    return max(0, len(text.encode()) - _decoded_bytes(tokenizer, whole[: len(whole) - len(learned)]))
+
+
+def _decoded_bytes(tokenizer: Any, ids: Sequence[int]) -> int:
+    if not ids:
+        return 0
+    return len(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).encode())
+
+
 def row_sums(batch: Batch, losses_N: Tensor, where: Tensor) -> Tensor:
     """Return the summed loss of each row, [B]; `where` holds the row of each supervised token."""
     return losses_N.new_zeros(len(batch.rows)).index_add(0, where, losses_N)
@@ -221,8 +248,8 @@ def token_predictions(batch: Batch, losses_N: Tensor, where: Tensor, correct_N: 
     sums.index_add_(1, where, torch.stack([losses_N, torch.ones_like(losses_N), correct_N.to(losses_N)]))
     losses, counts, correct = sums.tolist()
     return [
-        {"row": r, "loss": loss, "supervised": int(count), "correct": int(right)}
-        for r, loss, count, right in zip(batch.rows, losses, counts, correct, strict=True)
+        {"row": r, "loss": loss, "supervised": int(count), "correct": int(right), "text_bytes": size}
+        for r, loss, count, right, size in zip(batch.rows, losses, counts, correct, batch.text_bytes, strict=True)
     ]
 
 
@@ -230,6 +257,7 @@ TOKEN_METRICS = (
     LOSS,
     PERPLEXITY,
     Metric("token_accuracy", by_row(lambda prediction: (prediction["correct"], prediction["supervised"])), ratio),
+    BITS_PER_BYTE,
 )
 """Over all supervised tokens."""
 

@@ -220,6 +220,19 @@ def summed_loss(predictions: Sequence[Prediction]) -> Pairs:
 LOSS = Metric("loss", summed_loss, ratio, (0.0, math.inf), "nats", maximize=False)
 PERPLEXITY = Metric("perplexity", summed_loss, exp_ratio, (1.0, math.inf), "perplexity", maximize=False)
 
+
+def summed_bits(predictions: Sequence[Prediction]) -> Pairs:
+    """Loss in bits and UTF-8 bytes of the supervised text of each row; none where the task does not say the bytes."""
+    sums: dict[int, tuple[float, int]] = {}
+    for p in predictions:
+        bits, count = sums.get(p["row"], (0.0, 0))
+        sums[p["row"]] = (bits + p["loss"] / math.log(2), count + p.get("text_bytes", 0))
+    return sums if any(count for _, count in sums.values()) else {}
+
+
+BITS_PER_BYTE = Metric("bits_per_byte", summed_bits, ratio, (0.0, math.inf), "bits a byte", maximize=False)
+"""What the supervised text costs, whatever the tokens: trials with unlike tokenizers compare by it."""
+
 A_TOKEN = ("loss", "perplexity", "token_accuracy")
 """Metrics by tokens: another tokenizer cuts the same text into others, and its numbers mean something else."""
 

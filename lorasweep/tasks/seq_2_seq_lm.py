@@ -14,7 +14,7 @@ from lorasweep.config.spec import DataSpec, TaskSpec
 from lorasweep.data.dataset import Record
 from lorasweep.errors import ConfigError
 from lorasweep.tasks import generation, register
-from lorasweep.tasks.causal_lm import TOKEN_METRICS, readable_tokens, row_sums, token_predictions
+from lorasweep.tasks.causal_lm import TOKEN_METRICS, readable_tokens, row_sums, text_bytes, token_predictions
 from lorasweep.tasks.lm_head import Head
 from lorasweep.tasks.metric import Metric, Prediction
 from lorasweep.tasks.task import IGNORE, Answer, Batch, Example, Fields, Task, free_length, in_order
@@ -78,6 +78,12 @@ class Seq2SeqLM(Task):
                 target=(labels := _without_start(target, tokenizer)),
                 supervised=len(labels),
                 info=references.get(i),
+                text_bytes=text_bytes(
+                    tokenizer,
+                    target,
+                    target,
+                    None if len(target) == spec.max_target_tokens else str(records[i]["target"]),
+                ),
             )
             for i, (source, target) in enumerate(zip(sources, targets, strict=True))
         ]

@@ -37,6 +37,8 @@ class Example:
     """Number of supervised items: 1 for a class, the number of labelled tokens for a language model."""
     info: Any = None
     """What the metrics need and the model does not see: offsets, answers, ..."""
+    text_bytes: int = 0
+    """UTF-8 bytes of the text that the supervised items stand for; 0 where they are no text."""
 
     def __len__(self) -> int:
         return len(self.inputs["input_ids"])
@@ -60,6 +62,8 @@ class Batch:
     groups: tuple[slice, ...] = field(default=())
     """Rows of each slot, in the order of the slots."""
     infos: tuple[Any, ...] = field(default=())
+    text_bytes: tuple[int, ...] = field(default=())
+    """UTF-8 bytes of each row's supervised text."""
     others: tuple[Mapping[str, Tensor], ...] = field(default=())
     """Inputs of each row's further texts, where a task has any: the model reads them by themselves."""
     lengths: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
@@ -323,6 +327,7 @@ class Task(ABC):
             tokens=tuple(sum(map(len, group)) for group in groups),
             groups=tuple(slice(end - len(g), end) for end, g in zip(ends, groups, strict=True)),
             infos=tuple(e.info for e in examples),
+            text_bytes=tuple(e.text_bytes for e in examples),
             lengths={length: own},
         )
 

@@ -2,7 +2,7 @@
 
 <outputs>/.tokens/<key>/about.json    names of the inputs, checksums, what the task learned by encoding
                         <split>.ids.npy     [inputs, tokens of all examples], int32
-                        <split>.places.npy  [examples, 4], int64: row, supervised, ends in the other two files
+                        <split>.places.npy  [examples, 5], int64: row, supervised, text_bytes, ends in the other two
                         <split>.rest.npy    target and info of all examples, pickled one by one
 
 A folder is written under another name and then renamed, so that it is whole or not there. Unpickled are plain values
@@ -77,7 +77,7 @@ class Examples(Sequence[Example]):
     @property
     def lengths(self) -> list[int]:
         """Tokens of each."""
-        return np.diff(self._places[:, 2], prepend=0).tolist()
+        return np.diff(self._places[:, 3], prepend=0).tolist()
 
     @property
     def highest_id(self) -> int:
@@ -92,11 +92,11 @@ class Examples(Sequence[Example]):
         if isinstance(i, slice):
             return [self[k] for k in range(*i.indices(len(self)))]
         k = range(len(self))[i]
-        row, supervised, end, rest_end = self._places[k].tolist()
-        start, rest_start = self._places[k - 1, 2:].tolist() if k else (0, 0)
+        row, supervised, text_bytes, end, rest_end = self._places[k].tolist()
+        start, rest_start = self._places[k - 1, 3:].tolist() if k else (0, 0)
         target, info = _Plain(self._rest[rest_start:rest_end].tobytes(), self.held).load()
         inputs = dict(zip(self.names, self._ids[:, start:end], strict=True))
-        return Example(row, inputs, target, supervised, info)
+        return Example(row, inputs, target, supervised, info, text_bytes)
 
 
 # --- what a store is for ---------------------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ def _write_split(part: Path, split: str, examples: Sequence[Example], held: Sequ
     for text in rest:
         _Plain(text, held).load()  # raises now, not in the middle of training
     ends = np.cumsum([[len(e), len(r)] for e, r in zip(examples, rest, strict=True)], axis=0)
-    places = np.array([[e.row, e.supervised] for e in examples])
+    places = np.array([[e.row, e.supervised, e.text_bytes] for e in examples])
     columns = np.stack(ids), np.hstack([places, ends]), np.frombuffer(b"".join(rest), dtype=np.uint8)
     checksums = {}
     for name, column in zip(COLUMNS, columns, strict=True):

@@ -1,6 +1,7 @@
 """How long a data set's examples are in the model's tokens, and what data.max_tokens is where nobody says."""
 
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -50,3 +51,12 @@ def settle_max_tokens(
         if found == reads
         else f"data.max_tokens={found} by the data (longest {lengths[-1]} tokens{longer})"
     ]
+
+
+def rules_of(tokenizer: Any) -> str:
+    """Return what says how a tokenizer cuts text: equal for those that cut it into the same tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return json.dumps([type(tokenizer).__name__, tokenizer.get_vocab()], sort_keys=True)
+    rules = json.loads(backend.to_str())
+    return json.dumps({k: v for k, v in rules.items() if k not in ("truncation", "padding")}, sort_keys=True)

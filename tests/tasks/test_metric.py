@@ -219,7 +219,7 @@ def causal_lm() -> Case:
 
     def one(draw: random.Random) -> list[Prediction]:
         return [
-            {"row": i, "loss": draw.random() * 5, "supervised": 5, "correct": draw.randrange(6)}
+            {"row": i, "loss": draw.random() * 5, "supervised": 5, "correct": draw.randrange(6), "text_bytes": 9}
             | ({"text": "x", "right": draw.random() < 0.5} if i % 3 else {})
             for i in range(ROWS)
         ]
@@ -234,6 +234,7 @@ def causal_lm() -> Case:
         | {
             "perplexity": math.exp(losses(first)["loss"]),
             "token_accuracy": sum(p["correct"] for p in first) / (5 * ROWS),
+            "bits_per_byte": sum(p["loss"] for p in first) / math.log(2) / (9 * ROWS),
             "exact_match": sum(rights) / len(rights),
         },
     )
@@ -254,7 +255,13 @@ def seq_2_seq_lm() -> Case:
     def one(draw: random.Random) -> list[Prediction]:
         rows = []
         for i in range(ROWS):
-            known = {"row": i, "loss": draw.random() * 4, "supervised": 4, "correct": draw.randrange(5)}
+            known = {
+                "row": i,
+                "loss": draw.random() * 4,
+                "supervised": 4,
+                "correct": draw.randrange(5),
+                "text_bytes": 7,
+            }
             rows.append(known | {"text": texts[draw.randrange(4)], "references": references[i % 4]})
         return rows
 
@@ -269,6 +276,7 @@ def seq_2_seq_lm() -> Case:
         | {
             "perplexity": math.exp(losses(first)["loss"]),
             "token_accuracy": sum(p["correct"] for p in first) / (4 * ROWS),
+            "bits_per_byte": sum(p["loss"] for p in first) / math.log(2) / (7 * ROWS),
             "rouge_l": by_hand / ROWS,
             "bleu": float(sacre_bleu_score(written, refs, tokenize="13a")),
             "chrf": float(chrf_score(written, refs, n_word_order=0)),
