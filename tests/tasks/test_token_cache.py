@@ -179,7 +179,11 @@ def test_store_runs_nothing_that_is_in_it(tiny_bert, tmp_path):
     """A pickle that calls a function is refused."""
     rest = pickle.dumps(print)
     found = token_cache.Examples(
-        ["input_ids"], (), np.zeros((1, 1), np.int32), np.array([[0, 1, 1, len(rest)]]), np.frombuffer(rest, np.uint8)
+        ["input_ids"],
+        (),
+        np.zeros((1, 1), np.int32),
+        np.array([[0, 1, 0, 1, len(rest)]]),
+        np.frombuffer(rest, np.uint8),
     )
     with pytest.raises(pickle.UnpicklingError, match="no plain value"):
         found[0]
