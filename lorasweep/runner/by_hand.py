@@ -1,7 +1,7 @@
 """A trial that a person adds to a study."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -36,21 +36,28 @@ def by_hand(study: Study, overrides: Sequence[str], like: int | None, from_weigh
     loaded = preflight([spec], not launchers.is_elsewhere(study.meta.launcher))
     work = loaded[workload.key(spec)]
     metric = spec.task_type.primary or work.task.primary
-    if metric in A_TOKEN and study.meta.metric == BITS_PER_BYTE.name in work.task.metric_names:
+    by_token = metric in A_TOKEN and BITS_PER_BYTE.name in work.task.metric_names
+    if by_token and study.meta.metric == BITS_PER_BYTE.name:
         metric = study.meta.metric
     if metric != study.meta.metric:
         raise ConfigError([f"task_type: the study is ranked by {study.meta.metric}, this trial has {metric}"])
-    first = base_model.load_tokenizer(study.first_spec().model)
-    if metric in A_TOKEN and token_lengths.rules_of(first) != token_lengths.rules_of(work.tokenizer):
-        raise ConfigError(
-            [
-                f"model: its tokenizer cuts text into other tokens, and the study is ranked by {metric}, which counts "
-                f"them; a new study with both models is ranked by {BITS_PER_BYTE.name}"
-            ]
-        )
+    if by_token and metric in A_TOKEN:
+        _refuse_other_tokens(study, work.tokenizer)
     start_from = like if from_weights else None
     _refuse_known(study, spec, start_from, ModelIdentity(lambda s: loaded[workload.key(s)]))
     return Entry(line, study.space.point(spec), start_from=start_from, added=True)
+
+
+def _refuse_other_tokens(study: Study, tokenizer: Any) -> None:
+    """Raise ConfigError where a tokenizer cuts text into other tokens than the study's trials are ranked by."""
+    first = base_model.load_tokenizer(study.first_spec().model)
+    if token_lengths.rules_of(first) != token_lengths.rules_of(tokenizer):
+        raise ConfigError(
+            [
+                f"model: its tokenizer cuts text into other tokens, and the study is ranked by {study.meta.metric}, which "
+                f"counts them; a new study with both models is ranked by {BITS_PER_BYTE.name}"
+            ]
+        )
 
 
 def _refuse_known(study: Study, spec: TrialSpec, start_from: int | None, identity: ModelIdentity) -> None:
