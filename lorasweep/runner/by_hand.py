@@ -54,8 +54,8 @@ def _refuse_other_tokens(study: Study, tokenizer: Any) -> None:
     if token_lengths.rules_of(first) != token_lengths.rules_of(tokenizer):
         raise ConfigError(
             [
-                f"model: its tokenizer cuts text into other tokens, and the study is ranked by {study.meta.metric}, which "
-                f"counts them; a new study with both models is ranked by {BITS_PER_BYTE.name}"
+                f"model: its tokenizer cuts text into other tokens, and the study is ranked by {study.meta.metric}, "
+                f"which counts them; a new study with both models is ranked by {BITS_PER_BYTE.name}"
             ]
         )
 
