@@ -3,7 +3,7 @@
 It takes lorasweep's override strings, so that both sides train the same examples with the same settings; `--many FILE`
 takes a JSON list of such lists, run in one process with the data tokenised once:
     python benchmarks/trainer_loop.py train.max_steps=20 lora.r=8
-The base's own dropout is off, batches are padded to their longest row and grouped by length.
+The base's own dropout is off; batches are padded to their longest row, and grouped by length unless --sampling=random.
 """
 
 import json
@@ -35,7 +35,8 @@ DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_d
 class Loop:
     """What all trials share: the task, the tokenizer and the tokenised splits."""
 
-    def __init__(self, overrides: list[str]) -> None:
+    def __init__(self, overrides: list[str], sampling: str) -> None:
+        self.sampling = sampling
         spec = compose.compose_trial(overrides)
         self.task = tasks.make(spec.task_type)
         loaded = dataset.load(spec.data, self.task.columns(spec.data), self.task.name)
@@ -79,7 +80,7 @@ class Loop:
             warmup_steps=train.warmup_ratio,  # below 1 it is a share of the steps
             weight_decay=train.weight_decay,
             max_grad_norm=train.max_grad_norm,
-            train_sampling_strategy="group_by_length",
+            train_sampling_strategy=self.sampling,
             eval_strategy="epoch",
             save_strategy="no",
             logging_steps=1,
@@ -138,9 +139,11 @@ class Loop:
 
 
 def main(words: list[str]) -> None:
-    words = [w for w in words if w != "--test"]
+    flags = [w for w in words if w == "--test" or w.startswith("--sampling=")]
+    sampling = next((w.partition("=")[2] for w in flags if w.startswith("--sampling=")), "group_by_length")
+    words = [w for w in words if w not in flags]
     many = json.loads(Path(words[1]).read_text()) if words[:1] == ["--many"] else [words]
-    loop = Loop(many[0])
+    loop = Loop(many[0], sampling)
     start_s = time.perf_counter() - STARTED
     for overrides in many:
         print(json.dumps(loop.trial(overrides) | {"start_s": start_s}), flush=True)
