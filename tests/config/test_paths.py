@@ -114,7 +114,7 @@ def test_sweep_file_may_hold_a_password_no_more_than_the_command_line(tmp_path, 
     file = tmp_path / "s.yaml"
     file.write_text("overrides: ['search.storage=postgresql://me:s3cret@db/sweeps', lora.r=2]\n", encoding="utf8")
     asked = Request.of(["lora.r=4"], str(file))
-    assert asked.overrides == ["search.storage=postgresql://me@db/sweeps", "lora.r=4"]
+    assert asked.overrides == ["search.storage='postgresql://me@db/sweeps'", "lora.r=4"]
     assert os.environ["PGPASSWORD"] == "s3cret"
     with pytest.raises(ConfigError, match="must hold no password"):
         Request.of(["tracking.uri=mysql://me:s3cret@db/x"])
