@@ -61,7 +61,7 @@ def fitted(data: DataSpec, model: Any) -> tuple[DataSpec, list[str]]:
             f"are cut to {decoder}"
         )
     trained = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if not limits and isinstance(trained, int) and trained < data.max_tokens:
+    if not limits and isinstance(trained, int) and 0 < trained < data.max_tokens:
         notes.append(f"data.max_tokens={data.max_tokens}: {kind} was made for texts of up to {trained} tokens")
     return (
         replace(

@@ -30,6 +30,8 @@ HEAD_BYTES = 512
 MAX_HEADER_BYTES = 100_000_000
 """safetensors' own limit."""
 LFS_POINTER = b"version https://git-lfs"
+OTHER_WEIGHTS = {".h5": "TensorFlow", ".msgpack": "Flax", ".onnx": "ONNX", ".gguf": "llama.cpp (GGUF)"}
+"""What the name of a file ends in that holds weights which transformers does not train."""
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
@@ -105,11 +107,18 @@ def _weight_problems(folder: Path, pickled: bool) -> list[str]:
 
 
 def _no_weights(folder: Path) -> str:
-    if (folder / PICKLED).is_file() or (folder / (PICKLED + INDEX)).is_file():
+    for path in (folder / PICKLED, folder / (PICKLED + INDEX)):
+        if not path.is_file():
+            continue
+        if problem := _no_content(path):
+            return problem
         return f"{folder} holds pickled weights ({PICKLED}); if you trust it, set model.use_safetensors=false"
     others = sorted(p.name for p in folder.glob("*.safetensors"))
     if others:
         return f"{folder} has no {WEIGHTS} and no {WEIGHTS}{INDEX} (it has {', '.join(others[:3])}); download it again"
+    for end, kind in OTHER_WEIGHTS.items():
+        if found := sorted(folder.glob(f"*{end}")):
+            return f"{folder} holds weights for {kind} alone ({found[0].name}); take the model with {WEIGHTS}"
     return f"{folder} holds no weights ({WEIGHTS}); download it again, whole"
 
 

@@ -129,7 +129,7 @@ class Passes:
                 sum(scaled[1:], scaled[0]).backward()
             values = torch.stack(losses).tolist()  # waits for the device
             took, joules = time.perf_counter() - began, self.energy.used()
-            costs = [len(part) * step.slot.flops_a_token for step, part in active]
+            costs = [len(part) * max(1, step.slot.flops_a_token) for step, part in active]  # 0: nothing linear in it
             for (step, _), loss, tokens, cost in zip(active, values, batch.tokens, costs, strict=True):
                 step.loss += loss
                 step.tokens += tokens

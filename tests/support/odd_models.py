@@ -171,6 +171,32 @@ def eos_beyond(folder: Path) -> None:
     llama(folder, tokenizer, vocab_size=rows)
 
 
+def language_model(config: Any, kind: Any, **more: Any) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        tokenizer = wordpiece(eos_token="[SEP]", bos_token="[CLS]")
+        special = {"pad_token_id": 0, "bos_token_id": 101, "eos_token_id": 102}
+        save(folder, kind(config(vocab_size=len(tokenizer), **special, **SIZES, **more)), tokenizer)
+
+    return make
+
+
+def xlnet(folder: Path) -> None:
+    """One without an end of its positions: its config says -1."""
+    tokenizer = wordpiece()
+    config = T.XLNetConfig(vocab_size=len(tokenizer), d_model=32, n_layer=2, n_head=4, d_inner=64)
+    save(folder, T.XLNetModel(config), tokenizer)
+
+
+def vision(folder: Path) -> None:
+    save(folder, T.ViTModel(T.ViTConfig(**SIZES, image_size=16, patch_size=8)), wordpiece())
+
+
+def sentence_transformer(folder: Path) -> None:
+    bert(folder)
+    part = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
+    (folder / "modules.json").write_text(json.dumps([part]))
+
+
 MODELS: dict[str, Callable[[Path], None]] = {
     "encoder": bert,
     "distilbert": distilbert,
@@ -212,6 +238,24 @@ MODELS: dict[str, Callable[[Path], None]] = {
     "pad_beyond": pad_beyond,
     "eos_beyond": eos_beyond,
     "no_special": lambda f: llama(f, bare_words()),
+    "albert": lambda f: bert(f, T.AlbertModel, config=T.AlbertConfig, embedding_size=16),
+    "mpnet": lambda f: bert(f, T.MPNetModel, config=T.MPNetConfig, pad_token_id=0, max_position_embeddings=41),
+    "xlnet": xlnet,
+    "electra3": lambda f: classifier(
+        f, kind=T.ElectraForSequenceClassification, config=T.ElectraConfig, embedding_size=32
+    ),
+    "deberta3": lambda f: classifier(f, kind=T.DebertaV2ForSequenceClassification, config=T.DebertaV2Config),
+    "sentence_transformer": sentence_transformer,
+    "neox": language_model(T.GPTNeoXConfig, T.GPTNeoXForCausalLM),
+    "bloom": language_model(T.BloomConfig, T.BloomForCausalLM, n_layer=2, n_head=4),
+    "falcon": language_model(T.FalconConfig, T.FalconForCausalLM),
+    "qwen3": language_model(T.Qwen3Config, T.Qwen3ForCausalLM, num_key_value_heads=2, head_dim=8),
+    "phi3": language_model(T.Phi3Config, T.Phi3ForCausalLM, num_key_value_heads=2),
+    "mixtral": language_model(
+        T.MixtralConfig, T.MixtralForCausalLM, num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1
+    ),
+    "mamba": language_model(T.MambaConfig, T.MambaForCausalLM, state_size=4),
+    "vision": vision,
     "masked_lm": lambda f: bert(f, T.BertForMaskedLM),
 }
 
@@ -316,6 +360,14 @@ def nested(folder: Path) -> None:
     inner.rename(folder / "checkpoint-500")
 
 
+def instead_of_weights(name: str, content: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / name).write_text(content)
+
+    return damage
+
+
 DAMAGE: dict[str, Callable[[Path], None]] = {
     "weights_pointer": written("model.safetensors", LFS_POINTER),
     "weights_empty": written("model.safetensors", ""),
@@ -325,6 +377,9 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "weights_text": written("model.safetensors", "hello, this is no safetensors file at all"),
     "weights_gone": removed("model.safetensors"),
     "weights_pickled": pickled,
+    "weights_pickled_pointer": instead_of_weights("pytorch_model.bin", LFS_POINTER),
+    "weights_tensorflow": instead_of_weights("tf_model.h5", "HDF"),
+    "weights_gguf": instead_of_weights("model-q8_0.gguf", "GGUF"),
     "weights_integers": integers,
     "weights_not_finite": not_finite,
     "weights_of_another": other_model,
