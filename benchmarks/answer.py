@@ -8,18 +8,17 @@ A study without training: trials, scores and repeats are drawn (tests/support/dr
 
 import argparse
 import math
-import statistics
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import numpy as np
-from support.drawn import Drawn, by_seed, challenged, losses, right_or_wrong
+from support import effects as drawn_effects
+from support.drawn import Drawn, challenged, losses, right_or_wrong
 from support.populations import POPULATIONS
+from support.regret import regrets
 
-from lorasweep.report import study_data
 from lorasweep.study import significance
 
 
@@ -113,61 +112,34 @@ def champion(studies: int) -> None:
 
 def effects(studies: int) -> None:
     """Bars of a random search of 24 trials over learning rate, modules and dropout."""
-    modules = {"qv": -1.5, "attention": -0.5, "mlp": 0.0, "all-linear": 0.6}
-
-    def drawn(rng: np.random.Generator, count: int) -> list[SimpleNamespace]:
-        points = [
-            {
-                "rate": 10 ** rng.uniform(-5, -2.5),
-                "modules": str(rng.choice(list(modules))),
-                "dropout": int(rng.integers(5)) / 10,
-            }
-            for _ in range(count)
-        ]
-        return [SimpleNamespace(point=p, value=_accuracy(p, modules), state="COMPLETE") for p in points]
-
-    rng, held = np.random.default_rng(6), {"rate": [], "modules": [], "dropout": []}
-    population = drawn(rng, 10_000)
+    rng, held = np.random.default_rng(6), {key: [] for key in drawn_effects.KEYS}
+    population = [drawn_effects.trial(p, drawn_effects.metric(p)) for p in drawn_effects.points(rng, 10_000)]
     for _ in range(studies):
-        trials = drawn(rng, 24)
-        for trial in trials:
-            trial.value += 0.01 * rng.standard_normal()
+        trials = drawn_effects.random_search(rng, 24)
         for key, found in held.items():
-            values = sorted({t.point[key] for t in trials})
-            numeric = key != "modules"
-            axis = study_data.Axis(key=key, numeric=numeric, log=key == "rate", values=values)
-            inside = [t for t in population if not numeric or values[0] <= t.point[key] <= values[-1]]
-            places = sorted({study_data.place(axis, t.point[key], 8) for t in trials})
-            truths: dict[int, list[float]] = {place: [] for place in places}
-            for t in inside:
-                if len(values) > 8 or t.point[key] in values:
-                    truths.setdefault(study_data.place(axis, t.point[key], 8), []).append(t.value)
-            for group, place in zip(study_data.groups(trials, axis), places, strict=True):
-                if group.half is not None:
-                    found.append(abs(group.mean - statistics.fmean(truths[place])) <= group.half)
+            found += drawn_effects.bars_hold(trials, population, key)
     for key, found in held.items():
         row(f"effects of a random search, 24 trials: bars of {key} hold the mean", found, "0.92 to 0.98")
 
 
-def _accuracy(point: dict, modules: dict[str, float]) -> float:
-    off = math.log10(point["rate"]) + 3.5
-    return (80 - (6 if off < 0 else 14) * off**2 + modules[point["modules"]] - 4 * point["dropout"] ** 2) / 100
-
-
 def regret(studies: int) -> None:
     """How far the chosen setting is from the best of 24, in points: accuracies -Exp(3), 400 rows."""
-    for seed_sd in (0.5, 1.0, 2.2):
-        for repeats in (0, 1, 2, 3, 5):
-            rng, lost, runs = np.random.default_rng([9, repeats]), [], []
-            for _ in range(studies):
-                quality_K = -rng.exponential(3.0, 24)
-                study = Drawn(by_seed(rng, quality_K, seed_sd), repeats=repeats)
-                study.repeat_all(24)
-                lost.append(quality_K.max() - quality_K[study.best().number])
-                runs.append(len(study.list) - 24)
-            row(f"regret in points, seeds sd {seed_sd}, repeats={repeats} ({np.mean(runs):.1f} runs)", lost, "-")
+    print("\n| `search.repeats`, of 3 | " + " | ".join(f"seeds sd {sd:g}: before, after" for sd in SEED_SDS) + " |")
+    print("|---|" + "--:|" * len(SEED_SDS))
+    for repeats in (1, 2, 3, 5):
+        cells = []
+        for seed_sd in SEED_SDS:
+            lost_N2, ran_N2 = regrets(seed_sd, repeats, studies)
+            (before, after), (ran_before, ran_after) = lost_N2.mean(0), ran_N2.mean(0)
+            gained = lost_N2[:, 1] - lost_N2[:, 0]
+            error = gained.std() / math.sqrt(studies)
+            cells.append(
+                f"{before:.3f} ({ran_before:.1f}), {after:.3f} ({ran_after:.1f}); {gained.mean():+.3f} ± {error:.3f}"
+            )
+        print(f"| {repeats} | {' | '.join(cells)} |", flush=True)
 
 
+SEED_SDS = (0.5, 1.0, 2.2)
 PARTS = {part.__name__: part for part in (claims, coverage, choices, champion, effects, power, regret)}
 
 if __name__ == "__main__":
@@ -175,6 +147,8 @@ if __name__ == "__main__":
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART")
     parser.add_argument("--studies", type=int, default=400)
     args = parser.parse_args()
-    print("| what | studies | found | wanted |\n|---|--:|--:|--:|")
-    for name in args.parts or PARTS:
+    parts = args.parts or [*PARTS]
+    if parts != [regret.__name__]:  # which has a table by itself
+        print("| what | studies | found | wanted |\n|---|--:|--:|--:|")
+    for name in parts:
         PARTS[name](args.studies)

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy import stats
 
 from lorasweep import console
+from lorasweep.config.spec import SearchSpec
 from lorasweep.files import read_json
 from lorasweep.report import importance
 from lorasweep.search import samplers
@@ -188,12 +189,17 @@ def gather(study: Study, known_answer: Answer | None = None) -> StudyData:
         axes=axes,
         importance=shares,
         importance_says=" ".join(filter(None, [says, why])),
-        is_designed=not samplers.learns(study.search) and study.search.pruner == "none",
+        is_designed=is_designed(study.search),
         facts=_facts([r for r in runs.values() if r]),
         made=time.strftime("%Y-%m-%d %H:%M %z"),
     )
     has_best = (study.folder / answer.BEST).is_file()
     return replace(data, best_file=f"{data.folder}/{answer.BEST}") if has_best else data
+
+
+def is_designed(search: SearchSpec) -> bool:
+    """Return whether the trials are drawn without looking at results, and none is pruned."""
+    return not samplers.learns(search) and search.pruner == "none"
 
 
 def _trial(trial: FrozenTrial, result: TrialResult, run: Mapping[str, Any], candidate: Candidate | None) -> TrialData:

@@ -19,6 +19,8 @@ ROWS_SD, RUN_SD = 0.64, 0.90
 of two models differ)."""
 COMMON_SHARE = 0.5
 """Of a seed's variance: what it does to all configurations alike."""
+SEEDS = 32
+"""More than any number of repeats asks for."""
 BOUNDS = {"accuracy": (0.0, 1.0), "loss": (0.0, math.inf), "pearson": (-1.0, 1.0)}
 
 
@@ -150,12 +152,13 @@ def challenged(rng, count, own_sd, examples):
 
 
 def by_seed(rng, quality_K, seed_sd):
-    """Return a `draw` of metrics alone, in hundredths around 0.8; `seed_sd` in points."""
+    """Return a `draw` of metrics alone, in hundredths around 0.8: a run's is always the same. `seed_sd` in points."""
     centre_K = quality_K + ROWS_SD * rng.standard_normal(len(quality_K))
-    own_sd, of_seed = math.hypot(seed_sd * math.sqrt(1 - COMMON_SHARE), RUN_SD), {}
+    seed_S = seed_sd * math.sqrt(COMMON_SHARE) * rng.standard_normal(SEEDS)
+    own_sd = math.hypot(seed_sd * math.sqrt(1 - COMMON_SHARE), RUN_SD)
+    value_KS = 0.8 + (centre_K[:, None] + seed_S + own_sd * rng.standard_normal((len(quality_K), SEEDS))) / 100
 
     def draw(k, seed):
-        shift = of_seed.setdefault(seed, seed_sd * math.sqrt(COMMON_SHARE) * rng.standard_normal())
-        return 0.8 + (centre_K[k] + shift + own_sd * rng.standard_normal()) / 100, None
+        return value_KS[k, seed], None
 
     return draw
