@@ -279,10 +279,10 @@ def saved_scale(folder: Path) -> Callable[[str], float]:
     return of
 
 
-def is_linear(attached: Attached, module: str) -> bool:
+def has_one_pair(attached: Attached, module: str) -> bool:
     """Tell whether a layer has one A of r rows and one B; experts have one for each."""
     layer = attached.peft_model.get_submodule(module)
-    return isinstance(layer.get_base_layer(), LINEAR) and not hasattr(layer, "parameter_name")
+    return isinstance(layer.get_base_layer(), (*LINEAR, nn.Embedding)) and not hasattr(layer, "parameter_name")
 
 
 def _in_base(module: str) -> str:

@@ -205,7 +205,9 @@ def problems(lora: LoraSpec, task: TaskSpec, base: Base, device: torch.device | 
     resolved = [*(wanted.target_modules or ()), *(wanted.target_parameters or ())]
     out = target_problems(base, lora.target_modules, resolved) + _expert_problems(lora, base)
     out = out or _kind_problems(lora, wanted, base) or _tied_problems(lora, wanted, base)
-    out += inits.problems(lora, base.quantization) + _init_problems(lora, wanted, base)
+    if not out:
+        out = _pattern_problems(lora, task, wanted, base) + _init_problems(lora, wanted, base)
+    out += inits.problems(lora, base.quantization)
     names = [n for n, _ in base.model.named_modules()]
     for name in lora.modules_to_save or []:
         if not any(n == name or n.endswith(f".{name}") for n in names):
@@ -266,8 +268,9 @@ def parameter_problems(lora: LoraSpec, wanted: LoraConfig, base: Base) -> list[s
 
 
 def _tied_problems(lora: LoraSpec, wanted: LoraConfig, base: Base) -> list[str]:
-    """Return a problem where PiSSA or OLoRA would change a weight that is another module's too."""
-    if not lora.changes_base:
+    """Return a problem where PiSSA, OLoRA or LoftQ would change a weight that is another module's too."""
+    rounds = lora.rounds_base and base.quantization == "none"
+    if not (lora.changes_base or rounds):
         return []
     return [
         f"lora.init_lora_weights: {lora.init_lora_weights} changes the weight of '{name}', which is that of "
@@ -302,6 +305,33 @@ def _tied_notes(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:
         for name, others in tied.items()
         if check_target_module_exists(wanted, name) or any(name == w or name.endswith(f".{w}") for w in whole)
     ]
+
+
+def _pattern_problems(lora: LoraSpec, task: TaskSpec, wanted: LoraConfig, base: Base) -> list[str]:
+    """Return a problem for each pattern of ranks or alphas that fits nothing that is adapted: peft passes over it."""
+    if not (lora.rank_pattern or lora.alpha_pattern):
+        return []
+    names = [n for n, _ in base.model.named_modules() if check_target_module_exists(wanted, n)]
+    experts = EXPERTS if takes_experts(lora, base) else ()
+    parameters = [*(wanted.target_parameters or ()), *(expert_parameters(base) if experts else ())]
+    names += [n for n, _ in base.model.named_parameters() if n.endswith(tuple(parameters))]
+    if wanted.target_modules == "all-linear":
+        names += preset_names(base, tasks.kind(task.name).head_names, "all-linear")
+    out = []
+    for field, patterns in (("rank_pattern", lora.rank_pattern), ("alpha_pattern", lora.alpha_pattern)):
+        for pattern in patterns or {}:
+            try:
+                fits = any(n == pattern or get_pattern_key([pattern], n) == pattern for n in names)
+            except re.error as error:
+                out.append(f"lora.{field}: '{pattern}' is no regular expression ({error})")
+                continue
+            if not fits and pattern.rpartition(".")[2] not in experts:
+                short = sorted({n.rpartition(".")[2] for n in names})
+                out.append(
+                    f"lora.{field}: '{pattern}' fits no adapted module{did_you_mean(pattern, short)}; it has to fit "
+                    "the end of a name, from a dot or from the beginning"
+                )
+    return out
 
 
 def _init_problems(lora: LoraSpec, wanted: LoraConfig, base: Base) -> list[str]:

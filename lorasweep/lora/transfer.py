@@ -21,8 +21,11 @@ NAMED = 4
 MAGNITUDE = ".lora_magnitude_vector"
 """Ends the name of DoRA's lengths of a layer's rows in a saved adapter."""
 
-UNTRAINED = ".original_module."
-"""Part of a name that peft saves with biases, and nobody reads."""
+UNTRAINED = (".original_module.", ".base_layer.weight")
+"""Parts of names that peft saves with biases or word vectors, and that are as in the base."""
+
+PAIRS = {"A.weight": "B.weight", "embedding_A": "embedding_B"}
+"""Ends of the names of A and B: of linear layers, of word vectors."""
 
 NEGLIGIBLE = 1e-6
 """Singular values below this share of the largest one are taken for zero."""
@@ -31,14 +34,14 @@ NEGLIGIBLE = 1e-6
 def take_over(attached: adapter.Attached, folder: Path) -> str:
     """Set the adapter to the one saved in `folder` where shapes allow; return a note of what was taken and what not.
 
-    A and B of a linear layer go over at any rank: the update stays the same where the new rank is large enough, and is
-    else the nearest of that rank. DoRA begins with the lengths that the rows then have. Everything else has to have
-    equal shape. Raises ConfigError without a saved adapter, and where DoRA's lengths find no place.
+    A and B of a linear layer or of word vectors go over at any rank: the update stays the same where the new rank is
+    large enough, and is else the nearest of that rank. DoRA begins with the lengths that the rows then have. Everything
+    else has to have equal shape. Raises ConfigError without a saved adapter, and where DoRA's lengths find no place.
     """
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
         raise ConfigError([f"start_from: there is no saved adapter in {folder}; choose a trial that has one"])
-    saved = {_known(n): w for n, w in load_file(file).items() if UNTRAINED not in n}
+    saved = {_known(n): w for n, w in load_file(file).items() if not any(part in n for part in UNTRAINED)}
     here = {_known(n): w for n, w in adapter.tensors(attached).items()}
     _check_magnitudes(saved, here, folder)
     scale = adapter.saved_scale(folder)
@@ -49,9 +52,10 @@ def take_over(attached: adapter.Attached, folder: Path) -> str:
             ratio = 1.0
             if rest.startswith(("A.", "B.", "embedding_")):
                 ratio = scale(module) / adapter.scale(attached, module)
-            if rest == "A.weight" and adapter.is_linear(attached, module):
-                _set_update(attached, module, saved, here, ratio)
-                taken |= {name, f"{module}.lora_B.weight"}
+            if rest in PAIRS and adapter.has_one_pair(attached, module):
+                pair = (name, f"{module}.lora_{PAIRS[rest]}")
+                _set_update(attached, pair, saved, here, ratio)
+                taken |= {*pair}
             elif name not in taken and here[name].shape == saved[name].shape:
                 here[name].copy_(saved[name] * (ratio if rest.startswith(("B.", "embedding_B")) else 1))
                 taken.add(name)
@@ -116,10 +120,14 @@ def _known(name: str) -> str:
 
 
 def _set_update(
-    attached: adapter.Attached, module: str, saved: Mapping[str, Tensor], here: Mapping[str, Tensor], ratio: float
+    attached: adapter.Attached,
+    pair: tuple[str, str],
+    saved: Mapping[str, Tensor],
+    here: Mapping[str, Tensor],
+    ratio: float,
 ) -> None:
     """Set a layer's A and B so that they add to the base what the saved ones added; `ratio` is that of the scales."""
-    a, b = f"{module}.lora_A.weight", f"{module}.lora_B.weight"
+    a, b = pair
     A_RI, B_OR = here[a], here[b]
     A_QI, B_OQ = saved[a].to(A_RI), saved[b].to(B_OR) * ratio
     if a in attached.initial:  # PiSSA and OLoRA took their start out of the base weight: it belongs to the update

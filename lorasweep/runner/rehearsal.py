@@ -9,7 +9,8 @@ import copy
 import json
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -110,7 +111,9 @@ def _try(spec: TrialSpec, work: Workload, base: base_model.Base) -> str:
         with torch.random.fork_rng(devices=list(cards)):
             some = _some(work, base)
             seen = _sees_what_comes(work, base, some) if work.task.auto_class == "AutoModelForCausalLM" else ""
-            return seen or _run(_small(spec), _small_task(work.task), some, base)
+            return (
+                seen or _unused(spec, work.task, some, base) or _run(_small(spec), _small_task(work.task), some, base)
+            )
     except ConfigError as error:
         return "; ".join(error.problems)
     except BROKEN as error:
@@ -180,6 +183,41 @@ def _sees_what_comes(work: Workload, base: base_model.Base, some: Prepared) -> s
         f"model.pretrained: {type(base.model).__name__} reads in both directions, so that it would see the tokens it "
         "is to predict; choose a language model such as GPT-2 or Llama for task_type=causal_lm"
     )
+
+
+@torch.no_grad()
+def _unused(spec: TrialSpec, task: Task, some: Prepared, base: base_model.Base) -> str:
+    """Return a problem where a module that is named to be trained takes no part in what the model computes, as T5's
+    `shared` does not: it lends its weight to the word vectors of encoder and decoder.
+    """
+    lora, modules = spec.lora, dict(base.model.named_modules())
+    targets = lora.target_modules if not isinstance(lora.target_modules, str) else []
+    named = {"target_modules": targets, "modules_to_save": lora.modules_to_save or []}
+    if not any(named.values()):
+        return ""
+    used: set[torch.nn.Module] = {base.model.get_output_embeddings()}  # its weight may be read in chunks
+    with ExitStack() as undo:
+        for module in modules.values():
+            undo.callback(module.register_forward_pre_hook(lambda module, _: used.add(module)).remove)
+        task.row_losses(base.model, task.collate([some.train[:ROWS]], some.pad_id, base.model.device))
+    for key, names in named.items():
+        for name in names:
+            fits = [n for n in modules if f".{n}".endswith(f".{name}") and "experts" not in n.split(".")]
+            if fits and not any(used.intersection(modules[n].modules()) for n in fits):
+                return (
+                    f"lora.{key}: '{fits[0]}' takes no part in what {type(base.model).__name__} computes, so that it "
+                    f"would learn nothing{_instead(modules, fits[0], used)}"
+                )
+    return ""
+
+
+def _instead(modules: Mapping[str, torch.nn.Module], name: str, used: Collection[torch.nn.Module]) -> str:
+    """Return in words which modules compute with the weight of this one."""
+    weight = getattr(modules[name], "weight", None)
+    others = [
+        n for n, m in modules.items() if m in used and weight is not None and m._parameters.get("weight") is weight
+    ]
+    return f"; its weight is that of {', '.join(others)}: name those" if others else "; leave it out"
 
 
 def _small(spec: TrialSpec) -> TrialSpec:

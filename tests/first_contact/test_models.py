@@ -190,6 +190,8 @@ REFUSED: list[tuple[str, str, str, str]] = [
     ("eos_beyond", PROMPTS, "model.tokenizer", "the token '<my_end>' (id 30522)"),
     ("encoder", PROMPTS, "model.pretrained", "reads in both directions"),
     ("encoder", SOURCES, "model.pretrained", "join it with a decoder"),
+    ("t5", f"{SOURCES} lora.target_modules=[q,shared]", "lora.target_modules", "its weight is that of encoder.embed"),
+    ("t5", f"{SOURCES} lora.modules_to_save=[shared]", "lora.modules_to_save", "'shared' takes no part in what"),
     ("t5", PROMPTS, "model.pretrained", "task_type=seq_2_seq_lm"),
     ("gpt2", PROMPTS.replace("{prompts}", "{long_prompts}"), "data.too_long", f"fills data.max_tokens={POSITIONS}"),
     ("gpt2", f"{PROMPTS} task_type.generate=true", "task_type.max_new_tokens", f"the {POSITIONS} positions"),

@@ -32,19 +32,37 @@ def test_layers_narrow_a_preset(tiny_llama):
         ("[query,q_porj]", "'q_porj' matches no module"),
         ("'.*nothing'", "matches no whole module name"),
         ("'('", "no regular expression"),
+        ("'(' lora.init_lora_weights=pissa lora.rank_pattern={query:2}", "no regular expression"),
     ],
 )
 def test_target_that_matches_nothing_is_refused(tiny_bert, target, words):
-    spec, _, load = prepared(tiny_bert, f"lora.target_modules={target}")
+    spec, _, load = prepared(tiny_bert, *f"lora.target_modules={target}".split())
     assert any(words in p for p in peft_config.problems(spec.lora, spec.task_type, load()))
 
 
-def test_initialisation_that_would_change_a_tied_weight_is_refused(tied_llama):
+@pytest.mark.parametrize("init", ["pissa", "loftq"])
+def test_initialisation_that_would_change_a_tied_weight_is_refused(tied_llama, init):
     spec, _, load = prepared(
-        tied_llama, "lora.target_modules=[lm_head]", "lora.init_lora_weights=pissa", "task_type=causal_lm"
+        tied_llama, "lora.target_modules=[lm_head]", f"lora.init_lora_weights={init}", "task_type=causal_lm"
     )
     (problem,) = peft_config.problems(spec.lora, spec.task_type, load())
     assert "changes the weight of 'lm_head', which is that of 'model.embed_tokens' too" in problem
+
+
+@pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
+@pytest.mark.parametrize("pattern", ["qurey", "classifier", "self", "(", "layer.7.*"])
+def test_pattern_that_fits_no_adapted_module_is_refused(tiny_bert, key, pattern):
+    spec, _, load = prepared(tiny_bert)
+    lora = replace(spec.lora, **{key: {pattern: 2}})
+    (problem,) = peft_config.problems(lora, spec.task_type, load())
+    assert problem.startswith(f"lora.{key}: '{pattern}' ")
+
+
+@pytest.mark.parametrize("pattern", ["query", "layer.0.*", r".*\.1\..*(query|key)", "bert.pooler.dense"])
+def test_pattern_that_fits_some_modules_is_taken(tiny_bert, pattern):
+    spec, _, load = prepared(tiny_bert)
+    lora = replace(spec.lora, rank_pattern={pattern: 2}, alpha_pattern={pattern: 3})
+    assert peft_config.problems(lora, spec.task_type, load()) == []
 
 
 def test_unknown_module_to_save_is_refused(tiny_bert):

@@ -48,6 +48,10 @@ SAME = {
         ["lora.target_modules=[query,word_embeddings]"],
         ["lora.target_modules=[query,word_embeddings]", "lora.use_dora=true"],
     ),
+    "word vectors at another rank": (
+        ["lora.target_modules=[query,word_embeddings]"],
+        ["lora.target_modules=[query,word_embeddings]", "lora.r=8", "lora.use_rslora=true"],
+    ),
     "random B": ([], ["lora.init_lora_weights=false", "lora.r=8"]),
     "pissa to plain": (["lora.init_lora_weights=pissa"], ["lora.r=8"]),
     "pissa to pissa": (["lora.init_lora_weights=pissa"], ["lora.init_lora_weights=pissa"]),

@@ -12,6 +12,7 @@ from lorasweep.config import compose
 from lorasweep.data import dataset
 from lorasweep.lora import adapter
 from lorasweep.models import base_model
+from lorasweep.tasks.batches import epochs
 from lorasweep.tasks.task import Example
 from lorasweep.training import engine, workload
 
@@ -50,7 +51,7 @@ def theirs(spec, work: workload.Workload, folder: Path, micro: int) -> list[floa
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     batches = []
-    order = engine.epochs(work.examples["train"], spec.train.batch_size, spec.train.seed)
+    order = epochs(work.examples["train"], spec.train.batch_size, spec.train.seed)
     for _ in range(STEPS):
         examples = next(order)
         for i in range(0, len(examples), micro):
@@ -121,7 +122,7 @@ def test_losses_equal_trainers_on_a_real_model(tmp_path):
 
 def test_epoch_holds_every_example_once_in_batches_of_similar_length():
     examples = [Example(row=i, inputs={"input_ids": [0] * (1 + i % 37)}, target=0, supervised=1) for i in range(203)]
-    batches = engine.epochs(examples, 8, seed=3)
+    batches = epochs(examples, 8, seed=3)
     first = [next(batches) for _ in range(26)]
     assert sorted(e.row for batch in first for e in batch) == list(range(203))
     assert max(max(map(len, b)) - min(map(len, b)) for b in first) < 5
