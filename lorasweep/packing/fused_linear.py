@@ -101,7 +101,7 @@ class PackedForward(torch.autograd.Function):
         ctx.save_for_backward(*saved)
         ctx.read = read
         ctx.present = [f.grad if f.is_leaf else None for f in trained]
-        return y_NO.view(*x.shape[:-1], y_NO.shape[-1])
+        return y_NO.resize_(*x.shape[:-1], y_NO.shape[-1])  # no view: a model may change it in place
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Any:

@@ -87,7 +87,8 @@ def _given(module: nn.Module, change: Callable[[Any], Any]) -> RemovableHandle:
 def _each(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Return arguments or an output with the numbers that are [B, T, D] changed."""
     if isinstance(value, tuple):
-        return tuple(_each(v, change) for v in value)
+        changed = [_each(v, change) for v in value]
+        return type(value)(*changed) if hasattr(value, "_fields") else tuple(changed)
     if isinstance(value, dict):
         return {k: _each(v, change) for k, v in value.items()}
     return change(value) if isinstance(value, Tensor) and value.dim() == 3 and value.is_floating_point() else value

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from support.models import wordpiece
+from support.models import saved, wordpiece
 from support.parity import (
     DROPPED,
     EXACT,
@@ -592,3 +592,21 @@ def test_a_table_as_long_as_the_batch_is_not_shared_out(length):
         for i, one in enumerate(own):
             model.block = one
             assert torch.equal(found[2 * i : 2 * i + 2], model(ids_BT[2 * i : 2 * i + 2]))
+
+
+def test_model_may_change_in_place_what_a_packed_layer_gives(tmp_path):
+    """Longformer divides its queries in place."""
+    config = transformers.LongformerConfig(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=256,
+        attention_window=[16],
+    )
+    folder = saved(config, transformers.AutoModel, tmp_path)
+    specs = [spec_of("seq_cls", folder, *one) for one in ((), ("train.seed=5",))]
+    work, jobs = workload_of("seq_cls", folder), [engine.Job(i, spec) for i, spec in enumerate(specs)]
+    found = run(trainer(specs[0], work), jobs, 2)
+    for job in jobs:
+        assert found[job.number].losses == pytest.approx(alone(job.spec, work, job.number).losses, rel=1e-4)

@@ -1,5 +1,6 @@
 """A classifier that reads the first token alone trains and answers the same without the other tokens' part."""
 
+import collections
 import functools
 
 import pytest
@@ -8,7 +9,7 @@ import transformers
 from support.models import SHAPE, saved
 from support.parity import EXACT, close, run, spec_of, trainer, workload_of
 
-from lorasweep.training import engine
+from lorasweep.training import engine, first_token
 
 pytestmark = pytest.mark.usefixtures("always_together")
 
@@ -140,3 +141,10 @@ def test_flops_count_no_token_that_is_left_out(folders):
     left_out = behind * (layer + 2 * wide + layer)  # attention's output, both of the MLP, the pooler
     heads = (4 + 6) * found.base.model.classifier.weight.numel()  # the base's and the trial's
     assert counts[1] - counts[0] == left_out + heads
+
+
+def test_outputs_whose_parts_have_names_keep_them():
+    """Reformer's layers give named tuples."""
+    pair = collections.namedtuple("pair", ["states", "buckets"])
+    found = first_token._first(pair(torch.zeros(1, 5, 3), None))
+    assert found.states.shape == (1, 1, 3) and found.buckets is None
