@@ -103,10 +103,11 @@ def choices(studies: int) -> None:
 def champion(studies: int) -> None:
     """The best of 24 replaces one equal champion."""
     for examples in (400, 2000):
-        for own_sd in (0.0, 0.01):
+        for own_sd, seed_free in ((0.0, 0), (0.01, 0), (0.01, 8)):
             rng = np.random.default_rng(5)
-            replaced = [challenged(rng, 24, own_sd, examples) for _ in range(studies)]
-            what = f"best of 24 equal ones, seeds {100 * own_sd:.0f} points, {examples} rows: replaces the champion"
+            replaced = [challenged(rng, 24, own_sd, examples, seed_free) for _ in range(studies)]
+            seeds = f"seeds {100 * own_sd:.0f} points{', known' if seed_free else ''}"
+            what = f"best of 24 equal ones, {seeds}, {examples} rows: replaces the champion"
             row(what, replaced, "< 0.05")
 
 

@@ -135,8 +135,11 @@ def regressions(rng, noise, *, examples=200):
     return draw
 
 
-def challenged(rng, count, own_sd, examples):
-    """Return whether the best of so many models replaces an equally good champion in the registry."""
+def challenged(rng, count, own_sd, examples, seed_free=0):
+    """Return whether the best of so many models replaces an equally good champion in the registry.
+
+    With degrees of freedom for it, what a seed does is known.
+    """
     shares = 0.8 + own_sd * rng.standard_normal(count + 1)
     splits = [right_or_wrong(rng, shares, examples=examples) for _ in range(2)]
     runs = {name: [draw(k, 0) for k in range(count + 1)] for name, draw in zip(("eval", "test"), splits, strict=True)}
@@ -144,8 +147,11 @@ def challenged(rng, count, own_sd, examples):
     best = 1 + int(np.argmax(values[1:]))
 
     tested = [runs["test"][k][1] for k in (best, 0)]
+    seeds = {"seed_error": own_sd, "seed_free": seed_free} if seed_free else {}
     ours, theirs = (
-        Score(metric="accuracy", maximize=True, value=values[k], margin=0.01, test=parts.value, test_rows="rows")
+        Score(
+            metric="accuracy", maximize=True, value=values[k], margin=0.01, test=parts.value, test_rows="rows", **seeds
+        )
         for k, parts in zip((best, 0), tested, strict=True)
     )
     return beats(ours, tested[0], theirs, tested[1])[0]
