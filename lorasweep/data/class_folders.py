@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from lorasweep.config.spec import DataSpec
@@ -19,7 +20,7 @@ SPLITS = frozenset({"train", "training", *USUAL_SPLITS["eval"], *USUAL_SPLITS["t
 def classes(folder: Path) -> list[Path]:
     """Return the folders of a folder's classes, [] where it does not consist of such."""
     inner = [p for p in _folders(folder) if p.name.lower() not in UNLABELLED]
-    return inner if len(inner) > 1 and all(map(_holds_texts, inner)) else []
+    return inner if len(inner) > 1 and all(_holds_texts(p, p.stat().st_mtime_ns) for p in inner) else []
 
 
 def splits(folder: Path, named: Mapping[str, str]) -> dict[str, Path]:
@@ -60,8 +61,9 @@ def _folders(folder: Path) -> list[Path]:
         return sorted(Path(e.path) for e in entries if e.is_dir() and not e.name.startswith((".", "_")))
 
 
-def _holds_texts(folder: Path) -> bool:
-    """Tell whether a folder holds files of text and nothing else."""
+@lru_cache(maxsize=1000)
+def _holds_texts(folder: Path, changed_ns: int) -> bool:
+    """Tell whether a folder holds files of text and nothing else; asked again where files came or went since."""
     with os.scandir(folder) as entries:
         seen = [(os.path.splitext(e.name)[1].lower() in SUFFIXES, e.is_file()) for e in entries if e.name[0] != "."]
     return bool(seen) and all(map(all, seen))
