@@ -129,10 +129,10 @@ def test_trial_that_cannot_be_drawn_fails_and_the_next_is_taken(tmp_path, monkey
     study = study_of(tmp_path, [2, 4])
     drawn = Study.drawn
 
-    def broken(self, number):
+    def broken(self, number, *identity):
         if number == 0:
             raise ValueError("no point is left")
-        return drawn(self, number)
+        return drawn(self, number, *identity)
 
     monkeypatch.setattr(Study, "drawn", broken)
     taken = Worker(study)._take()
