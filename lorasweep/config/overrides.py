@@ -16,7 +16,7 @@ from lorasweep.config.registry import data_folder, outside_conf
 from lorasweep.errors import did_you_mean
 
 NOT_PART_OF_A_TRIAL = ("study", "outputs", "hydra", "search")
-PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./+-]*", re.ASCII)
+PLAIN = re.compile(r"/?[A-Za-z_][A-Za-z0-9_./+-]*", re.ASCII)
 """Strings that an override holds without quotes."""
 
 

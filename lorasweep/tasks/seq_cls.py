@@ -48,6 +48,9 @@ HF_NAMES = {
 
 SEPARATOR = "|"
 
+MOST_SD_FROM_ZERO = 3.0
+"""Standard deviations from zero beyond which a head without a bias learns numbers badly."""
+
 
 @register
 class SeqCls(Task):
@@ -149,6 +152,8 @@ class SeqCls(Task):
         """Find the head of a regression: a new one learns standardised numbers, one that the checkpoint brings goes on
         in its own units.
         """
+        if self.kind == "regression":
+            self._warn_of_offset(model)
         if new is None or self.kind != "regression":
             return
         heads = [n for n, m in model.named_modules() if getattr(m, "out_features", 0) == 1 and f"{n}.weight" in new]
@@ -156,6 +161,18 @@ class SeqCls(Task):
         self.scale = self.sd if heads else 1.0
         biased = bool(heads) and model.get_submodule(self.head).bias is not None
         self.offset = self.mean if biased else 0.0
+
+    def _warn_of_offset(self, model: Any) -> None:
+        """Note where numbers lie far from zero and the head has no bias to hold their mean, as in decoders."""
+        heads = [m for m in model.modules() if getattr(m, "out_features", 0) == 1]
+        if not heads or heads[-1].bias is not None or abs(self.mean) <= MOST_SD_FROM_ZERO * self.sd:
+            return
+        note = (
+            f"the numbers have mean {self.mean:g} and standard deviation {self.sd:g}, and the head of "
+            f"{type(model).__name__} has no bias to hold that mean: subtract it from the labels, or take an encoder"
+        )
+        if note not in self.notes:
+            self.notes.append(note)
 
     def finished(self, weights: dict[str, Tensor]) -> None:
         """Let the head give numbers in the user's units."""

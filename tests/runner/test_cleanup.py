@@ -58,7 +58,7 @@ def test_adapters_stay_while_a_trial_waits(tmp_path):
 
 def test_adapter_that_a_waiting_trial_starts_from_stays_when_the_budget_is_spent(tmp_path):
     study = made(tmp_path, {"start_from": 0})
-    study.not_begun = lambda: "search.device_hours=1 are used"
+    study.not_begun, study.ready = lambda: "search.device_hours=1 are used", lambda: 0
     cleanup.tidy(study, TrackSpec(save_adapters="best"))
     assert {int(p.parent.name) for p in tmp_path.glob("*/adapter")} == {0, 1}
 

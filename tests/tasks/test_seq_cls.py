@@ -147,3 +147,12 @@ def test_answers_are_readable():
     assert fitted("single_label").readable({}, {"prediction": 1}) == "cow"
     assert fitted("multi_label").readable({}, {"prediction": [1, 0, 1]}) == "cat|dog"
     assert fitted("regression").readable({}, {"prediction": 1.23456}) == "1.235"
+
+
+@pytest.mark.parametrize(("bias", "noted"), [(False, True), (True, False)])
+def test_numbers_far_from_zero_are_noted_where_the_head_cannot_hold_their_mean(bias, noted):
+    task = fit([{"label": year} for year in range(1990, 2020)], "regression")[0]
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1, bias=bias))
+    task.trim(model)
+    task.trim(model)
+    assert [n for n in task.notes if "has no bias to hold that mean" in n] == task.notes and len(task.notes) == noted
