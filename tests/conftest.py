@@ -78,6 +78,7 @@ def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(parity, "precision", "double")
     with double_precision():
         yield
+        monkeypatch.undo()  # first what the test put over these patches: it would put them back later
 
 
 @pytest.fixture(scope="session")

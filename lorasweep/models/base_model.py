@@ -4,7 +4,6 @@ import functools
 import hashlib
 import importlib.util
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -316,10 +315,9 @@ def new_modules(model: Any, keys: Sequence[str]) -> tuple[str, ...]:
         biases_only = all(n.endswith(".bias") for n in own & lacking)
         if inside <= lacking or not biases_only:
             found.append(name)
-    parents = Counter(name.rpartition(".")[0] for name in found)
-    for parent, count in parents.items():
-        if parent and count > 1 and {f"{parent}.{n}" for n, _ in modules[parent].named_parameters()} <= lacking:
-            found.append(parent)
+    for head in finished_head.heads(model):
+        if {f"{head}.{n}" for n, _ in modules[head].named_parameters()} <= lacking:
+            found.append(head)
     return tuple(n for n in found if not any(n.startswith(f"{other}.") for other in found))
 
 

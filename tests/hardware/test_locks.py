@@ -4,6 +4,8 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -87,18 +89,17 @@ def test_folder_that_is_another_users_or_open_to_all_is_refused(kind, tmp_path, 
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can become another user")
-def test_second_user_of_a_machine_has_locks_too(tmp_path):
+def test_second_user_of_a_machine_has_locks_too():
     code = (
         "import os, sys, tempfile; from lorasweep.hardware import device; from lorasweep.files import FileLock\n"
         "tempfile.gettempdir = lambda: sys.argv[1]\n"
         "os.setuid(int(sys.argv[2]))\n"
         "print(FileLock(device.runtime_folder() / 'gpu-a.lock').acquire(blocking=False))"
     )
-    tmp_path.chmod(0o1777)
-    for folder in (tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(folder.stat().st_mode | 0o011)
     environment = {k: v for k, v in os.environ.items() if k != "XDG_RUNTIME_DIR"} | {"PYTHONDONTWRITEBYTECODE": "1"}
-    for user in ("0", "65534"):
-        command = [sys.executable, "-c", code, str(tmp_path), user]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        assert done.stdout == "True\n", done.stderr
+    with tempfile.TemporaryDirectory() as shared:  # pytest's own folders let no other user in
+        Path(shared).chmod(0o1777)
+        for user in ("0", "65534"):
+            command = [sys.executable, "-c", code, shared, user]
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+            assert done.stdout == "True\n", done.stderr

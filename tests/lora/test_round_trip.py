@@ -28,8 +28,8 @@ OPTIONS = {
     "pissa_rank_pattern": [
         "lora.init_lora_weights=pissa",
         "lora.use_rslora=true",
-        "lora.rank_pattern={query:2,q_proj:2,q:2}",
-        "lora.alpha_pattern={query:4,q_proj:4,q:4}",
+        "lora.rank_pattern={q_proj:2}",
+        "lora.alpha_pattern={q_proj:4}",
     ],
     "modules_to_save": ["lora.target_modules=attention", "lora.modules_to_save=[LAST]"],
     "dora_olora": ["lora.use_dora=true", "lora.init_lora_weights=olora"],

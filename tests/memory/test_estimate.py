@@ -381,7 +381,7 @@ def test_sampled_trials_over_the_limit_end_without_loading(tiny_bert, tmp_path, 
     monkeypatch.setattr(base_model, "load", lambda *a: loaded.append(a[1].batch_size) or load(*a))
     own = [f"model.pretrained={tiny_bert}", *STUDY, f"outputs={tmp_path}", f"search.max_memory_gib={limit}"]
     own += ["search.sampler=tpe", "search.trials=6", "search.startup_trials=2"]
-    assert main.main(["-m", "train.batch_size=4,32", *own]) == 0
+    assert main.main(["-m", "train.batch_size=4,32", "lora.lora_alpha=4,8,16", *own]) == 0
     found = results(tmp_path / "s")
     states = {r["state"]: [f for f in found if f["state"] == r["state"]] for r in found}
     assert set(states) == {"PRUNED", "COMPLETE"} and len(found) == 6

@@ -32,7 +32,8 @@ def test_old_result_is_read_and_written_as_it_was(tmp_path, old):
     (tmp_path / "result.json").write_text(json.dumps(old))
     found = read_result(tmp_path)
     write_result(tmp_path, found)
-    assert json.loads((tmp_path / "result.json").read_text()) == old
+    later = {"learning_rate": None} if "params" in old else {}  # a number that those trials did not write down
+    assert json.loads((tmp_path / "result.json").read_text()) == old | later
 
 
 def test_old_winner_has_its_numbers():

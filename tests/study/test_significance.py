@@ -111,7 +111,8 @@ def question_ans():
 def causal_lm():
     counts = [(3.0, 5, 2), (8.0, 4, 1), (0.5, 9, 9), (2.5, 2, 1)]
     return make(TaskSpec(name="CAUSAL_LM", generate=True)), [
-        {"row": i, "loss": loss, "supervised": n, "correct": right, **({"text": "x", "right": i < 2} if i < 3 else {})}
+        {"row": i, "loss": loss, "supervised": n, "correct": right, "text_bytes": 3 * n + i}
+        | ({"text": "x", "right": i < 2} if i < 3 else {})
         for i, (loss, n, right) in enumerate(counts)
     ]
 
@@ -145,7 +146,7 @@ def written():
         ("", ["something"]),
     ] * 4
     return task, [
-        {"row": i, "loss": 2.0 + i, "supervised": 3, "correct": 1, "text": t, "references": r}
+        {"row": i, "loss": 2.0 + i, "supervised": 3, "correct": 1, "text_bytes": 9, "text": t, "references": r}
         for i, (t, r) in enumerate(texts)
     ]
 

@@ -286,7 +286,7 @@ def test_columns_take_both_forms_of_answers_and_keep_a_context_together(tmp_path
     assert "hash of the group" in dataset.load(spec, fitted().columns(spec) | {"group": "q"}, "QUESTION_ANS").notes[0]
 
 
-@pytest.mark.parametrize("answers", ["b", {"text": ["b"]}, {"text": ["b"], "answer_start": []}, [{"text": "b"}], [3]])
+@pytest.mark.parametrize("answers", [{"text": ["b"]}, {"text": ["b"], "answer_start": []}, [{"text": "b"}], [3]])
 def test_answers_in_no_known_form_are_refused_by_row(tmp_path, answers):
     path = tmp_path / "train.jsonl"
     path.write_text(json.dumps({"question": "q", "context": "a b", "answers": answers}))

@@ -196,7 +196,7 @@ def test_resumed_trial_goes_on_in_its_run_and_doubles_nothing(tmp_path, store):
     assert max(step for _, step, _ in in_file(folder)) == 4
     write(run, 5, 10, value=0.25)
     run.close("KILLED")
-    assert run.run_id == run_id
+    assert runs.flush() == 0 and run.run_id == run_id
     assert in_mlflow(store, folder) == in_file(folder)
 
     older = start(spec, None, from_step=2)  # the checkpoint of step 4 was lost
@@ -275,7 +275,7 @@ def test_study_over_lists_of_400_modules_is_told_in_full_length_nowhere_but_in_i
     names = ",".join(f"bert.encoder.layer.{i}.attention.self.query" for i in range(400))
     overrides = [f"lora.target_modules=[{names}],[{names},classifier]"]
     spec, folder = made(tmp_path), tmp_path / "s/0"
-    parent = runs.open_study(spec, "s")
+    parent = runs.open_study(spec, "s", "`command`")
     run = start(spec, parent)
     rerun = f"python -m lorasweep {overrides[0]}"
     write_result(folder, result(rerun=rerun, params_swept={"lora.target_modules": f"[{names}]"}))
