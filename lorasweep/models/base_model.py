@@ -316,7 +316,7 @@ def new_modules(model: Any, keys: Sequence[str]) -> tuple[str, ...]:
         if inside <= lacking or not biases_only:
             found.append(name)
     for head in finished_head.heads(model):
-        if {f"{head}.{n}" for n, _ in modules[head].named_parameters()} <= lacking:
+        if head not in found and {f"{head}.{n}" for n, _ in modules[head].named_parameters()} <= lacking:
             found.append(head)
     return tuple(n for n in found if not any(n.startswith(f"{other}.") for other in found))
 

@@ -283,6 +283,7 @@ def test_study_over_lists_of_400_modules_is_told_in_full_length_nowhere_but_in_i
     meta = StudyMeta(
         name="s",
         metric="f1",
+        maximize=True,
         overrides=overrides,
         swept=["lora.target_modules", *(f"key.number{i}" for i in range(1000))],
         created="2026-01-01T00:00:00+0000",
