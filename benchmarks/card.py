@@ -162,7 +162,7 @@ def timed(bench: Bench, each: Iterator[list[float]]) -> tuple[int, float]:
 def afresh(made: engine.Engine) -> None:
     """Forget trials, and what has turned out to fit."""
     made.clear()
-    made.limits = out_of_memory.Limits()
+    made.passes.limits = out_of_memory.Limits()
     out_of_memory.free()
 
 

@@ -51,8 +51,8 @@ class Engine:
         self.prepared = prepared
         self.traits = base_traits.tried(base.model, task, prepared)
         self.prefix = prefix_cache.Prefix(base.model, scratch, off=bool(self.traits.alone))
-        self.limits = limits or out_of_memory.Limits()
-        self.passes = Passes(base, task, prepared, self.traits, self.prefix, self.limits, self._seat)
+        known = limits or out_of_memory.Limits()
+        self.passes = Passes(base, task, prepared, self.traits, self.prefix, known, self._seat)
         self.device = self.passes.device
         self.slots: list[Slot] = []
         self.width: int | None = None
@@ -89,6 +89,11 @@ class Engine:
         except BaseException:
             self.clear()
             raise
+
+    @property
+    def limits(self) -> out_of_memory.Limits:
+        """What has turned out to fit."""
+        return self.passes.limits
 
     @property
     def is_looking(self) -> bool:
