@@ -22,6 +22,7 @@ from support import models, parity
 from support.double import double_precision
 
 from lorasweep.packing import pass_cost
+from lorasweep.study import significance
 from lorasweep.tracking import mlflow_store
 
 CLIENT = mlflow_store._client
@@ -79,6 +80,15 @@ def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with double_precision():
         yield
         monkeypatch.undo()  # first what the test put over these patches: it would put them back later
+
+
+@pytest.fixture
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let many simulated studies be resampled in little time."""
+    monkeypatch.setattr(significance, "RESAMPLES", 400)
+    significance._weights.cache_clear()
+    yield
+    significance._weights.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -156,7 +156,7 @@ def _without_swallowed(
 
 
 def _swallows(lines: Sequence[str], width: int, values: Mapping[int, set[str]], delimiter: str) -> bool:
-    """Tell whether one of a row's lines is a row of its own: as many cells as the header, and, outside of what the
+    """Tell whether one of a row's lines looks like a new row: as many cells as the header, and, outside of what the
     quotes may rightly hold, a value that its column often has.
     """
     for i, line in enumerate(lines):

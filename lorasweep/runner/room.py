@@ -23,7 +23,7 @@ LOOK_EVERY_S = 5.0
 
 
 def expected_bytes(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload], trials: int) -> int:
-    """Return what a study of so many trials writes at most: adapters, which stay until all have ended, their
+    """Return the most bytes that a study of these trials writes: adapters, which stay until all have ended, their
     copies in MLflow, and checkpoints of what runs at once, each beside the one that it replaces.
     """
     largest = max(specs, key=lambda s: s.lora.r)

@@ -10,17 +10,10 @@ from support.studies import end, study_of
 
 from lorasweep.serving import champion
 from lorasweep.serving.champion import Score, beats
-from lorasweep.study import significance
 from lorasweep.study.result import read_result, write_result
 from lorasweep.tasks.metric import Parts
 
-
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch):
-    monkeypatch.setattr(significance, "RESAMPLES", 400)
-    significance._weights.cache_clear()
-    yield
-    significance._weights.cache_clear()
+pytestmark = pytest.mark.usefixtures("few_resamples")
 
 
 def score(parts: Parts | None, *, value=0.5, rows="rows", **more) -> Score:

@@ -13,13 +13,7 @@ from lorasweep.config.spec import SearchSpec
 from lorasweep.report import study_data
 from lorasweep.study import answer, repeats, significance
 
-
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch):
-    monkeypatch.setattr(significance, "RESAMPLES", 400)
-    significance._weights.cache_clear()
-    yield
-    significance._weights.cache_clear()
+pytestmark = pytest.mark.usefixtures("few_resamples")
 
 
 def rate_of(target, studies):
