@@ -513,8 +513,9 @@ class SearchSpec:
     """Fewest trials that run to their end, whatever the pruner: a trial is not pruned while it is among the best
     min_complete at its step. Trials that fail, or that you stop, do not count."""
     min_steps: int | None = ranged(None, 1, affects=NOTHING)
-    """Optimiser steps before a trial may be pruned; null: total / reduction_factor^2 for asha and hyperband, else
-    none."""
+    """Optimiser steps before a trial may be pruned, and the first rung of asha and hyperband; null: an eighth of the
+    trial's steps, at least twice its warm-up; none for threshold. In its last tenth no trial is pruned for being worse
+    than others."""
     reduction_factor: int = ranged(4, 2, 64, affects=NOTHING)
     """asha, hyperband: about one trial in reduction_factor goes on at each rung."""
     pruner_startup_trials: int = ranged(5, 1, affects=NOTHING)

@@ -134,7 +134,8 @@ class Events:
             if number not in running:
                 continue
             with self._failures.of_trial(running[number]):
-                if self.study.should_prune(number, running[number].total_steps):
+                own = running[number]
+                if self.study.should_prune(number, own.total_steps, own.spec.train.warmup_ratio):
                     name = self.study.meta.metric
                     verdict = f"{self.study.search.pruner}: {name} {event.metrics[name]:.4f} at step {event.step}"
                     self.study.condemn(number, verdict)

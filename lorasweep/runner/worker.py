@@ -263,7 +263,7 @@ class Worker:
         return Job(
             running.number,
             running.spec,
-            eval_steps=pruners.rungs(self.study.search, total),
+            eval_steps=pruners.rungs(self.study.search, total, running.spec.train.warmup_ratio),
             checkpoint=running.folder / CHECKPOINT,
             start_from=None if origin is None else self.study.trial_folder(origin) / "adapter",
         )

@@ -1,8 +1,9 @@
 """Pruners: at which steps a trial is judged, and whether it ends there."""
 
 import copy
+import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
@@ -14,6 +15,8 @@ from lorasweep.config.spec import SearchSpec
 from lorasweep.search import study_view
 from lorasweep.search.study_view import FirstObjective
 
+FIRST_LOOK, LAST_LOOK = 1 / 8, 9 / 10
+"""Shares of a trial's steps before which, and after which, it is not compared with others."""
 RUNG = "completed_rung_{}"
 """Where Optuna's successive halving keeps what a trial showed at a rung, among the trial's system attributes."""
 
@@ -36,24 +39,40 @@ class Pruner:
     at_rungs: bool
     """Whether it decides at rungs alone, where the engine then evaluates too."""
     problems: Problems
+    compares: bool = True
+    """Whether it judges a trial by others, which says something once they have learned something."""
 
 
 def _no_problems(search: SearchSpec) -> list[str]:
     return []
 
 
-def pruner(*, at_rungs: bool = False, problems: Problems = _no_problems) -> Callable[[Make], Make]:
+def pruner(
+    *, at_rungs: bool = False, problems: Problems = _no_problems, compares: bool = True
+) -> Callable[[Make], Make]:
     """Register a function, which makes a pruner, under its name: the value of search.pruner."""
 
     def register(make: Make) -> Make:
-        registry.PRUNERS.add(make.__name__, Pruner(make, at_rungs, problems))
+        registry.PRUNERS.add(make.__name__, Pruner(make, at_rungs, problems, compares))
         return make
 
     return register
 
 
-def make_pruner(search: SearchSpec, total_steps: int) -> BasePruner:
+def window(search: SearchSpec, total_steps: int, warmup_ratio: float = 0.0) -> range:
+    """Return the steps after which a trial of so many may end: a pruner that compares looks neither before an eighth of
+    them nor before twice the warm-up, where a trial's rate has hardly begun to act, nor in the last tenth, which costs
+    less than the end of a trial tells. search.min_steps moves the first look.
+    """
+    if not registry.PRUNERS.get(search.pruner).compares:
+        return range(search.min_steps or 0, total_steps)
+    first = max(math.ceil(total_steps * FIRST_LOOK), 2 * math.ceil(total_steps * warmup_ratio), 1)
+    return range(search.min_steps or first, math.floor(total_steps * LAST_LOOK) + 1)
+
+
+def make_pruner(search: SearchSpec, total_steps: int, warmup_ratio: float = 0.0) -> BasePruner:
     """Return the pruner for a trial of `total_steps` optimiser steps."""
+    search = replace(search, min_steps=min(window(search, total_steps, warmup_ratio).start, max(1, total_steps)))
     with study_view.quiet_optuna():
         return registry.PRUNERS.get(search.pruner).make(search, total_steps)
 
@@ -66,14 +85,14 @@ def none(search: SearchSpec, total_steps: int) -> BasePruner:
 @pruner(at_rungs=True)
 def asha(search: SearchSpec, total_steps: int) -> BasePruner:
     return optuna.pruners.SuccessiveHalvingPruner(
-        min_resource=_first_rung(search, total_steps), reduction_factor=search.reduction_factor
+        min_resource=search.min_steps or 1, reduction_factor=search.reduction_factor
     )
 
 
 @pruner(at_rungs=True)
 def hyperband(search: SearchSpec, total_steps: int) -> BasePruner:
     return _Hyperband(
-        min_resource=_first_rung(search, total_steps),
+        min_resource=search.min_steps or 1,
         max_resource=total_steps,
         reduction_factor=search.reduction_factor,
     )
@@ -95,17 +114,18 @@ def _threshold_problems(search: SearchSpec) -> list[str]:
     return []
 
 
-@pruner(problems=_threshold_problems)
+@pruner(problems=_threshold_problems, compares=False)
 def threshold(search: SearchSpec, total_steps: int) -> BasePruner:
     return optuna.pruners.ThresholdPruner(search.lower, search.upper, search.min_steps or 0)
 
 
-def rungs(search: SearchSpec, total_steps: int) -> frozenset[int]:
+def rungs(search: SearchSpec, total_steps: int, warmup_ratio: float = 0.0) -> frozenset[int]:
     """Return the steps before the last at which a pruner of rungs decides: the engine evaluates there too."""
     if not registry.PRUNERS.get(search.pruner).at_rungs:
         return frozenset()
-    found, step = set(), _first_rung(search, total_steps)
-    while step < total_steps:
+    looks = window(search, total_steps, warmup_ratio)
+    found, step = set(), looks.start
+    while step in looks:
         found.add(step)
         step *= search.reduction_factor
     return frozenset(found)
@@ -138,10 +158,6 @@ def is_spared(trial: FrozenTrial, trials: Sequence[FrozenTrial], fewest: int, ma
     own, sign = trial.intermediate_values[step], 1 if maximize else -1
     rivals = (t.intermediate_values.get(step) for t in others if t.state != TrialState.FAIL)
     return sum(v is not None and sign * v > sign * own for v in rivals) < fewest
-
-
-def _first_rung(search: SearchSpec, total_steps: int) -> int:
-    return min(search.min_steps or max(1, total_steps // search.reduction_factor**2), max(1, total_steps))
 
 
 class _Hyperband(optuna.pruners.HyperbandPruner):

@@ -327,15 +327,17 @@ class Study:
         self._store.optuna.set_trial_intermediate_value(self._ids[number], step, value)
 
     @storage.patient
-    def should_prune(self, number: int, total_steps: int) -> bool:
+    def should_prune(self, number: int, total_steps: int, warmup_ratio: float = 0.0) -> bool:
         """Return whether the pruner ends the trial at the step it reported last."""
         trial = self._store.optuna.get_trial(self._ids[number])
-        if repeats.is_repeat(trial):
+        looks = pruners.window(self.search, total_steps, warmup_ratio)
+        if repeats.is_repeat(trial) or trial.last_step not in looks:
             return False
         searched = [t for t in self.trials() if not repeats.is_repeat(t)]
         if pruners.is_spared(trial, searched, self.search.min_complete, self.meta.maximize):
             return False
-        pruner, rungs = pruners.make_pruner(self.search, total_steps), pruners.rungs(self.search, total_steps)
+        pruner = pruners.make_pruner(self.search, total_steps, warmup_ratio)
+        rungs = pruners.rungs(self.search, total_steps, warmup_ratio)
         return pruners.should_prune(pruner, self._optuna, trial, rungs)
 
     @storage.patient

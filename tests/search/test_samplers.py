@@ -262,7 +262,7 @@ def test_pruner_waits_for_finished_trials_and_for_min_steps(pruner):
 @pytest.mark.parametrize("pruner", ["asha", "hyperband"])
 def test_trials_that_come_to_a_rung_together_are_judged_against_each_other(pruner, maximize):
     """Hyperband judges each of its brackets so; what it keeps is counted by hand, with the brackets of Optuna."""
-    spec = SearchSpec(pruner=pruner, reduction_factor=4)
+    spec = SearchSpec(pruner=pruner, reduction_factor=4, min_steps=1)
     queue, made = Queue(spec, mixed(), maximize=maximize), pruners.make_pruner(spec, STEPS)
     values = [0.3, 0.8, 0.1, 0.2, 0.7, 0.5, 0.6, 0.4, 0.35, 0.85, 0.15, 0.25, 0.75, 0.55, 0.65, 0.45]
     ids = [queue.claim()[0] for _ in values]
@@ -305,11 +305,25 @@ def test_no_pruner_prunes_nothing():
 
 
 def test_rungs_are_where_successive_halving_decides():
-    assert pruners.rungs(SearchSpec(pruner="asha"), 160) == {10, 40}
+    assert pruners.rungs(SearchSpec(pruner="asha"), 160) == {20, 80}
     assert pruners.rungs(SearchSpec(pruner="hyperband", min_steps=3, reduction_factor=3), 100) == {3, 9, 27, 81}
     assert pruners.rungs(SearchSpec(pruner="asha"), 5) == {1, 4}
     assert pruners.rungs(SearchSpec(pruner="asha", min_steps=500), 100) == frozenset()
     assert pruners.rungs(SearchSpec(pruner="median"), 100) == frozenset()
+
+
+@pytest.mark.parametrize("pruner", ["asha", "hyperband", "median", "wilcoxon"])
+def test_no_trial_is_compared_inside_its_warm_up_nor_in_its_last_tenth(pruner):
+    for total in (5, 15, 60, 246, 1000):
+        for warmup_ratio in (0.0, 0.06, 0.2):
+            looks = pruners.window(SearchSpec(pruner=pruner), total, warmup_ratio)
+            assert looks.start >= max(total / 8, 2 * total * warmup_ratio) and looks.stop - 1 <= 0.9 * total
+            assert pruners.rungs(SearchSpec(pruner=pruner), total, warmup_ratio) <= set(looks)
+    assert pruners.window(SearchSpec(pruner=pruner, min_steps=3), 100, 0.5).start == 3, "what is asked for counts"
+
+
+def test_threshold_looks_from_the_first_step_to_the_last_but_one():
+    assert pruners.window(SearchSpec(pruner="threshold", lower=0.1), 100, 0.06) == range(100)
 
 
 @pytest.mark.parametrize("total", [1, 2, 15, 1000])

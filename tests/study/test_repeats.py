@@ -227,6 +227,20 @@ def test_seed_of_a_repeat_is_new_where_the_search_varied_it(tmp_path):
     assert entry.overrides[-1] == "train.seed=9" and entry.given["train.seed"] == 9
 
 
+def test_study_prunes_by_comparison_neither_in_a_warm_up_nor_in_the_last_tenth(tmp_path):
+    study = study_of(tmp_path, [2, 4, 8], pruner="median", pruner_startup_trials=2, min_complete=0)
+    for value in (0.8, 0.9):
+        number = study.claim()
+        for step in (30, 50, 95):
+            study.report(number, step, value)
+        study.tell(number, "COMPLETE", [value], {})
+    number, ended = study.claim(), {}
+    for step in (30, 50, 95):
+        study.report(number, step, 0.1)
+        ended[step] = study.should_prune(number, 100, warmup_ratio=0.2)
+    assert ended == {30: False, 50: True, 95: False}
+
+
 def test_samplers_and_pruners_do_not_see_repeats(tmp_path):
     study = searched(tmp_path, pruner="median", pruner_startup_trials=1)
     repeat_rounds.next_round(study)
