@@ -45,6 +45,7 @@ TRIAL = {
     "examples.txt": "A few rows of the eval split with the model's answers, for a person to read.",
     "predictions.parquet": "Of each row of the eval split the loss, the answer and its part in the metric: intervals "
     "and comparisons are made from it.",
+    "evaluations/": "Of each evaluation, the rows' parts in the metric, a file a step: the trial keeps the best one.",
     "test_predictions.parquet": "The same of the test split, of the study's winner alone.",
     "result.json": "What the trial came to, key by key below.",
 }

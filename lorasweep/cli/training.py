@@ -71,8 +71,9 @@ def check(options: Options) -> int:
 
     planned = _planned(Request.of(options.words, options.sweep))
     from lorasweep.config import compose
-    from lorasweep.runner import check, room
+    from lorasweep.runner import check, forecast, room
     from lorasweep.search.space import Space
+    from lorasweep.study.meta import search_spec
     from lorasweep.training import workload
 
     searched = Space.from_json(planned.meta.space)
@@ -93,6 +94,8 @@ def check(options: Options) -> int:
         check.show_grid(specs, rows, dict(planned.loaded))
         for line in planned.notes:
             print(line)
+    expected = forecast.said(planned.meta.expected_s, search_spec(planned.meta.search))
+    print(f"{'time:':13}{expected or 'not known: no step was timed here'}")
     needed = room.expected_bytes(specs, planned.loaded, len(planned.queue))
     print(f"{'disk:':13}{room.told(needed, planned.folder.parent)}")
     for line in (*planned.point_notes, *planned.never):

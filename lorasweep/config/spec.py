@@ -98,14 +98,59 @@ class TaskSpec:
     follows `#### `, or the whole text."""
     generate_samples: int | None = ranged(64, 1, affects=TOKENS)
     """Inputs of each split to answer by generation, spread evenly over it; null answers all."""
+    metrics: list[str] | None = setting(None, affects=BASE)
+    """Further metrics, any of which may be `primary`. Of classes: auroc, auprc, balanced_accuracy, calibration_error,
+    cost, f2 (any f and number: macro F-beta); of generated text: rouge_1, rouge_2, rouge_l, bleu, chrf, pattern_match;
+    a function of your own as MODULE:FUNCTION, which takes rows, predictions and references and returns a number a row,
+    or one for all (docs/extending.md)."""
+    costs: dict[str, dict[str, float]] | None = setting(None, affects=BASE)
+    """What mistakes cost, for the metric `cost`, its mean a row: true class to predicted class to a number, such as
+    {spam:{ham:1},ham:{spam:10}}; what is not named costs 0."""
+    match_pattern: str | None = setting(None, affects=BASE)
+    """Regular expression of the metric `pattern_match`: the share of generated texts in which it is found."""
+    class_weights: str | dict[str, float] | None = setting(None, affects=BASE)
+    """SEQ_CLS with one class a text: what a row's training loss is multiplied by, as a class to its weight (1 where
+    none is named), or balanced: rows over classes over the class's rows. The metric `loss` stays unweighted."""
 
     def problems(self) -> list[str]:
-        """Return a problem where answer_pattern cannot be read."""
-        try:
-            re.compile(self.answer_pattern or "")
-        except re.error as error:
-            return [f"task_type.answer_pattern: '{self.answer_pattern}' is no regular expression ({error})"]
-        return []
+        """Return what is wrong with patterns, metrics and weights by themselves."""
+        patterns = {"answer_pattern": self.answer_pattern, "match_pattern": self.match_pattern}
+        return [
+            *(problem for key, pattern in patterns.items() for problem in _pattern_problems(key, pattern)),
+            *self._metric_problems(),
+            *self._weight_problems(),
+        ]
+
+    def _metric_problems(self) -> list[str]:
+        names, out = self.metrics or [], []
+        wrong = [n for n in names if not re.fullmatch(r"[A-Za-z_]\w*(\.\d+)?|[A-Za-z_][\w.]*:[A-Za-z_]\w*", n)]
+        if wrong:
+            out.append(f"task_type.metrics: each must be a metric's name or MODULE:FUNCTION, got '{wrong[0]}'")
+        needs = {"cost": ("costs", "{spam:{ham:1},ham:{spam:10}}"), "pattern_match": ("match_pattern", "'^yes'")}
+        for name, (key, example) in needs.items():
+            if name in names and getattr(self, key) is None:
+                out.append(f"task_type.{key}: must be given with task_type.metrics=[{name}], e.g. {example}")
+            if name not in names and getattr(self, key) is not None:
+                out.append(f"task_type.{key}: is for the metric {name}; give task_type.metrics=[{name}] too")
+        prices = [price for row in (self.costs or {}).values() for price in row.values()]
+        bad = [price for price in prices if not 0 <= price < math.inf]
+        return [*out, *(f"task_type.costs: each must be a finite number from 0, got {price:g}" for price in bad[:1])]
+
+    def _weight_problems(self) -> list[str]:
+        weights = self.class_weights
+        if isinstance(weights, str) and weights != "balanced":
+            return [f"task_type.class_weights: must be balanced or a mapping of classes to numbers, got '{weights}'"]
+        values = weights.values() if isinstance(weights, dict) else []
+        bad = [w for w in values if not 0 < w < math.inf]
+        return [f"task_type.class_weights: each must be a finite number above 0, got {w:g}" for w in bad[:1]]
+
+
+def _pattern_problems(key: str, pattern: str | None) -> list[str]:
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        return [f"task_type.{key}: '{pattern}' is no regular expression ({error})"]
+    return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +170,7 @@ class LoraSpec:
     """Modules to adapt: names (suffixes) as a list, one regular expression, or a word that knows each model family's
     names. attention: what mixes tokens, in a hybrid's other layers what stands in its place; qv, qkvo: attention's
     queries, values, keys, output; mlp: feed-forward networks and experts; experts: those alone; all: attention and mlp;
-    all-linear: every linear layer but heads."""
+    all-linear: every linear layer but heads. An empty list adapts none: a new head trains alone (a linear probe)."""
     exclude_modules: str | list[str] | None = setting(None, affects=MEMORY)
     """Modules to leave out again: names (suffixes) as a list, or one regular expression."""
     target_parameters: list[str] | None = setting(None, affects=MEMORY)
@@ -150,6 +195,9 @@ class LoraSpec:
     """init_lora_weights=eva: highest rank of a module, as a multiple of r; 1 keeps all at r (arXiv:2410.07170)."""
     modules_to_save: list[str] | None = setting(None, affects=MEMORY)
     """Modules trained in full and saved with the adapter; a new head is added by itself."""
+    full: bool = setting(False, affects=MEMORY)
+    """Train every weight of the base, in fp32, and no adapter: what LoRA is compared with (search.baselines=[full]).
+    Such a trial trains alone, and its weights are not saved."""
     layers_to_transform: list[int] | int | None = setting(None, affects=MEMORY)
     """Indices of the layers to adapt; null adapts all. An index is the first number in a module's name, as peft has it:
     in T5 a block of the encoder and one of the decoder. `check` shows which modules it takes."""
@@ -195,8 +243,8 @@ class LoraSpec:
         out: list[str] = init.problems(self)
         if self.lora_alpha is not None and self.alpha_ratio is not None:
             out.append("lora.alpha_ratio: stands in the place of lora.lora_alpha; give one of them")
-        if not self.target_modules and not self.target_parameters:
-            out.append("lora.target_modules: must name at least one module, got an empty list")
+        if self.full:
+            out += self._full_problems()
         if self.use_dora and not init.dora:
             out.append(
                 f"lora.use_dora: peft does not initialise DoRA with {init.name}; choose another init_lora_weights"
@@ -210,6 +258,22 @@ class LoraSpec:
         if low:
             out.append(f"lora.rank_pattern: ranks must be between 1 and 1024, got {low[0]}")
         return out + self._layer_problems() + self.parameter_problems()
+
+    def _full_problems(self) -> list[str]:
+        """Return what says something of an adapter where there is none."""
+        asked = {
+            "target_modules": bool(self.target_modules),
+            "target_parameters": bool(self.target_parameters),
+            "modules_to_save": bool(self.modules_to_save),
+            "use_dora": self.use_dora,
+            "init_lora_weights": self.changes_base or self.rounds_base,
+        }
+        wrong = [key for key, is_asked in asked.items() if is_asked]
+        return [
+            f"lora.full: every weight trains and there is no adapter, got lora.{key}={getattr(self, key)}; give "
+            "lora.target_modules=[] and nothing else of lora, or leave lora.full out"
+            for key in wrong[:1]
+        ]
 
     def _layer_problems(self) -> list[str]:
         out = []
@@ -379,8 +443,8 @@ class TrainSpec:
     """Gradients are scaled down to this norm; 0 never clips."""
     epochs: float = ranged(3, 0, 10_000, above=True, affects=MEMORY)
     """Passes over the training split; max_steps wins if both are set."""
-    max_steps: int | None = ranged(None, 1, affects=MEMORY)
-    """Optimiser steps in all."""
+    max_steps: int | None = ranged(None, 0, affects=MEMORY)
+    """Optimiser steps in all; 0 trains nothing, and the model is scored as it begins."""
     batch_size: int = ranged(16, 1, 65_536, affects=MEMORY)
     """Examples per optimiser step."""
     micro_batch_size: int | str | None = ranged(None, 1, word="auto", affects=MEMORY)
@@ -400,8 +464,14 @@ class TrainSpec:
     fit goes to files in the study's folder. 0 turns it off. It changes speed and memory, not results."""
     eval_batch_size: int = ranged(32, 1, affects=MEMORY)
     """Examples per forward pass of an evaluation."""
-    eval_every: int | None = ranged(None, 1, affects=RESULT)
+    eval_every: int | None = ranged(None, 1, affects=MEMORY)
     """Optimiser steps between evaluations; null evaluates after each epoch."""
+    keep: str = one_of("best", "best", "last", affects=MEMORY)
+    """Which evaluation a trial's score and its adapter are of: the best by the metric that ranks trials, of equals the
+    first, or the last. Evaluations that a pruner alone asks for do not count."""
+    patience: int | None = ranged(None, 1, affects=RESULT)
+    """A trial ends, complete, once so many evaluations in a row were no better than the best before them; null never
+    ends one for it."""
     max_loss_ratio: float | str | None = setting(
         "auto", affects=RESULT, range=(1, math.inf, True), word="auto", earlier=10.0
     )
@@ -528,6 +598,11 @@ class SearchSpec:
     """Budget in device hours, summed over all trials: once it is spent, no trial starts."""
     wall_hours: float | None = ranged(None, 0, above=True, affects=NOTHING)
     """Budget in hours since the study began: once it is spent, no trial starts."""
+    cost_per_hour: float | None = ranged(None, 0, above=True, affects=NOTHING)
+    """What an hour of one worker costs, its GPU or its machine, in any currency: forecasts, the report and max_cost go
+    by it."""
+    max_cost: float | None = ranged(None, 0, above=True, affects=NOTHING)
+    """Budget in the currency of cost_per_hour: once the workers' hours have cost it, no trial starts."""
     max_memory_gib: float | None = ranged(None, 0, above=True, affects=NOTHING)
     """A trial that needs more memory by itself, as `check` estimates it, is pruned before its model is loaded. With
     train.micro_batch_size=auto the estimate is for one row per pass."""
@@ -546,6 +621,10 @@ class SearchSpec:
     trials, but three for each at least."""
     repeat_top: int = ranged(3, 1, affects=NOTHING)
     """How many of the best trials run again first; so does the cheapest within the margin."""
+    baselines: list[str] | None = setting(None, affects=STUDY, each=("base", "head", "full"))
+    """Trials to compare the best one with, which the sampler does not see; they run after the search's first ones are
+    queued and have the next numbers. base: the model as it is, no training; head: a new head alone, on the frozen base
+    (a linear probe), at ten times the learning rate; full: every weight of the base, at a tenth of it."""
     enqueue: list[str] | None = setting(None, affects=STUDY)
     """Recipes tried first, each a string of overrides: 'lora.r=8 lora.lora_alpha=16'."""
     warm_start: list[str] | None = setting(None, affects=STUDY)
@@ -566,6 +645,11 @@ class SearchSpec:
 
     def problems(self) -> list[str]:
         out: list[str] = registry.PRUNERS.get(self.pruner).problems(self)
+        if self.max_cost is not None and self.cost_per_hour is None:
+            out.append(
+                f"search.max_cost: needs search.cost_per_hour, what an hour of one worker costs, got {self.max_cost:g} "
+                "alone"
+            )
         if (self.storage or "").startswith("sqlite"):
             out.append(
                 "search.storage: SQLite hands one trial to two workers (it ignores SELECT ... FOR UPDATE); leave it "

@@ -33,14 +33,21 @@ LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm", "ray")
 
 def code_of(spec: TrialSpec) -> list[str]:
     """Return the settings of a trial that run code, as overrides."""
-    return [f"model.{key}={str(v).lower()}" for key, v in CODE.items() if getattr(spec.model, key) is v]
+    functions = [name for name in spec.task_type.metrics or () if ":" in name]
+    own = [f"task_type.metrics=[{','.join(functions)}]"] if functions else []
+    return own + [f"model.{key}={str(v).lower()}" for key, v in CODE.items() if getattr(spec.model, key) is v]
 
 
 def without_code(spec: TrialSpec) -> TrialSpec:
     """Return the trial with the settings that run no code."""
     if not code_of(spec):
         return spec
-    return replace(spec, model=replace(spec.model, trust_remote_code=False, use_safetensors=True))
+    metrics = [name for name in spec.task_type.metrics or () if ":" not in name]
+    return replace(
+        spec,
+        model=replace(spec.model, trust_remote_code=False, use_safetensors=True),
+        task_type=replace(spec.task_type, metrics=metrics or None),
+    )
 
 
 def refuse_code(specs: Sequence[TrialSpec], where: object) -> None:

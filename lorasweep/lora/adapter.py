@@ -123,12 +123,23 @@ def _wrapped(base: Base, lora: LoraSpec, wanted: LoraConfig, batches: Batches) -
     """Return the peft model with its initialisation done."""
     with peft_notices.left_out():
         peft_model = get_peft_model(base.model, wanted)
-    if lora.init.finish is not None:
+    if lora.full:
+        _free_base(base, peft_model)
+    if lora.init.finish is not None and lora.target_modules:
         lora.init.finish(peft_model, lora, base, batches)
     for wrapper in peft_model.modules():
         if isinstance(wrapper, ModulesToSaveWrapper):
             module_swap.keep_in_fp32(wrapper.modules_to_save["default"])
     return peft_model
+
+
+def _free_base(base: Base, peft_model: Any) -> None:
+    """Let every weight of the base train, those of a head that peft has copied as its copy."""
+    copied = [m for m in peft_model.modules() if isinstance(m, ModulesToSaveWrapper)]
+    frozen = {p for m in copied for p in m.original_module.parameters()}
+    for parameter in base.model.parameters():
+        if parameter.is_floating_point() and parameter not in frozen:
+            parameter.requires_grad_(True)
 
 
 def _will_change(lora: LoraSpec, parameters: Mapping[str, Tensor]) -> list[str]:
@@ -137,7 +148,8 @@ def _will_change(lora: LoraSpec, parameters: Mapping[str, Tensor]) -> list[str]:
     return [
         name
         for name, p in parameters.items()
-        if (weights and name.endswith("weight") and p.dim() == 2 and p.is_floating_point())
+        if lora.full
+        or (weights and name.endswith("weight") and p.dim() == 2 and p.is_floating_point())
         or (lora.bias != "none" and name.endswith("bias"))
     ]
 
@@ -170,7 +182,8 @@ def quantised_bits(attached: Attached) -> int:
     if attached.initial:
         return 0
     inner = attached.peft_model.base_model.model
-    weights = [inner.get_parameter(_inside(n)) for n in attached.originals if n.endswith("weight")]
+    frozen = [n for n in attached.originals if f"base_model.model.{n}" not in attached.named]  # lora.full trains all
+    weights = [inner.get_parameter(_inside(n)) for n in frozen if n.endswith("weight")]
     words = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     return sum(int(w.detach().view(words[w.element_size()]).sum(dtype=torch.int64)) for w in weights)
 

@@ -14,6 +14,7 @@ from lorasweep.config.spec import TARGET_PRESETS, LoraSpec, TaskSpec
 from lorasweep.errors import did_you_mean
 from lorasweep.lora import inits
 from lorasweep.lora.peft_names import (
+    DUMMY_TARGET_MODULES,
     LoraConfig,
     check_target_module_exists,
     convert_peft_config_for_transformers,
@@ -43,12 +44,13 @@ ADAPTED_DIMS = (2, 3)
 
 def config(lora: LoraSpec, task: TaskSpec, base: Base) -> LoraConfig:
     """Return peft's config. It checks nothing: call `problems` first."""
-    targets: Any = lora.target_modules
+    targets: Any = lora.target_modules if lora.target_modules or lora.target_parameters else DUMMY_TARGET_MODULES
     parameters = lora.target_parameters
     layers, layers_pattern = lora.layers_to_transform, lora.layers_pattern
     if isinstance(targets, str) and targets in TARGET_PRESETS:
         targets, parameters = _preset(base, task, lora)
         layers, layers_pattern = None, None
+    missing = () if lora.full else base.missing  # all weights train then, the head's too
     return LoraConfig(
         r=lora.r,
         lora_alpha=whole(lora.alpha),
@@ -60,7 +62,7 @@ def config(lora: LoraSpec, task: TaskSpec, base: Base) -> LoraConfig:
         lora_bias=lora.lora_bias,
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
-        modules_to_save=sorted({*(lora.modules_to_save or []), *base.missing}) or None,
+        modules_to_save=sorted({*(lora.modules_to_save or []), *missing}) or None,
         layers_to_transform=layers,
         layers_pattern=layers_pattern,
         rank_pattern=dict(lora.rank_pattern or {}),
@@ -201,6 +203,8 @@ def problems(lora: LoraSpec, task: TaskSpec, base: Base, device: torch.device | 
     out = _layer_problems(lora, task, base)
     if out:
         return out
+    if not lora.target_modules and not lora.target_parameters:
+        return _without_targets(lora, base)
     wanted = config(lora, task, base)
     resolved = [*(wanted.target_modules or ()), *(wanted.target_parameters or ())]
     out = target_problems(base, lora.target_modules, resolved) + _expert_problems(lora, base)
@@ -215,6 +219,26 @@ def problems(lora: LoraSpec, task: TaskSpec, base: Base, device: torch.device | 
             out.append(f"lora.modules_to_save: '{name}' is no module of the model; it has {', '.join(short)}")
     out += _whole_problems(lora, base) + parameter_problems(lora, wanted, base)
     return out if device is None else out + misread(wanted, base, device)
+
+
+def _without_targets(lora: LoraSpec, base: Base) -> list[str]:
+    """Return a problem where no module is adapted and nothing else is there to train."""
+    if lora.full:
+        return _full_problems(base)
+    if lora.modules_to_save or finished_head.heads(base.model):
+        return _whole_problems(lora, base)
+    return [
+        f"lora.target_modules: an empty list adapts nothing, and {type(base.model).__name__} has no new head to train "
+        "alone; name modules (search.baselines: leave head out)"
+    ]
+
+
+def _full_problems(base: Base) -> list[str]:
+    if base.quantization == "none":
+        return []
+    return [
+        f"lora.full: model.quantization={base.quantization} keeps weights that cannot train; leave the base unquantised"
+    ]
 
 
 def adapted(lora: LoraSpec, task: TaskSpec, base: Base) -> list[str]:

@@ -58,6 +58,7 @@ with _without_bitsandbytes():
     from peft.tuners.lora.layer import Linear, LoraLayer
     from peft.tuners.tuners_utils import check_target_module_exists
     from peft.utils import ModulesToSaveWrapper
+    from peft.utils.constants import DUMMY_TARGET_MODULES
     from peft.utils.other import get_pattern_key
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
@@ -69,6 +70,7 @@ if BITSANDBYTES not in sys.modules:
     peft.helpers.bnb = _WhenUsed()  # type: ignore[assignment]
 
 __all__ = [
+    "DUMMY_TARGET_MODULES",
     "EvaConfig",
     "Linear",
     "LoraConfig",

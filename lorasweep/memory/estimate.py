@@ -138,14 +138,16 @@ def _estimate(
     kept = trials.kept(examples)
     here = kept if there.type == "cpu" else 0
     parts["kept states"] = here
+    best = trials.kept_best(examples) if there.type == "cpu" else 0
+    parts["adapters"] += best
     beside = evaluation["activations"] + evaluation["logits"] + here
     own = max(trials.held, trials.residuals)
     phases = {
         "start": trials.at_last_start,
         "training": parts.total(),
-        "evaluation": trials.weights + own + trials.trained * 2 + trials.moments + beside,
+        "evaluation": trials.weights + own + trials.trained * 2 + best + trials.moments + beside,
     }
-    if spec.tracking.reload_check:
+    if spec.tracking.reload_check and not spec.lora.full:
         phases["reload"] = phases["evaluation"] + trials.weights
     return Estimate(
         {name: parts[name] / GIB for name in PARTS},
@@ -249,6 +251,8 @@ class _Trials:
     @property
     def copies(self) -> int:
         """Bytes of the base's weights that are kept while the adapter is initialised."""
+        if self.spec.lora.full:
+            return self.weights
         return self.matrices if self._changes_weights else 0
 
     @property
@@ -307,6 +311,12 @@ class _Trials:
         parts["optimizer"] = self.moments
         parts["weights"] += self.held
         return parts, evaluation
+
+    def kept_best(self, examples: Examples) -> int:
+        """Return the bytes of what trained as it was at the best evaluation, in the machine's memory."""
+        train = self.spec.train
+        an_epoch, steps = step_counts(train, len(examples["train"]))
+        return self.trained if train.keep == "best" and steps > (train.eval_every or an_epoch) else 0
 
     def kept(self, examples: Examples) -> int:
         """Return the bytes that the states of the examples take which layers give that no trial changes."""

@@ -40,6 +40,8 @@ def alone_reason(spec: TrialSpec) -> str:
     """Return why a trial cannot share a forward pass, or nothing."""
     if spec.model.base_dropout:
         return "model.base_dropout draws from random numbers that all rows share"
+    if spec.lora.full:
+        return "lora.full trains every weight of the base"
     return ""
 
 

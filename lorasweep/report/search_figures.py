@@ -102,11 +102,14 @@ def curves(data: StudyData) -> Figure:
         _curves("finished or running", others, most, "@blue", 1.2) | {"opacity": 0.4 if len(others) > 20 else 0.9},
         _curves("pruned or failed", pruned, most, "@grey", 1),
         _curves(f"best: trial {best.number}", [best], most, "@orange", 3) if best and best.curve else None,
+        _kept(drawn),
     ]
     says = (
         f"The {data.meta.metric} on the evaluation split at each evaluation of {len(drawn)} trials; "
         f"{len(pruned)} ended early and {'is' if len(pruned) == 1 else 'are'} grey."
     )
+    if traces[-1]:
+        says += " Circles mark the evaluations that trials keep: their scores and their adapters are of these steps."
     drawn_on = layout({"title": "optimiser steps", "rangemode": "tozero"}, metric_axis(data), True)
     drawn_on["hovermode"] = "closest"
     return Figure(id="curves", title=title, says=says, traces=[t for t in traces if t and t["x"]], layout=drawn_on)
@@ -132,6 +135,24 @@ def _curves(name: str, trials: Sequence[TrialData], most: int, color: str, width
         "customdata": numbers,
         "line": {"color": color, "width": width},
         "hovertemplate": "trial %{customdata}, step %{x}: %{y:.4f}<extra></extra>",
+    }
+
+
+def _kept(trials: Sequence[TrialData]) -> Json | None:
+    """Return a circle at the evaluation that each trial keeps; nothing where that is the last one of all."""
+    values = {t.number: dict(t.curve).get(t.result.kept_step or -1) for t in trials}
+    marked = [t for t in trials if values[t.number] is not None]
+    if all(t.result.kept_step == t.curve[-1][0] for t in marked):
+        return None
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "kept",
+        "x": [t.result.kept_step for t in marked],
+        "y": [float(f"{values[t.number]:.5g}") for t in marked],
+        "customdata": [t.number for t in marked],
+        "marker": {"color": "@orange", "symbol": "circle-open", "size": 9},
+        "hovertemplate": "trial %{customdata} keeps step %{x}: %{y:.4f}<extra></extra>",
     }
 
 

@@ -37,7 +37,7 @@ class TrialData:
     result: TrialResult
     """What it came to so far."""
     value: float | None = None
-    """Its primary metric; a pruned trial's is the last it reached, of several seeds it is their mean."""
+    """Its primary metric, of a pruned trial too at the evaluation that it keeps; of several seeds it is their mean."""
     curve: Sequence[tuple[int, float]] = ()
     """(step, primary metric) of each evaluation."""
     began_s: float | None = None
@@ -45,6 +45,8 @@ class TrialData:
     seed: int | None = None
     repeat_of: int | None = None
     """The trial whose configuration it runs again with another seed."""
+    baseline: str = ""
+    """Which baseline it is, if any."""
     candidate: Candidate | None = None
     """What the answer says of it; None where it is not among the complete ones."""
 
@@ -152,8 +154,9 @@ class StudyData:
         return "; ".join(notes)
 
     def ranked(self, *states: str) -> list[TrialData]:
-        """Return the search's trials of these states that have a value, the best first; no repeats."""
+        """Return the search's trials of these states that have a value, the best first; no repeats, no baselines."""
         found = [t for t in self.trials if t.state in states and t.value is not None and t.repeat_of is None]
+        found = [t for t in found if not t.baseline]
         return sorted(found, key=lambda t: (-upward(t.value or 0.0, self.meta.maximize), t.number))
 
     def of(self, state: str) -> list[TrialData]:
@@ -176,7 +179,7 @@ def gather(study: Study, known_answer: Answer | None = None) -> StudyData:
     trials = [
         _trial(t, result_of(t, study.trial_folder(t.number)), runs[t.number], candidates.get(t.number)) for t in queue
     ]
-    searched = [t for t in queue if t.state.is_finished() and not repeats.is_repeat(t)]
+    searched = [t for t in queue if t.state.is_finished() and repeats.is_searched(t)]
     compared, step = importance.at_common_step(searched)
     maybe = [_axis(study, key, trials) for key in study.meta.swept]
     axes = [axis for axis in maybe if axis is not None]
@@ -217,6 +220,7 @@ def _trial(trial: FrozenTrial, result: TrialResult, run: Mapping[str, Any], cand
         ended_s=ended.timestamp() if ended else None,
         seed=run.get("seed"),
         repeat_of=trial.user_attrs.get("repeat_of"),
+        baseline=trial.user_attrs.get("baseline", ""),
         candidate=candidate,
     )
 

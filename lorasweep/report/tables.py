@@ -11,6 +11,7 @@ from lorasweep.report.cost import Cost, cost
 from lorasweep.report.search_figures import figures
 from lorasweep.report.study_data import StudyData, TrialData, duration, short
 from lorasweep.study import wording
+from lorasweep.study.baselines import NAMES
 from lorasweep.study.wording import counted
 
 STATES = {
@@ -52,7 +53,8 @@ def reading(data: StudyData) -> str:
 
 def leaders(data: StudyData) -> Table:
     """Return every trial, the best first; then those without a metric."""
-    keys = list(dict.fromkeys(chain([a.key for a in data.axes], *(t.point for t in data.trials))))
+    points = [t.point for t in data.trials if not t.baseline]
+    keys = list(dict.fromkeys(chain([a.key for a in data.axes], *points)))
     head = ["trial", "state", f"eval {data.meta.metric}", "95 % interval", "against the best", *keys]
     by_rule = any("train.learning_rate=auto" in t.result.overrides for t in data.trials)
     head += ["highest learning rate"] if by_rule else []
@@ -66,7 +68,9 @@ def _leader(data: StudyData, trial: TrialData, keys: Sequence[str], by_rule: boo
     rate = trial.result.learning_rate
     return [
         str(trial.number),
-        STATES[trial.state] + (f", repeat of {trial.repeat_of}" if trial.repeat_of is not None else ""),
+        STATES[trial.state]
+        + (f", repeat of {trial.repeat_of}" if trial.repeat_of is not None else "")
+        + (f", {NAMES[trial.baseline]}" if trial.baseline else ""),
         _reached(trial),
         trial.interval or "-",
         data.standing(trial) or "-",

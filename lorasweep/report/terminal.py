@@ -10,6 +10,7 @@ from lorasweep.config.spec import TrackSpec
 from lorasweep.credentials import redact
 from lorasweep.study import answer, repeats, wording
 from lorasweep.study.answer import Answer
+from lorasweep.study.baselines import NAMES
 from lorasweep.study.candidate import Candidate
 from lorasweep.study.result import RESULT, TrialResult, read_result
 from lorasweep.study.study import Study
@@ -18,7 +19,7 @@ from lorasweep.study.study import Study
 def show(study: Study, outputs: str, found: Answer, track: TrackSpec) -> None:
     """Print the table, the answer with its rerun lines, and where to compare in MLflow."""
     meta = study.meta
-    again = {t.number: t.user_attrs for t in study.trials() if repeats.is_repeat(t)}
+    again = {t.number: t.user_attrs for t in study.trials() if not repeats.is_searched(t)}
     columns = ["trial", *meta.swept, f"eval {meta.metric}", "trainable", "seconds", "adapter MB", "state"]
     results = [read_result(study.trial_folder(trial.number)) for trial in study.trials()]
     rows = [_row(r, meta.swept, again.get(r.number)) for r in results if r is not None]
@@ -78,8 +79,10 @@ def _in_short(c: Candidate, metric: str) -> str:
     return ", ".join([f"eval {metric} {c.value:.4f}", *(COSTS[k].phrase.format(v) for k, v in c.result.costs.items())])
 
 
-def _row(result: TrialResult, swept: list[str], repeat: Mapping[str, Any] | None) -> list[str]:
-    notes = [f"repeat of trial {repeat['repeat_of']}"] if repeat else []
+def _row(result: TrialResult, swept: list[str], beside: Mapping[str, Any] | None) -> list[str]:
+    notes = []
+    if beside:
+        notes = [NAMES[beside["baseline"]] if "baseline" in beside else f"repeat of trial {beside['repeat_of']}"]
     notes += [result.reason] if result.reason else []
     return [
         str(result.number),

@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 
 from lorasweep.config.spec import TrackSpec
 from lorasweep.files import CHECKPOINT
-from lorasweep.study import answer
+from lorasweep.study import answer, repeats
 from lorasweep.study.direction import upward
 from lorasweep.study.study import ENDED, Study
 
@@ -35,7 +35,7 @@ def kept(study: Study, track: TrackSpec) -> set[int]:
     best = study.best()
     if best is None or track.save_adapters == "none":
         return wanted
-    done = [t for t in trials if t.state == TrialState.COMPLETE and t.values]
+    done = [t for t in trials if t.state == TrialState.COMPLETE and t.values and repeats.is_searched(t)]
     if track.save_adapters == "top_k":
         done.sort(key=lambda t: (-upward(t.values[0], study.meta.maximize), t.number))
         return wanted | {best.number} | {t.number for t in done[: track.keep_top]}

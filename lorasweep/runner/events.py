@@ -114,6 +114,11 @@ class Events:
         running.log.info("step %d: %s", event.step, event.metrics)
         first = {primary: event.metrics[primary]}
         self.display.evaluated(event.number, event.step, first | event.metrics)
+        if running.spec.train.keep == "best" and not event.is_asked_by_pruner:
+            work = self._workload(running.spec)
+            example_scores.write_evaluation(
+                running.folder, event.step, work.task.metric(primary).parts(event.predictions)
+            )
         self._report(running, event, trainer)
 
     def _report(self, running: Running, event: EvalEvent, trainer: Engine) -> None:
@@ -159,22 +164,23 @@ class Events:
             self._endings.fail(running, event.reason)
             return
         assert running.counts is not None
-        work, last = self._workload(running.spec), running.last
-        adapter_mb = adapter.save(event.attached, running.folder / "adapter")
+        work, kept = self._workload(running.spec), event.kept
+        adapter_mb = None if running.spec.lora.full else adapter.save(event.attached, running.folder / "adapter")
         task_state.write(running.folder, work.task)
         reached = matmul_peak.rate(running.flops, running.tokens, event.train_s + event.prefix_saved_s["train"])
         offered = running.offered / running.offered_s if running.offered else matmul_peak.peak_of(trainer.base.model)
         result = running.result(
             event.state,
             event.reason,
-            metric=outcome.metric_of(last, work.task, self.study.meta.metric) if last else None,
-            metrics=last.metrics if last else None,
-            baseline=work.task.baseline(work.data, "eval") if last else None,
-            params=outcome.sizes(running.counts),
+            metric=outcome.metric_of(kept, work.task, self.study.meta.metric) if kept else None,
+            metrics=kept.metrics if kept else None,
+            baseline=work.task.baseline(work.data, "eval") if kept else None,
+            params=outcome.sizes(running.counts, is_trained=event.step > 0),
             data_fingerprint=work.data.fingerprint,
             eval_fingerprint=work.data.eval_fingerprint,
-            reload=self._leave_answers(running, last, event.state, trainer) if last else None,
+            reload=self._leave_answers(running, kept, event.state, trainer) if kept else None,
             steps=event.step,
+            kept_step=kept.step if kept else None,
             learning_rate=running.peak_rate,
             adapter_mb=adapter_mb,
             train_s=event.train_s,
@@ -190,14 +196,14 @@ class Events:
         )
         self._endings.finish(running, result)
 
-    def _leave_answers(self, running: Running, last: EvalEvent, state: str, trainer: Engine) -> Reload | None:
+    def _leave_answers(self, running: Running, kept: EvalEvent, state: str, trainer: Engine) -> Reload | None:
         """Write what the model answered; return how the saved adapter compares where that is asked for."""
         work, primary = self._workload(running.spec), self.study.meta.metric
-        outcome.write_examples(running.folder / "examples.txt", last, work)
-        example_scores.write(running.folder, work.task, primary, last.predictions, work.data.splits["eval"])
-        if not running.spec.tracking.reload_check or state != "COMPLETE":
+        outcome.write_examples(running.folder / "examples.txt", kept, work)
+        example_scores.write(running.folder, work.task, primary, kept.predictions, work.data.splits["eval"])
+        if not running.spec.tracking.reload_check or running.spec.lora.full or state != "COMPLETE":
             return None
-        found = outcome.reload(running.folder / "adapter", running.spec, last, work, trainer, primary)
+        found = outcome.reload(running.folder / "adapter", running.spec, kept, work, trainer, primary)
         if not found.same:
             running.log.error("the saved adapter is not the trained one: %s", found)
             self.display.say(

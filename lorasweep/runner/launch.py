@@ -44,6 +44,11 @@ def run_made(study: Study, planned: Plan, launch: Launch) -> int:
     never = planned.never if planned.meta.search["sampler"] == "grid" else ()  # else no trial is at those points
     for line in (*planned.notes, *planned.point_notes, *never):
         print(line, flush=True)
+    from lorasweep.runner import forecast
+
+    expected = forecast.said(planned.meta.expected_s, study.search)
+    if expected:
+        print(f"expected: {expected}", flush=True)
     command = shlex.join(["python", "-m", "lorasweep", "-m", *planned.meta.overrides])
     note = f"{planned.meta.question}\n\n`{command}`".strip()
     study.set_parent(runs.open_study(planned.first, study.meta.name, note))

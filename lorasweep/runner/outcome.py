@@ -46,8 +46,10 @@ def metric_of(last: EvalEvent, task: Task, primary: str) -> Metric:
     return Metric(name=primary, value=last.metrics[primary], maximize=task.metric(primary).maximize)
 
 
-def sizes(counts: adapter.Counts) -> Params:
-    """Return the numbers of parameters."""
+def sizes(counts: adapter.Counts, *, is_trained: bool = True) -> Params:
+    """Return the numbers of parameters; none trains where no step was taken."""
+    if not is_trained:
+        return Params(lora=0, bias=0, modules_to_save=0, total=counts.total, trainable=0, trainable_pct=0.0)
     share = 100 * counts.trainable / counts.total
     return Params(**asdict(counts), trainable=counts.trainable, trainable_pct=share)
 
@@ -130,6 +132,7 @@ def _scored(
     base = base_model.load(spec.model, spec.train, work.task, work.tokenizer)
     adapted = adapter.reload(folder / "adapter", base, spec.lora, spec.task_type).base_model.model
     found = evaluation.predict(adapted, work.task, work.examples["test"], spec.train, work.tokenizer.pad_token_id)
+    found = [p | {"split": "test"} for p in found]
     records = work.data.splits["test"]
     example_scores.write(folder, work.task, study.meta.metric, found, records, example_scores.TEST_NAME)
     scores = work.task.metrics(found) | work.task.baseline(work.data, "test")

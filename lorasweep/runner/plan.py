@@ -48,7 +48,7 @@ def plan(request: Request, asked: Points | None = None) -> Plan:
 
     `asked` is what `points` has made of the request, where that has been done.
     """
-    from lorasweep.runner import preflight, room  # load torch
+    from lorasweep.runner import forecast, preflight, rehearsal, room  # load torch
 
     asked = asked or points(request)
     here = not launchers.is_elsewhere(request.launcher)
@@ -57,11 +57,12 @@ def plan(request: Request, asked: Points | None = None) -> Plan:
     loaded = preflight.preflight(asked.specs, here, keep)
     found = preflight.findings(asked.specs, loaded, asked.space.keys, here)
     asked = _each_once(asked, found.first_alike)
+    expected_s = forecast.seconds(asked.specs, asked.entries, loaded, rehearsal.kind)
     first = asked.specs[0]
     full = room.problem(room.expected_bytes(asked.specs, loaded, len(asked.entries)), Path(first.outputs).resolve())
     if full and here:
         raise ConfigError(full)
-    meta = _meta(request, asked.space, first, found)
+    meta = replace(_meta(request, asked.space, first, found), expected_s=expected_s)
     folder = Path(meta.outputs).resolve() / meta.name
     return Plan(folder, meta, asked.entries, loaded, first, found.never, found.notes, asked.notes)
 

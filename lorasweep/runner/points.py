@@ -4,17 +4,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorasweep.config import compose
+from lorasweep.config.fields import Affects
 from lorasweep.config.overrides import key_of
-from lorasweep.config.spec import SearchSpec, TrialSpec
+from lorasweep.config.spec import SearchSpec, TrialSpec, keys_affecting
 from lorasweep.errors import ConfigError
 from lorasweep.runner.request import Request
 from lorasweep.search import samplers
 from lorasweep.search.dimension import Value
 from lorasweep.search.space import Space, read
-from lorasweep.study import same_point
+from lorasweep.study import baselines, same_point
 from lorasweep.study.meta import Entry, search_spec
 from lorasweep.study.study import DEFAULT_TRIALS
 
+SHARED = ("model", "task_type", "data")
+"""Groups that all trials of a study with baselines have in common."""
 MOST_WORDS = 2
 """So many times as many points as trials are counted: some may be others in other words."""
 
@@ -35,7 +38,7 @@ class Points:
 
     def fewer(self) -> str:
         """Return a sentence where there are fewer points than trials are asked for, or nothing."""
-        count = len(self.entries)
+        count = sum(not entry.baseline for entry in self.entries)
         if count >= self.wanted or not self.space.keys:
             return ""
         points = f"are {count} points" if count != 1 else "is 1 point"
@@ -49,9 +52,26 @@ def points(request: Request) -> Points:
     try:
         search = _search(space)
         lines, entries = _grid(space, search) if search.sampler == "grid" else _sampled(space, search, problems)
+        beside = _baselines(space, search) if search.baselines and not problems else []
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from None
-    return Points(space, compose.compose_points(lines, problems), entries, _wanted(search))
+    specs = compose.compose_points([*lines, *(entry.overrides or [] for entry in beside)], problems)
+    return Points(space, specs, [*entries, *beside], _wanted(search))
+
+
+def _baselines(space: Space, search: SearchSpec) -> list[Entry]:
+    """Return the trials that search.baselines asks for. Raises ConfigError where the study has no one base or data."""
+    shared = [key for key in space.keys if key in keys_affecting(Affects.BASE) or key.partition(".")[0] in SHARED]
+    if shared:
+        raise ConfigError(
+            [
+                f"search.baselines: are of one base and one data set, and the study sweeps {', '.join(shared)}; sweep "
+                "that in studies of their own, or leave search.baselines out"
+            ]
+        )
+    spec = compose.compose_trial(space.fixed)
+    names = dict.fromkeys(search.baselines or [])
+    return [Entry(baselines.overrides(n, space.fixed, spec), {"baseline": n}, baseline=n) for n in names]
 
 
 def _wanted(search: SearchSpec) -> int:

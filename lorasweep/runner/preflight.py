@@ -86,7 +86,25 @@ def _static_problems(spec: TrialSpec, work: Workload, here: bool) -> list[str]:
             f"lora.init_lora_weights: eva needs r * eva_rho = {spec.lora.eva_directions} training examples, got "
             f"{len(work.examples['train'])}"
         )
+    if here and spec.lora.full and not problems:
+        problems += _no_room_for_all(spec, work)
     return problems + metric_problems(spec, work.task, work.data)
+
+
+def _no_room_for_all(spec: TrialSpec, work: Workload) -> list[str]:
+    """Return a problem where full fine-tuning needs more memory than there is."""
+    try:
+        needed = estimate.estimate(spec, work.task, work.tokenizer, work.examples).gib
+    except estimate.UNCOUNTED:
+        return []
+    free = estimate.free_gib(device.device_of(spec.train))
+    if needed <= free:
+        return []
+    asked = "search.baselines: full" if spec.search.baselines else "lora.full"
+    return [
+        f"{asked}: to train every weight needs about {needed:.1f} GiB, and {estimate.told(spec.train)}; leave it out, "
+        "or set train.micro_batch_size or train.gradient_checkpointing=true"
+    ]
 
 
 def _lacking(spec: TrialSpec) -> list[str]:

@@ -9,9 +9,11 @@ import copy
 import json
 import logging
 import tempfile
+import time
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -22,6 +24,7 @@ from lorasweep.errors import ConfigError
 from lorasweep.hardware import device
 from lorasweep.lora import adapter
 from lorasweep.models import base_model
+from lorasweep.runner import forecast
 from lorasweep.tasks.task import Example, Task
 from lorasweep.training import workload
 from lorasweep.training.engine import Engine, EvalEvent, Job, TrialEnded
@@ -30,6 +33,8 @@ from lorasweep.training.workload import Prepared, Workload
 ROWS = 2
 """Examples of the step: anchors are told from one other at least."""
 EVAL_ROWS = 4
+TIMED_KINDS = 4
+"""Kinds of trials of which a few steps are timed, at most."""
 NEW_TOKENS = 4
 """Longest text that is written for a metric of generated text."""
 
@@ -62,22 +67,41 @@ def rehearse(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload], keep: b
     for spec in specs:
         groups.setdefault(workload.key(spec), {}).setdefault(kind(spec), spec)
     problems: list[str] = []
-    last, base = "", None
+    last, base, load_s = "", None, 0.0
     for number, (key, kinds) in enumerate(groups.items()):
         work, some = loaded[key], list(kinds.values())
         with device.own(1, some[0].model.device_map is not None, divide=False):
             if base is None or _base_key(some[0], work.task) != last:
-                base = None  # one at a time
+                base, began = None, time.perf_counter()  # one at a time
                 base, wrong = _loaded(some[0], work)
+                load_s = time.perf_counter() - began
                 last = _base_key(some[0], work.task)
                 problems += wrong
             if base is not None:
                 problems += [p for spec in some if (p := _try(spec, work, base))]
+            if base is not None and not problems:
+                _time(dict(islice(kinds.items(), TIMED_KINDS)), work, base, load_s)
         if keep and not number:
             work.base = base
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return list(dict.fromkeys(problems))
+
+
+def _time(kinds: Mapping[str, TrialSpec], work: Workload, base: base_model.Base, load_s: float) -> None:
+    """Time a few steps of each kind of trial; what finds no room is not timed."""
+    for name, spec in kinds.items():
+        try:
+            with _forked():
+                work.paces[name] = forecast.measure(spec, work, base, load_s)
+        except (ConfigError, *BROKEN) as error:
+            log.debug("no step could be timed", exc_info=error)
+
+
+def _forked() -> AbstractContextManager[None]:
+    """Leave torch's random numbers as they are."""
+    cards = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    return torch.random.fork_rng(devices=list(cards))
 
 
 def _base_key(spec: TrialSpec, task: Task) -> str:
@@ -101,14 +125,16 @@ def kind(spec: TrialSpec) -> str:
     lora = {k: v for k, v in asdict(spec.lora).items() if k not in NUMBERS}
     lora["lora_dropout"] = lora["lora_dropout"] > 0
     lora["init_lora_weights"] = None
-    return json.dumps([lora, spec.train.gradient_checkpointing, spec.train.optimizer], sort_keys=True)
+    is_base = spec.train.max_steps == 0
+    return json.dumps([lora, spec.train.gradient_checkpointing, spec.train.optimizer, is_base], sort_keys=True)
 
 
 def _try(spec: TrialSpec, work: Workload, base: base_model.Base) -> str:
     """Return why a trial like this cannot train, or nothing."""
-    cards = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     try:
-        with torch.random.fork_rng(devices=list(cards)):
+        with _forked():
+            if spec.train.max_steps == 0 and base.missing:
+                return _untrained_head(spec, base)
             some = _some(work, base)
             seen = _sees_what_comes(work, base, some) if work.task.auto_class == "AutoModelForCausalLM" else ""
             return (
@@ -120,6 +146,14 @@ def _try(spec: TrialSpec, work: Workload, base: base_model.Base) -> str:
         log.debug("the rehearsal failed", exc_info=error)
         line = " ".join(o for o in spec.overrides if o.startswith(("model", "task_type", "lora", "train.")))
         return f"model.pretrained: one training step on the first examples fails ({_line(error)}); tried with: {line}"
+
+
+def _untrained_head(spec: TrialSpec, base: base_model.Base) -> str:
+    asked = "search.baselines: base" if spec.search.baselines else "train.max_steps=0"
+    return (
+        f"{asked}: the {' and '.join(base.missing)} of {type(base.model).__name__} is new and answers by chance until "
+        "it trains; leave it out, the trivial answer stands beside the scores anyway"
+    )
 
 
 def _run(spec: TrialSpec, task: Task, prepared: Prepared, base: base_model.Base) -> str:

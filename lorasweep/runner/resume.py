@@ -103,7 +103,7 @@ def _change_search(study: Study, overrides: Sequence[str]) -> None:
     now = asdict(compose.compose_trial([*_search_overrides(study.meta.search), *overrides]).search)
     more: list[Entry] = []
     if "trials" in keys and now["trials"] is not None:
-        have = len([t for t in study.trials() if not repeats.is_repeat(t)])
+        have = len([t for t in study.trials() if repeats.is_searched(t)])
         if now["trials"] < have:
             raise StudyMismatch(f"search.trials: the queue has {have} trials already; stop some of them one by one")
         if study.search.sampler != "grid":
@@ -121,7 +121,7 @@ def _room(study: Study, wanted: int) -> int:
     every = study.space.points(wanted)
     if every is None:
         return wanted
-    trials = [t for t in study.trials() if not repeats.is_repeat(t)]
+    trials = [t for t in study.trials() if repeats.is_searched(t)]
     inside = [t for t in trials if "extra" not in t.user_attrs and t.state.name != "FAIL"]
     room = len(trials) - len(inside) + max(len(every), len(inside))
     if room < wanted:

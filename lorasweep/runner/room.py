@@ -17,8 +17,8 @@ OTHER_BYTES = MIB
 """What a trial leaves beside its adapter: points, predictions, log."""
 SPARE_BYTES = 16 * MIB
 """Of the queue, MLflow's store and the report."""
-COPIES_OF_STATE = 3
-"""A checkpoint holds what trains and its two moments."""
+COPIES_OF_STATE = 4
+"""A checkpoint holds what trains, its two moments, and what trained as it was at the best evaluation."""
 LOOK_EVERY_S = 5.0
 
 

@@ -266,6 +266,8 @@ class Worker:
             eval_steps=pruners.rungs(self.study.search, total, running.spec.train.warmup_ratio),
             checkpoint=running.folder / CHECKPOINT,
             start_from=None if origin is None else self.study.trial_folder(origin) / "adapter",
+            metric=self.study.meta.metric,
+            maximize=self.study.meta.maximize,
         )
 
     def _engine(self, spec: TrialSpec) -> Engine:

@@ -35,8 +35,8 @@ class FirstObjective:
 
 
 def searched(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Return the trials that are no repeats of others with another seed."""
-    return [t for t in trials if "repeat_of" not in t.user_attrs]
+    """Return the trials that are no repeats of others with another seed, and no baselines."""
+    return [t for t in trials if not {"repeat_of", "baseline"} & t.user_attrs.keys()]
 
 
 @contextmanager

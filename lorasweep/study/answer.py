@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from lorasweep import console
 from lorasweep.config.measures import COSTS
 from lorasweep.credentials import redact
 from lorasweep.files import replace_file
-from lorasweep.study import comparison, repeats, significance
+from lorasweep.study import baselines, comparison, repeats, significance
+from lorasweep.study.baselines import Baseline
 from lorasweep.study.belief import Doubt, near_enough
 from lorasweep.study.candidate import Candidate, Gap, Tested, cheapest, front, in_order
 from lorasweep.study.comparison import Rivals
@@ -54,12 +56,16 @@ class Answer:
     """Eval examples of the best one."""
     groups: int | None = None
     """Groups of those where they belong together; None where each stands alone."""
+    baselines: Sequence[Baseline] = ()
+    """What the best one is compared with: the base as it is, a head alone, full fine-tuning."""
     tested: Tested | None = None
     """The best one's adapter on the test split; None before it was read."""
     visible: float | None = None
     """The smallest difference that four of five such studies would tell apart."""
     corrected: float | None = None
-    """The best one's eval metric without the luck of having been chosen on these rows."""
+    """The best one's eval metric without the luck of having been chosen on these rows, among trials and evaluations."""
+    evaluations: int = 0
+    """Evaluations among which it was chosen, of all trials compared."""
     margin: float = 0.0
     """What a cheaper candidate may be worse by."""
     cheapest: Candidate | None = None
@@ -69,7 +75,7 @@ class Answer:
     apart: Sequence[Candidate] = ()
     """The best one on each other set of eval rows: a metric of other rows says nothing about who is better."""
     ended: Mapping[str, int] = field(default_factory=dict)
-    """State -> trials of the search, repeats aside."""
+    """State -> trials of the search, repeats and baselines aside."""
     waiting: int = 0
     """Trials that wait."""
     not_begun: str = ""
@@ -160,6 +166,7 @@ def answer(study: Study) -> Answer:
     best = judged[first.number]
     own = scores(best.scored[0])
     margin = near_enough(study.search.margin, study.meta.bounds, best.value)
+    corrected, evaluations = _corrected(study, scores, judged, best, names, rivals)
     said = replace(
         empty,
         candidates=list(judged.values()),
@@ -171,12 +178,14 @@ def answer(study: Study) -> Answer:
         visible=comparison.smallest_difference(rivals, told.threshold)
         if rivals is not None and told is not None
         else None,
-        corrected=_corrected(study, scores, judged, names, rivals),
+        corrected=corrected,
+        evaluations=evaluations,
         margin=margin,
         cheapest=cheapest(best, list(judged.values()), margin),
         fronts={cost: front([judged[n] for n in here], cost, maximize) for cost in COSTS},
         apart=_best_of_others(list(judged.values()), best, maximize),
         doubt=repeats.doubt(trials, maximize),
+        baselines=baselines.compared(study, trials, scores, best),
     )
     return said if said.going_on else _with_next(said, study, names, rivals)
 
@@ -211,7 +220,7 @@ def _best_of_others(candidates: Sequence[Candidate], best: Candidate, maximize: 
 
 
 def _ended(trials: Sequence[FrozenTrial]) -> dict[str, int]:
-    own = [t.state.name for t in trials if t.state.is_finished() and not repeats.is_repeat(t)]
+    own = [t.state.name for t in trials if t.state.is_finished() and repeats.is_searched(t)]
     return {state.name: own.count(state.name) for state in TrialState if own.count(state.name)}
 
 
@@ -315,13 +324,31 @@ def _tested(study: Study, best: Candidate) -> Tested | None:
 
 
 def _corrected(
-    study: Study, scores: Read, judged: Mapping[int, Candidate], names: Sequence[int], rivals: Rivals | None
-) -> float | None:
-    """Return the metric that choosing on resamples leads to on the rows left out; None with repeats, which say it."""
-    if rivals is None or rivals.by_seeds:
-        return None
-    parts = [scores(judged[n].scored[0]) for n in names]
-    return significance.without_choice([s for s in parts if s is not None], study.meta.maximize)
+    study: Study,
+    scores: Read,
+    judged: Mapping[int, Candidate],
+    best: Candidate,
+    names: Sequence[int],
+    rivals: Rivals | None,
+) -> tuple[float | None, int]:
+    """Return the metric that choosing on resamples leads to on the rows left out, and of how many evaluations it is.
+
+    Each trial is its best evaluation: that is a choice on these rows, too, and the only one where repeats say how good
+    a configuration is, or there is nothing to compare with. None where nothing was chosen.
+    """
+
+    def found(number: int) -> list[Parts]:
+        own = scores(number)
+        return study.evaluations(number) or ([own] if own is not None else [])
+
+    maximize = study.meta.maximize
+    if rivals is not None and not rivals.by_seeds:
+        parts = list(chain.from_iterable(found(judged[n].scored[0]) for n in names))
+        return significance.without_choice(parts, maximize), len(parts)
+    each = [found(number) for number in best.scored]
+    if not all(each) or max(map(len, each)) < 2 or too_few(each[0][0]):
+        return None, 0
+    return statistics.fmean(significance.without_choice(parts, maximize) for parts in each), max(map(len, each))
 
 
 # --- best.yaml -------------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """What each example of the eval split adds to a trial's primary metric: <trial>/predictions.parquet, a row an example.
 
+<trial>/evaluations/STEP.parquet has the same of each evaluation, row, score and of alone: the trial keeps the best.
+
 Columns: row, loss, supervised, answer, and `score` and `of`, the two cells of which the metric's combination makes its
 value (tasks/metric.py). The file's metadata name metric, combination and task.
 """
@@ -8,8 +10,11 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from lorasweep import tasks
 from lorasweep.data.carve import KEPT_TOGETHER
@@ -23,6 +28,8 @@ if TYPE_CHECKING:
 NAME = "predictions.parquet"
 TEST_NAME = "test_predictions.parquet"
 """The same of the test split, for the trial that the study chose."""
+EVALUATIONS = "evaluations"
+"""Folder of what each example adds to the metric at each evaluation, a file each."""
 log = logging.getLogger(__name__)
 
 LONGEST = 500
@@ -55,14 +62,35 @@ def write(
     known = {int(r): i for i, r in enumerate(parts.rows)}
     for column, values in (("score", parts.first), ("of", parts.second)):
         cells = [values[known[r]] if r in known else None for r in rows]
-        listed = any(isinstance(v, Sequence) for v in values)
-        columns[column] = pa.array(cells, pa.list_(pa.float64()) if listed else pa.float64())
+        columns[column] = pa.array(cells, _cell_type(values))
     groups = [_group(records[r], r) for r in rows]
     if len(set(groups)) < len(groups):
         columns["group"] = pa.array(groups)
     facts = {"metric": metric, "kind": parts.kind, "task": task.name, "bounds": json.dumps(parts.bounds)}
     with replacing(folder / name, durable=True) as file:
         pq.write_table(pa.table(columns).replace_schema_metadata(facts), file)
+
+
+def write_evaluation(folder: Path, step: int, parts: Parts) -> None:
+    """Write what each example adds to the metric at one of a trial's evaluations, among which it keeps the best."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not len(parts):
+        return
+    columns = {"row": pa.array(parts.rows, pa.int64())}
+    for column, values in (("score", parts.first), ("of", parts.second)):
+        columns[column] = pa.array(list(values), _cell_type(values))
+    facts = {"metric": parts.metric, "kind": parts.kind, "bounds": json.dumps(parts.bounds)}
+    (folder / EVALUATIONS).mkdir(exist_ok=True)
+    with replacing(folder / EVALUATIONS / f"{step}.parquet") as file:
+        pq.write_table(pa.table(columns).replace_schema_metadata(facts), file)
+
+
+def _cell_type(values: Sequence[Any]) -> Any:
+    import pyarrow as pa
+
+    return pa.list_(pa.float64()) if any(isinstance(v, Sequence) for v in values) else pa.float64()
 
 
 def _group(record: Mapping[str, Any], row: int) -> str:
@@ -98,6 +126,15 @@ def read(folder: Path, name: str = NAME) -> Parts | None:
         return None
 
 
+def read_evaluations(folder: Path, steps: Sequence[int]) -> list[Parts]:
+    """Return what the evaluations after these steps say of the primary metric, as far as they are there."""
+    own = read(folder)
+    names = [f"{EVALUATIONS}/{step}.parquet" for step in steps]
+    found = [parts for name in names if (parts := read(folder, name)) is not None] if own is not None else []
+    same = [parts for parts in found if own is not None and np.array_equal(parts.rows, own.rows)]
+    return [replace(parts, groups=own.groups) for parts in same] if own is not None else []
+
+
 def _parts(table: Any) -> Parts | None:
     import pyarrow.compute as pc
 
@@ -105,6 +142,8 @@ def _parts(table: Any) -> Parts | None:
     if not _is_known(facts.get("kind", ""), facts.get("task", "")):
         return None
     table = table.filter(pc.is_valid(table["score"]))
+    if not table.num_rows:  # a metric that has no value a row
+        return None
     rows = table["row"].to_numpy()
     first, second = (_cells(table[name]) for name in ("score", "of"))
     bounds = tuple(json.loads(facts["bounds"])) if "bounds" in facts else older_scale(facts["metric"])[0]

@@ -54,6 +54,9 @@ class StudyMeta:
     """Lowest value that the metric can have, None where there is none; `high` likewise."""
     high: float | None = None
 
+    expected_s: float | None = None
+    """Seconds that its trials were expected to take, before it began; None where no step was timed."""
+
     @property
     def place(self) -> str:
         """The study's folder as a person types it."""
@@ -86,6 +89,8 @@ class Entry:
     """The trial that it runs again with another seed."""
     repeat: int = 0
     """Which of its repeats, from 1."""
+    baseline: str = ""
+    """Which baseline it is (search.baselines), if any; no trial of the search."""
     added: bool = False
     """By hand, while the study ran: it goes first."""
 

@@ -61,7 +61,7 @@ def _most(study: Study, found: Race) -> float:
         return int(search.repeats) * len(found.candidates)
     if search.device_hours or search.wall_hours:
         return math.inf
-    return max(FEWEST_AUTO_RUNS * len(found.candidates), sum(not repeats.is_repeat(t) for t in study.trials()))
+    return max(FEWEST_AUTO_RUNS * len(found.candidates), sum(repeats.is_searched(t) for t in study.trials()))
 
 
 def _doubtful(study: Study, found: Race) -> list[int]:

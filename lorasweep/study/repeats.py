@@ -52,9 +52,14 @@ def is_repeat(trial: FrozenTrial) -> bool:
     return "repeat_of" in trial.user_attrs
 
 
+def is_searched(trial: FrozenTrial) -> bool:
+    """Return whether a trial is one of the search: no repeat, and no baseline."""
+    return not is_repeat(trial) and "baseline" not in trial.user_attrs
+
+
 def complete(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """Return the search's own complete trials, without repeats."""
-    return [t for t in trials if t.state == TrialState.COMPLETE and t.values and not is_repeat(t)]
+    """Return the search's own complete trials, without repeats and baselines."""
+    return [t for t in trials if t.state == TrialState.COMPLETE and t.values and is_searched(t)]
 
 
 def repeats(trials: Iterable[FrozenTrial]) -> dict[int, dict[int, FrozenTrial]]:

@@ -27,7 +27,7 @@ STORED = tuple(name for name, measure in MEASURES.items() if measure.in_storage)
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """The metric that ranks a study's trials, at the trial's last evaluation."""
+    """The metric that ranks a study's trials, at the evaluation that the trial keeps."""
 
     name: str
     """As in `metrics`."""
@@ -94,9 +94,12 @@ class TrialResult:
     never_begun: bool = False
     """It was pruned before it was loaded: it needs more than search.max_memory_gib."""
     metric: Metric | None = None
-    """What ranks the study's trials, as of its last evaluation."""
+    """What ranks the study's trials, as of the evaluation that it keeps."""
     metrics: dict[str, float] | None = None
-    """All metrics of its last evaluation on the eval split."""
+    """All metrics of that evaluation on the eval split."""
+    kept_step: int | None = None
+    """The optimiser step of that evaluation, which its adapter is of: the best one's, or with train.keep=last the last
+    one's."""
     baseline: dict[str, float] | None = None
     """What trivial answers reach there."""
     test: dict[str, float] | None = None

@@ -39,6 +39,8 @@ ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 DEFAULT_TRIALS = 20
 FEWEST_TO_SETTLE = 8
 """Finished trials before a study may end because more would not change the answer."""
+MOST_EVALUATIONS = 8
+"""Evaluations of a trial that might have been its best on other rows."""
 LOOK_AT = 32
 """Waiting trials among which one is sought that shares what a worker has loaded."""
 KEPT_SPECS = 8 * LOOK_AT
@@ -184,6 +186,8 @@ class Study:
             if entry.repeat_of is not None:
                 attributes |= {"repeat_of": entry.repeat_of, "repeat": entry.repeat}
             inside = {k: v for k, v in entry.given.items() if k in space and samplers.holds(space[k], v)}
+            if entry.baseline:
+                attributes["baseline"] = entry.baseline
             if entry.overrides is not None:
                 attributes |= {"overrides": entry.overrides, "swept": entry.given}
             frozen = optuna.create_trial(
@@ -253,6 +257,7 @@ class Study:
             known.get("start_from"),
             killed=known.get("killed", 0),
             is_suspect=known.get("deaths", 0) > 0,
+            baseline=known.get("baseline", ""),
         )
 
     def left_out(self) -> list[str]:
@@ -272,11 +277,18 @@ class Study:
             return f"search.wall_hours={budget.wall_hours:g} are over"
         if budget.device_hours and self.device_s() > 3600 * budget.device_hours:
             return f"search.device_hours={budget.device_hours:g} are used"
+        if budget.max_cost is not None and self.cost() >= budget.max_cost:
+            return f"search.max_cost={budget.max_cost:g} is spent"
         if budget.target is not None:
             best = self.best()
             if best is not None and not better(budget.target, best.values[0], self.meta.maximize):
                 return f"search.target={budget.target:g} is reached by trial {best.number}"
         return ""
+
+    def cost(self) -> float:
+        """Return what the workers' hours have cost so far; 0 without search.cost_per_hour."""
+        spent_s = sum(sign.get("busy_s", 0.0) + sign.get("idle_s", 0.0) for sign in self.workers().values())
+        return spent_s / 3600 * (self.search.cost_per_hour or 0.0)
 
     @storage.patient
     def ready(self) -> int:
@@ -289,7 +301,7 @@ class Study:
             return []
         if not self.settled():
             return waiting
-        return [i for i in waiting if repeats.is_repeat(self._store.optuna.get_trial(i))]
+        return [i for i in waiting if not repeats.is_searched(self._store.optuna.get_trial(i))]
 
     def not_begun(self) -> str:
         """Return why trials that wait do not begin, or nothing."""
@@ -302,7 +314,7 @@ class Study:
             return ""
         trials = self.trials()
         found = [t.values[0] for t in repeats.complete(trials)]
-        left = sum(t.state == TrialState.WAITING and not repeats.is_repeat(t) for t in trials)
+        left = sum(t.state == TrialState.WAITING and repeats.is_searched(t) for t in trials)
         if len(found) < FEWEST_TO_SETTLE or not left:
             return ""
         gain = expected_gain([upward(value, self.meta.maximize) for value in found], left)
@@ -331,9 +343,9 @@ class Study:
         """Return whether the pruner ends the trial at the step it reported last."""
         trial = self._store.optuna.get_trial(self._ids[number])
         looks = pruners.window(self.search, total_steps, warmup_ratio)
-        if repeats.is_repeat(trial) or trial.last_step not in looks:
+        if not repeats.is_searched(trial) or trial.last_step not in looks:
             return False
-        searched = [t for t in self.trials() if not repeats.is_repeat(t)]
+        searched = [t for t in self.trials() if repeats.is_searched(t)]
         if pruners.is_spared(trial, searched, self.search.min_complete, self.meta.maximize):
             return False
         pruner = pruners.make_pruner(self.search, total_steps, warmup_ratio)
@@ -501,7 +513,7 @@ class Study:
         space = samplers.distributions(self.space)
         numbers = []
         for trial in trials:
-            if repeats.is_repeat(trial):
+            if not repeats.is_searched(trial):
                 continue
             swept = trial.user_attrs.get("swept", trial.params)
             if trial.values is not None and len(trial.values) != len(self._optuna.directions):
@@ -547,6 +559,14 @@ class Study:
 
         name = example_scores.TEST_NAME if split == "test" else example_scores.NAME
         return example_scores.read(self.trial_folder(number), name)
+
+    def evaluations(self, number: int) -> "list[Parts]":
+        """Return the same of a trial's evaluations on the eval split: the best few, among which it kept one."""
+        from lorasweep.study import example_scores
+
+        values = self.trial(number).intermediate_values
+        steps = sorted(values, key=lambda step: (-upward(values[step], self.meta.maximize), step))
+        return example_scores.read_evaluations(self.trial_folder(number), steps[:MOST_EVALUATIONS])
 
     @storage.patient
     def trial(self, number: int) -> FrozenTrial:

@@ -22,6 +22,9 @@ class Trial:
     """The last of them died without getting further than the one before: it runs alone, so that it alone is to blame
     the next time."""
 
+    baseline: str = ""
+    """Which baseline it is, if any."""
+
     def swept(self, space: Space) -> dict[str, Value]:
         """Return what it has for the keys that vary, and for those that it alone sets, by key."""
-        return space.point(self.spec)
+        return {"baseline": self.baseline} if self.baseline else space.point(self.spec)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from lorasweep.config.measures import COSTS
 from lorasweep.study.answer import FEWEST_GROUPS, Answer
+from lorasweep.study.baselines import NAMES, Baseline
 from lorasweep.study.candidate import Candidate
 from lorasweep.study.direction import better
 from lorasweep.tasks.metric import BITS_PER_BYTE
@@ -26,7 +27,7 @@ def sentences(found: Answer) -> list[str]:
         _front(found),
         _seeds(found, best),
     ]
-    out = [_best(found, best), _unit(found), _unseen(found, best), _trivial(found), *compared]
+    out = [_best(found, best), _unit(found), _unseen(found, best), _trivial(found), _baselines(found, best), *compared]
     out += [_apart(found), _left_out(found), _not_begun(found), _next(found)]
     return [s for s in out if s]
 
@@ -57,11 +58,19 @@ def _best(found: Answer, best: Candidate) -> str:
     line = f"{begin}{best.label[1:]} is best{_tested(found, best)} with eval {found.metric} {best.value:.4f}{said}."
     # Where one is clearly ahead on every resample, choosing it flattered nobody.
     if found.corrected is not None and better(best.value, found.corrected, found.maximize):
-        line += (
-            f" It was chosen as the {'highest' if found.maximize else 'lowest'} of {found.compared + 1} on these "
-            f"rows; without that choice expect {found.corrected:.4f}."
-        )
+        line += f" {_choice(found, best)}; without that choice expect {found.corrected:.4f}."
     return line
+
+
+def _choice(found: Answer, best: Candidate) -> str:
+    """Return what the best one was chosen among on the eval rows: trials, and evaluations of each."""
+    highest = "highest" if found.maximize else "lowest"
+    trials = found.compared + 1
+    if found.by_seeds or trials == 1:
+        each = "Each run is" if best.seeds > 1 else "It is"
+        return f"{each} the {highest} of {found.evaluations} evaluations on these rows"
+    among = f"{found.evaluations} evaluations of {trials} trials" if found.evaluations > trials else trials
+    return f"It was chosen as the {highest} of {among} on these rows"
 
 
 def _unit(found: Answer) -> str:
@@ -96,6 +105,24 @@ def _trivial(found: Answer) -> str:
             f" It is no better than the trivial answer ({what}); perhaps it needs more steps or another learning rate."
         )
     return said
+
+
+def _baselines(found: Answer, best: Candidate) -> str:
+    """Return how far the best one is from the base as it is, a head alone and full fine-tuning."""
+    said = [_baseline(b, best, found.maximize) for b in found.baselines]
+    return f"{best.label[:1].upper()}{best.label[1:]} is {'; '.join(said)}." if said else ""
+
+
+def _baseline(other: Baseline, best: Candidate, maximize: bool) -> str:
+    """Return the distance to a baseline, with its interval, and of how many times the parameters that has trained."""
+    gap = other.value - best.value if not maximize else best.value - other.value
+    way = "better than" if gap > 0 else "worse than" if gap < 0 else "from"
+    sure = f", 95 % {other.interval}" if other.interval is not None else ""
+    line = f"{abs(gap):.4f} {way} {NAMES[other.name]} (trial {other.number}, {other.value:.4f}{sure})"
+    ours = best.costs.get("trainable")
+    if other.trainable and ours and other.trainable > ours:
+        line += f", which trains {other.trainable / ours:,.0f} times the parameters"
+    return line
 
 
 def _tested(found: Answer, best: Candidate) -> str:

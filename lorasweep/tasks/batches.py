@@ -41,4 +41,4 @@ def epochs(examples: Sequence[Example], batch_size: int, seed: int, skip: int = 
 def step_counts(train: TrainSpec, examples: int) -> tuple[int, int]:
     """Return the optimiser steps an epoch and in all."""
     per_epoch = math.ceil(examples / train.batch_size)
-    return per_epoch, train.max_steps or math.ceil(per_epoch * train.epochs)
+    return per_epoch, math.ceil(per_epoch * train.epochs) if train.max_steps is None else train.max_steps

@@ -54,6 +54,15 @@ class CausalLM(Task):
     def measures(self) -> Sequence[Metric]:
         return (*TOKEN_METRICS, generation.EXACT_MATCH) if self.spec.generate else TOKEN_METRICS
 
+    def ready(self) -> Sequence[Metric]:
+        return generation.ready(self.spec)
+
+    no_pairs = generation.NO_TEXTS
+
+    def pairs(self, predictions: Sequence[Prediction]) -> dict[int, tuple[Any, Any]]:
+        """Return the generated text, and the expected one."""
+        return {p["row"]: (p["text"], p["references"][0]) for p in predictions if generation.WRITTEN in p}
+
     def columns(self, spec: DataSpec) -> dict[str, str]:
         if spec.messages_column:
             return {"messages": spec.messages_column}
@@ -139,7 +148,7 @@ class CausalLM(Task):
             texts = generation.greedy(model, ids_BT, mask_BT, self.tokenizer, self.spec.max_new_tokens, self.stop)
             for (p, _, answer), text in zip(asked, texts, strict=True):
                 right = generation.same_answer(text, answer, self.spec.answer_pattern)
-                p |= {"text": text, "right": right}
+                p |= {"text": text, "right": right, "references": [answer]}
         return found
 
     def fields(self, spec: DataSpec) -> Fields:

@@ -197,6 +197,10 @@ class FeatureExtraction(Task):
             p |= {"vectors": [v_BD[i] for v_BD in kept], "info": batch.infos[i]}
         return found
 
+    def pairs(self, predictions: Sequence[Prediction]) -> dict[int, tuple[Any, Any]]:
+        """Return cosine and score of each pair."""
+        return {p["row"]: (p["cosine"], p["score"]) for p in predictions} if self.scored else {}
+
     def fields(self, spec: DataSpec) -> Fields:
         return Fields(("text",), ("text_pair",)) if self.scored else Fields(("anchor",), ("positive",))
 

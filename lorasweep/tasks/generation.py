@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorasweep.config.spec import TaskSpec
 from lorasweep.tasks.metric import Metric, Pairs, Prediction, bleu, chrf, ratio
 
 SPACELESS = re.compile("([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
@@ -27,6 +28,9 @@ NUMBER = re.compile(
     re.ASCII,
 )
 """A number, maybe with a currency before or after it, commas between thousands and a full stop after it."""
+
+NO_TEXTS = "give task_type.generate=true, so that the model writes answers"
+"""What is said where a metric is to look at texts and none are written."""
 
 WRITTEN = "text"
 """Key of predictions whose answer was generated; other rows have no part in the metrics of texts."""
@@ -76,17 +80,22 @@ def padded_left(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device
 
 def rouge_l(text: str, references: Sequence[str]) -> float:
     """Return ROUGE-L of a text (F, the best reference), from 0 to 1."""
+    return rouge("L", text, references)
+
+
+def rouge(kind: str, text: str, references: Sequence[str]) -> float:
+    """Return ROUGE-1, ROUGE-2 or ROUGE-L of a text (F, the best reference), from 0 to 1."""
     from torchmetrics.functional.text.rouge import rouge_score
 
     found = rouge_score(
         [_spaced(text)],
         [[_spaced(r) for r in references]],
         accumulate="best",
-        rouge_keys="rougeL",
+        rouge_keys=f"rouge{kind}",
         normalizer=str.lower,
         tokenizer=_words,
     )
-    return float(found["rougeL_fmeasure"])
+    return float(found[f"rouge{kind}_fmeasure"])
 
 
 def counts(metric: str, text: str, references: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -123,6 +132,23 @@ def measures() -> tuple[Metric, ...]:
         Metric("bleu", functools.partial(_counts, "bleu"), bleu),
         Metric("chrf", functools.partial(_counts, "chrf"), chrf),
     )
+
+
+def ready(spec: TaskSpec) -> tuple[Metric, ...]:
+    """Return the metrics of generated text that task_type.metrics may ask for."""
+
+    def found(predictions: Sequence[Prediction]) -> Pairs:
+        pattern = re.compile(spec.match_pattern or "")
+        return {p["row"]: (pattern.search(p["text"]) is not None, 1) for p in predictions if WRITTEN in p}
+
+    if not spec.generate:
+        return ()
+    rouges = [Metric(f"rouge_{n}", functools.partial(_rouge, str(n)), ratio) for n in (1, 2)]
+    return (*rouges, *measures(), EXACT_MATCH, Metric("pattern_match", found, ratio))
+
+
+def _rouge(kind: str, predictions: Sequence[Prediction]) -> Pairs:
+    return {p["row"]: (rouge(kind, p["text"], p["references"]), 1) for p in predictions if WRITTEN in p}
 
 
 def _rouge_l(predictions: Sequence[Prediction]) -> Pairs:

@@ -351,6 +351,13 @@ def macro_recall(weights_RN: np.ndarray, first: Sequence[Cell], second: Sequence
 
 
 @combination
+def balanced_accuracy(weights_RN: np.ndarray, first: Sequence[Cell], second: Sequence[Cell]) -> np.ndarray:
+    """Mean recall of the classes that are true somewhere."""
+    right_RC, _, true_RC = _class_counts(weights_RN, first, second)
+    return _over_occurring(_share(right_RC, true_RC), np.zeros_like(true_RC), true_RC)
+
+
+@combination
 def mcc(weights_RN: np.ndarray, first: Sequence[Cell], second: Sequence[Cell]) -> np.ndarray:
     """Matthews' correlation; 0 where only one class is predicted or true, as scikit-learn has it."""
     right_RC, predicted_RC, true_RC = _class_counts(weights_RN, first, second)
@@ -375,7 +382,8 @@ def class_examples(found: Parts) -> np.ndarray | None:
     if found.kind == label_macro_f1.__name__:
         predicted_NC, true_NC = (np.asarray(list(side)) > 0 for side in (found.first, found.second))
         return predicted_NC | true_NC
-    if found.kind not in (macro_f1.__name__, macro_precision.__name__, macro_recall.__name__):
+    by_true = (macro_recall.__name__, balanced_accuracy.__name__)
+    if found.kind not in (macro_f1.__name__, macro_precision.__name__, *by_true):
         return None
     _, predicted_NC, true_NC = _class_table(found.first, found.second) > 0
     if found.kind == macro_f1.__name__:

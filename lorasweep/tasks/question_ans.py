@@ -184,6 +184,11 @@ class QuestionAns(Task):
             windows[p["row"]].append(p)
         return {row: self._answer(found) for row, found in windows.items()}
 
+    def pairs(self, predictions: Sequence[Prediction]) -> dict[int, tuple[Any, Any]]:
+        """Return the answer to each row's question, and the list of right ones."""
+        facts = {p["row"]: p["answers"] for p in predictions}
+        return {row: (text, list(facts[row])) for row, text in self.answers(predictions).items()}
+
     def fields(self, spec: DataSpec) -> Fields:
         return Fields(("question", "context"))
 

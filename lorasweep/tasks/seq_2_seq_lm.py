@@ -44,6 +44,15 @@ class Seq2SeqLM(Task):
     def measures(self) -> Sequence[Metric]:
         return (*TOKEN_METRICS, *generation.measures()) if self.spec.generate else TOKEN_METRICS
 
+    def ready(self) -> Sequence[Metric]:
+        return generation.ready(self.spec)
+
+    no_pairs = generation.NO_TEXTS
+
+    def pairs(self, predictions: Sequence[Prediction]) -> dict[int, tuple[Any, Any]]:
+        """Return the generated text, and the list of its references."""
+        return {p["row"]: (p["text"], p["references"]) for p in predictions if generation.WRITTEN in p}
+
     def columns(self, spec: DataSpec) -> dict[str, str]:
         return {"source": spec.source_column, "target": spec.target_column}
 

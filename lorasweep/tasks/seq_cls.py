@@ -18,12 +18,14 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from lorasweep.config.spec import DataSpec, TaskSpec, TrialSpec
 from lorasweep.data.dataset import Data, Record
 from lorasweep.data.table import at_first
-from lorasweep.tasks import register
+from lorasweep.errors import did_you_mean
+from lorasweep.tasks import class_metrics, register
 from lorasweep.tasks.metric import (
     CORRELATION,
     LOSS,
     Metric,
     Prediction,
+    balanced_accuracy,
     by_row,
     label_macro_f1,
     macro_f1,
@@ -73,6 +75,8 @@ class SeqCls(Task):
         """A number is the model's output times scale, plus offset: sd and mean, as far as the head can hold them."""
         self.head = ""
         """The module whose output is the number, where it is new."""
+        self.weights: list[float] | None = None
+        """What a row's training loss is multiplied by, by its class."""
 
     def measures(self) -> Sequence[Metric]:
         def cells(prediction: Prediction) -> tuple[Any, Any]:
@@ -103,6 +107,62 @@ class SeqCls(Task):
             REGRESSION_LOSS,
         )
 
+    def ready(self) -> Sequence[Metric]:
+        if self.kind == "regression":
+            return ()
+        curves = [
+            Metric(name, by_row(self._shares_and_truth), combine)
+            for name, combine in (("auroc", class_metrics.auroc), ("auprc", class_metrics.auprc))
+        ]
+        if self.kind == "multi_label":
+            return curves
+
+        def cells(prediction: Prediction) -> tuple[Any, Any]:
+            return prediction["prediction"], prediction["label"]
+
+        def sure(prediction: Prediction) -> tuple[float, float]:
+            return max(prediction["shares"]), float(prediction["prediction"] == prediction["label"])
+
+        most = max([price for row in (self.spec.costs or {}).values() for price in row.values()], default=1.0)
+        return [
+            *curves,
+            Metric("balanced_accuracy", by_row(cells), balanced_accuracy),
+            Metric("calibration_error", by_row(sure), class_metrics.calibration_error, maximize=False),
+            Metric("cost", by_row(self._cost), ratio, (0.0, most or 1.0), "cost a row", maximize=False),
+        ]
+
+    f_beta_names = ("f0.5", "f2")
+
+    def f_beta(self, name: str) -> Metric | None:
+        found = re.fullmatch(r"f(\d+(?:\.\d+)?)", name)
+        if found is None or float(found[1]) == 0 or self.kind != "single_label":
+            return None
+        beta = float(found[1])
+        return Metric(name, by_row(lambda p: (p["prediction"], [p["label"], beta])), class_metrics.f_beta)
+
+    def _shares_and_truth(self, prediction: Prediction) -> tuple[Any, Any]:
+        label = prediction["label"]
+        if self.kind == "multi_label":
+            return prediction["shares"], [float(on) for on in label]
+        if len(self.classes) == 2:
+            return [prediction["shares"][1]], [float(label)]
+        return prediction["shares"], [float(c == label) for c in range(len(self.classes))]
+
+    def _cost(self, prediction: Prediction) -> tuple[float, float]:
+        predicted, true = (self.classes[prediction[key]] for key in ("prediction", "label"))
+        return (self.spec.costs or {}).get(true, {}).get(predicted, 0.0), 1.0
+
+    def pairs(self, predictions: Sequence[Prediction]) -> dict[int, tuple[Any, Any]]:
+        """Return the classes' names, a list of them, or numbers."""
+        return {p["row"]: (self._named(p["prediction"]), self._named(p["label"])) for p in predictions}
+
+    def _named(self, answer: Any) -> Any:
+        if self.kind == "regression":
+            return answer
+        if self.kind == "multi_label":
+            return [c for c, on in zip(self.classes, answer, strict=True) if on]
+        return self.classes[answer]
+
     def undefined(self, data: Data, split: str) -> dict[str, str]:
         labels = [r["label"] for r in data.splits[split]]
         if self.kind == "regression" and len({float(v) for v in labels}) < 2:
@@ -126,6 +186,8 @@ class SeqCls(Task):
         if problems:
             return problems
         if self.kind == "regression":
+            if self.spec.class_weights is not None:
+                return ["task_type.class_weights: is for one class a text, and these data are numbers; leave it out"]
             return self._fit_numbers([float(v) for v in splits["train"]])
         names = {split: set(chain.from_iterable(map(self._names, labels))) for split, labels in splits.items()}
         names["train"].update(chain.from_iterable(map(self._names, data.labels)))
@@ -139,7 +201,27 @@ class SeqCls(Task):
                 problems.append(f"data.label_column: {len(unseen)} classes of {split} are not in train: {some}{first}")
         if len(self.classes) < 2:
             problems.append(f"data.label_column: train needs at least two classes, has {self.classes}")
-        return problems
+        return problems or self._fit_weights(splits["train"])
+
+    def _fit_weights(self, labels: Sequence[Any]) -> list[str]:
+        """Learn the weights of the classes in the loss; return what is named and is no class."""
+        asked, costs = self.spec.class_weights, self.spec.costs or {}
+        priced = {*costs, *chain.from_iterable(costs.values())}
+        named = {"class_weights": asked if isinstance(asked, dict) else (), "costs": priced}
+        problems = [
+            f"task_type.{key}: '{name}' is no class of the data{did_you_mean(name, self.classes)}"
+            for key, names in named.items()
+            for name in names
+            if name not in self.classes
+        ]
+        if asked is None or problems:
+            return problems
+        if self.kind != "single_label":
+            return [f"task_type.class_weights: is for one class a text, and these data are {self.kind}; leave it out"]
+        counts = Counter(str(label) for label in labels)
+        weights = asked if isinstance(asked, dict) else {c: len(labels) / (len(counts) * n) for c, n in counts.items()}
+        self.weights = [weights.get(c, 1.0) for c in self.classes]
+        return []
 
     def _fit_numbers(self, numbers: Sequence[float]) -> list[str]:
         """Learn mean and standard deviation of the numbers; return a problem where they do not vary."""
@@ -239,7 +321,8 @@ class SeqCls(Task):
         return torch.tensor([e.target for e in examples])
 
     def row_losses(self, model: Any, batch: Batch) -> Tensor:
-        return self._losses(model(**batch.inputs).logits.float(), batch.labels)
+        losses_B = self._losses(model(**batch.inputs).logits.float(), batch.labels)
+        return losses_B if self.weights is None else losses_B * losses_B.new_tensor(self.weights)[batch.labels]
 
     def _losses(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
         """Return cross-entropy, the mean binary cross-entropy over the classes, or the squared error, [B]."""
@@ -258,10 +341,15 @@ class SeqCls(Task):
             labels = list(batch.infos)
         else:
             best = (logits_BC.argmax(-1) if self.kind == "single_label" else (logits_BC > 0).int()).tolist()
-        return [
+        found: list[Prediction] = [
             {"row": r, "loss": loss, "supervised": 1, "prediction": p, "label": label}
             for r, loss, p, label in zip(batch.rows, losses, best, labels, strict=True)
         ]
+        if self.spec.metrics and self.kind != "regression":
+            shares_BC = logits_BC.sigmoid() if self.kind == "multi_label" else logits_BC.softmax(-1)
+            for p, shares in zip(found, shares_BC.tolist(), strict=True):
+                p["shares"] = shares
+        return found
 
     def fields(self, spec: DataSpec) -> Fields:
         return Fields(("text", "text_pair") if spec.text_pair_column else ("text",))

@@ -19,6 +19,7 @@ from lorasweep.config import registry
 from lorasweep.config.spec import DataSpec, TaskSpec, TrialSpec
 from lorasweep.data.dataset import Data, Record
 from lorasweep.errors import ConfigError
+from lorasweep.tasks import asked_metrics
 from lorasweep.tasks.metric import Metric, Prediction
 
 IGNORE = -100
@@ -123,15 +124,35 @@ class Task(ABC):
         """What `fit` and `encode` dropped or cut, for a person to read."""
         self.found: dict[str, Any] = {}
         """Keys of data.* that were left open, with what the data say: columns by their usual names."""
+        self.records: Mapping[str, Sequence[Record]] = {}
+        """Rows of each split, for metrics that look at them."""
 
     @abstractmethod
     def measures(self) -> Sequence[Metric]:
         """Return the task's metrics, the primary one first. Final after `columns` and `fit`: it may go by the data."""
 
+    def ready(self) -> Sequence[Metric]:
+        """Return the metrics that task_type.metrics may ask for by name."""
+        return ()
+
+    def f_beta(self, name: str) -> Metric | None:
+        """Return F-beta by its name, such as f2 or f0.5, where the task has classes."""
+        return None
+
+    f_beta_names: ClassVar[tuple[str, ...]] = ()
+    """Examples of such names."""
+
+    def pairs(self, predictions: Sequence[Prediction]) -> dict[int, tuple[Any, Any]]:
+        """Return what the model says of each row, and the reference, as a function of the user's sees them."""
+        return {}
+
+    no_pairs: ClassVar[str] = "the task gives no answers to functions"
+    """Why `pairs` may have none, and the next move."""
+
     @property
     def all_metrics(self) -> list[Metric]:
-        """The task's own metrics, and those of outside packages that fit."""
-        own = list(self.measures())
+        """The task's own metrics, those that task_type.metrics asks for, and those of outside packages that fit."""
+        own = [*self.measures(), *self._asked()]
         names = {metric.name for metric in own}
         return own + [metric for metric in _outside_metrics(self) if metric.name not in names]
 
@@ -142,6 +163,9 @@ class Task(ABC):
     @property
     def primary(self) -> str:
         return self.measures()[0].name
+
+    def _asked(self) -> list[Metric]:
+        return asked_metrics.asked(self) if self.spec.metrics else []
 
     def metric(self, name: str) -> Metric:
         """Return a metric by its name. Raises ConfigError where there is none."""

@@ -196,6 +196,10 @@ class TokenCls(Task):
             )
         return out
 
+    def pairs(self, predictions: Sequence[Prediction]) -> dict[int, tuple[Any, Any]]:
+        """Return the tags of each row's words."""
+        return {p["row"]: (p["prediction"], p["label"]) for p in predictions}
+
     def readable(self, record: Record, prediction: Prediction) -> str:
         """Return the words with entities as `[New York](location)`, or as `word/TAG` for other tags."""
         tags = dict(zip(prediction["words"], prediction["prediction"], strict=True))

@@ -22,6 +22,7 @@ from lorasweep.models.base_model import Base
 from lorasweep.packing import pass_cost
 from lorasweep.tasks.task import Batch, Prediction, Task
 from lorasweep.training import base_traits, checkpoint, evaluation, first_token, optimizer, prefix_cache
+from lorasweep.training.best import Best
 from lorasweep.training.events import EvalEvent, Event, Job, StepEvent, TrialBegan, TrialEnded
 from lorasweep.training.first_inputs import first_inputs
 from lorasweep.training.learning_rate import peak
@@ -156,7 +157,8 @@ class Engine:
             saved = saved if saved is not None and fits(saved, attached) else None
             notes = (transfer.take_over(attached, job.start_from),) if job.start_from and saved is None else ()
             rate = peak(spec, self.task, self.base.model)
-            slot = new_slot(job, attached, self.prepared.train, rate, saved, self.device, self.traits)
+            best = self._best(job)
+            slot = new_slot(job, attached, self.prepared.train, rate, saved, self.device, self.traits, best)
         except BaseException:
             adapter.detach(attached)
             raise
@@ -173,6 +175,11 @@ class Engine:
             slot.last,
             notes,
         )
+
+    def _best(self, job: Job) -> Best:
+        train, metric = job.spec.train, job.metric or job.spec.task_type.primary or self.task.primary
+        maximize = self.task.metric(metric).maximize if job.maximize is None else job.maximize
+        return Best(metric, maximize, train.keep == "best", train.patience)
 
     def _seat(self, slot: Slot | None) -> None:
         """Let the base compute with this trial's adapter; with None, with nobody's."""
@@ -196,9 +203,10 @@ class Engine:
             if present:
                 yield from self._evaluate(present)
         for slot in before:
-            if slot in self.slots and (slot.failed or slot.pruned or slot.step == slot.total_steps):
+            if slot in self.slots and slot.is_over:
                 self._seat(slot)
                 state, reason = slot.verdict
+                kept = slot.take_kept()
                 yield TrialEnded(
                     slot.number,
                     slot.step,
@@ -210,6 +218,7 @@ class Engine:
                     slot.prefix_saved_s,
                     slot.packing_saved_s,
                     slot.energy_j if self.passes.energy.is_known else None,
+                    kept,
                 )
                 if slot in self.slots:
                     self._remove(slot)
@@ -344,5 +353,7 @@ class Engine:
                 continue
             slot.eval_s += took
             epoch = slot.step / slot.steps_per_epoch
-            slot.last = EvalEvent(slot.number, slot.step, epoch, self.task.metrics(own), own, took)
-            yield slot.last
+            for_pruner = not slot.is_evaluated_anyway
+            event = EvalEvent(slot.number, slot.step, epoch, self.task.metrics(own), own, took, for_pruner)
+            slot.evaluated(event)
+            yield event

@@ -22,6 +22,10 @@ class Job:
     """What `Engine.checkpoint` wrote, to go on from; a missing or damaged file starts afresh."""
     start_from: Path | None = None
     """Folder of another trial's saved adapter, whose tensors a fresh trial takes over where shapes allow."""
+    metric: str | None = None
+    """What tells the best evaluation; None takes the task's own."""
+    maximize: bool | None = None
+    """Whether more of it is better; None knows it of the task's metrics."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class EvalEvent:
     metrics: dict[str, float]
     predictions: list[Prediction]
     eval_s: float
+    is_asked_by_pruner: bool = False
+    """Whether a pruner alone asked for it: it is not kept, and patience does not count it."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,8 @@ class TrialEnded:
     number: int
     step: int
     state: str
-    """COMPLETE, PRUNED where the loss went out of bounds or the caller asked for it, or FAIL where it does not fit."""
+    """COMPLETE, also where patience was at its end, PRUNED where the loss went out of bounds or the caller asked for
+    it, or FAIL where it does not fit."""
     reason: str
     train_s: float
     eval_s: float
@@ -86,6 +93,8 @@ class TrialEnded:
     """Seconds of training that sharing passes saved, an estimate; None where both ways were not timed."""
     energy_j: float | None = None
     """Joules of its share of the training passes, evaluation left out; None where the driver does not tell."""
+    kept: EvalEvent | None = None
+    """The evaluation that its adapter is of: with train.keep=best the best, else the last; None before the first."""
 
 
 Event = TrialBegan | StepEvent | EvalEvent | TrialEnded

@@ -21,6 +21,7 @@ from lorasweep.tasks.batches import epochs, step_counts
 from lorasweep.tasks.task import Example
 from lorasweep.training import checkpoint, optimizer
 from lorasweep.training.base_traits import BaseTraits
+from lorasweep.training.best import Best
 from lorasweep.training.events import EvalEvent, Job
 from lorasweep.training.first_token import Place
 from lorasweep.training.loss_scale import LossScale
@@ -72,6 +73,7 @@ class Slot:
     """The highest learning rate of its course."""
     alone: str
     """Why no other trial may share its forward passes, if so."""
+    best: Best
     base_bits: int
     """Of a base that LoftQ quantised."""
     first_token: Place | None
@@ -88,6 +90,8 @@ class Slot:
     energy_j: float = 0.0
     """Of training; 0 where the driver does not tell."""
     last: EvalEvent | None = None
+    stopped: str = ""
+    """Why it ends before its last step, complete, if so."""
     limit: LossLimit = field(default_factory=LossLimit)
     pruned: str = ""
     """Why the trial is to end, if it is."""
@@ -95,15 +99,15 @@ class Slot:
     """Why it cannot go on, if so."""
     scale: LossScale | None = None
     """In fp16."""
-    _sealed: tuple[EvalEvent, Tensor] | None = None
-    """An evaluation, and what checkpoints hold of it."""
+    _sealed: dict[int, tuple[EvalEvent, Tensor]] = field(default_factory=dict)
+    """The last and the best evaluation, with what checkpoints hold of them, by step."""
 
     @property
     def verdict(self) -> tuple[str, str]:
         """Return the state in which the trial ends, and why."""
         if self.failed:
             return "FAIL", self.failed
-        return ("PRUNED", self.pruned) if self.pruned else ("COMPLETE", "")
+        return ("PRUNED", self.pruned) if self.pruned else ("COMPLETE", self.stopped)
 
     @property
     def number(self) -> int:
@@ -115,9 +119,33 @@ class Slot:
 
     def is_due(self) -> bool:
         """Tell whether to evaluate now: after this step, and not done yet."""
+        wanted = self.is_evaluated_anyway or self.step in self.job.eval_steps
+        before = -1 if self.total_steps == 0 else 0  # a trial that trains nothing is evaluated as it begins
+        return wanted and self.step > (self.last.step if self.last else before)
+
+    @property
+    def is_evaluated_anyway(self) -> bool:
+        """Whether the trial is evaluated after this step by its own settings, not for a pruner alone."""
         every = self.spec.train.eval_every or self.steps_per_epoch
-        wanted = self.step % every == 0 or self.step == self.total_steps or self.step in self.job.eval_steps
-        return wanted and self.step > (self.last.step if self.last else 0)
+        return self.step % every == 0 or self.step == self.total_steps
+
+    @property
+    def is_over(self) -> bool:
+        return bool(self.failed or self.pruned or self.stopped) or self.step == self.total_steps
+
+    def evaluated(self, found: EvalEvent) -> None:
+        """Take in an evaluation."""
+        self.last = found
+        if not found.is_asked_by_pruner:
+            trained = self.attached.trained()
+            self.stopped = self.best.take(found, trained, is_last=self.step == self.total_steps)
+
+    def take_kept(self) -> EvalEvent | None:
+        """Let the adapter be the one that the trial keeps; return the evaluation that this is of."""
+        if not self.best.keeps or self.best.kept is None:
+            return self.last
+        self.best.put_back(self.attached.trained())
+        return self.best.kept
 
     def begin_step(self) -> None:
         """Begin the step's dropout."""
@@ -158,7 +186,9 @@ class Slot:
             "pruned": self.pruned,
             "limit": asdict(self.limit),
             "scale": asdict(self.scale) if self.scale else None,
-            "last": self._sealed_last(),
+            "stopped": self.stopped,
+            "last": self.last and self._sealed_of(self.last),
+            "best": self._best_state(),
             "tensors": checkpoint.copied(self.attached.trained()),
             "initial": checkpoint.copied(self.attached.initial),
             "base_bits": self.base_bits,
@@ -166,13 +196,19 @@ class Slot:
             "random": checkpoint.random_state(device) if self.spec.model.base_dropout else {},
         }
 
-    def _sealed_last(self) -> Tensor | None:
-        """Return the last evaluation for a checkpoint: sealed once, as its predictions are many."""
-        if self.last is None:
+    def _best_state(self) -> dict[str, Any] | None:
+        """Return what a checkpoint holds of the best evaluation: itself, where it is not the last one."""
+        kept = self.best.kept
+        if kept is None:
             return None
-        if self._sealed is None or self._sealed[0] is not self.last:
-            self._sealed = self.last, checkpoint.sealed(vars(self.last))
-        return self._sealed[1]
+        return {"kept": None if kept is self.last else self._sealed_of(kept), **self.best.state()}
+
+    def _sealed_of(self, found: EvalEvent) -> Tensor:
+        """Return an evaluation for a checkpoint: sealed once, as its predictions are many."""
+        if found.step not in self._sealed or self._sealed[found.step][0] is not found:
+            self._sealed = {step: pair for step, pair in self._sealed.items() if pair[0] in (self.last, self.best.kept)}
+            self._sealed[found.step] = found, checkpoint.sealed(vars(found))
+        return self._sealed[found.step][1]
 
     def restore(self, saved: Mapping[str, Any], device: torch.device) -> None:
         """Go on from what `state` gave, with the A and B that the adapter began with already in it."""
@@ -187,7 +223,13 @@ class Slot:
         self.energy_j = saved.get("energy_j", 0.0)
         self.limit = LossLimit(**saved["limit"])
         self.scale = LossScale(**saved["scale"]) if saved.get("scale") else None
+        self.stopped = saved.get("stopped", "")
         self.last = EvalEvent(**checkpoint.opened(saved["last"])) if saved["last"] is not None else None
+        best = saved.get("best")  # earlier versions kept the last one
+        if best is not None:
+            kept = self.last if best["kept"] is None else EvalEvent(**checkpoint.opened(best["kept"]))
+            assert kept is not None, "it was the last one"
+            self.best.restore(best, kept)
         checkpoint.set_random_state(saved["random"], device)
 
 
@@ -227,6 +269,7 @@ def new_slot(
     saved: Mapping[str, Any] | None,
     device: torch.device,
     traits: BaseTraits,
+    best: Best,
 ) -> Slot:
     """Return the slot of a trial whose adapter was just made, to begin or to go on from what `Slot.state` gave."""
     if saved:
@@ -252,6 +295,7 @@ def new_slot(
         alone=packed_pass.alone_reason(job.spec)
         or traits.alone
         or packed_pass.scattered_reason(layers, traits.scattered),
+        best=best,
         base_bits=adapter.quantised_bits(attached),
         first_token=first,
         flops_a_token=matmul_peak.flops_a_token(attached.base.model, first.once(attached.swap.places) if first else ()),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,24 @@ class Prepared:
         return {"train": self.train, "eval": self.eval}
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How fast trials of a kind go on this machine, timed before a study begins."""
+
+    start_s: float
+    """To put an adapter on the base, and what is done once before the first step."""
+    load_s: float
+    """To load the base."""
+    train_s: float
+    """A training token."""
+    step_tokens: float
+    """Tokens of a step."""
+    overhead: float
+    """What a pass costs beside its tokens, in tokens; 0 where trials do not share passes."""
+    eval_s: float
+    """An evaluated row."""
+
+
 @dataclass
 class Workload:
     """Task, data and tokens of a group of trials; all a trial needs but the base model."""
@@ -52,6 +70,8 @@ class Workload:
     """What a person may want to know of how the model is used for these data."""
     base: base_model.Base | None = None
     """The model as the pre-flight loaded it, for who trains in this process."""
+    paces: dict[str, Pace] = field(default_factory=dict)
+    """By kind of trial, as far as the rehearsal has timed them."""
     told: dict[str, Any] | None = None
     """What encoding told the task, where the tokens were made now."""
 
@@ -138,6 +158,7 @@ def workload(spec: TrialSpec) -> Workload:
         problems += token_limits.generation_problems(spec.task_type, skeleton.model, made)
     if problems:
         raise ConfigError(problems)
+    task.records = rows.splits
     return Workload(task, rows, tokenizer, examples, place, data, skeleton, (*skeleton.notes, *notes), told=told)
 
 

@@ -3,11 +3,14 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.studies import study_of
 
+from lorasweep import tasks
 from lorasweep.config import compose
+from lorasweep.config.spec import TaskSpec
 from lorasweep.console import Display
 from lorasweep.errors import LostLease
 from lorasweep.runner.endings import Endings
@@ -48,7 +51,8 @@ def handlers(study: Study) -> tuple[Endings, Events, list[int]]:
         display.begin(trial.number, f"trial {trial.number}")
     endings = Endings(study, display, lambda running: forgotten.append(running.number))
     failures = Failures(study.folder, endings, str)
-    return endings, Events(study, display, endings, failures, lambda spec: None), forgotten
+    task = tasks.make(TaskSpec(name="SEQ_CLS"))
+    return endings, Events(study, display, endings, failures, lambda spec: SimpleNamespace(task=task)), forgotten
 
 
 def evaluated(number: int, step: int, accuracy: float) -> EvalEvent:

@@ -83,6 +83,7 @@ class Seen:
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     state: str = ""
     steps: int = 0
+    kept_step: int = 0
 
 
 @cache
@@ -123,6 +124,7 @@ def run(
                 one.metrics.append(event.metrics)
             case engine.TrialEnded():
                 one.state, one.steps = event.state, event.step
+                one.kept_step = event.kept.step if event.kept else 0
                 one.tensors = checkpoint.copied(event.attached.trained())
                 adapter.tensors(event.attached)  # it is on the base
         act(event)
@@ -149,7 +151,7 @@ def alone(spec, work: workload.Workload, number: int = 0, **job) -> Seen:
 
 
 def close(found: Seen, expected: Seen, rtol: float) -> None:
-    assert (found.state, found.steps) == (expected.state, expected.steps)
+    assert (found.state, found.steps, found.kept_step) == (expected.state, expected.steps, expected.kept_step)
     assert found.losses == pytest.approx(expected.losses, rel=rtol)
     assert len(found.metrics) == len(expected.metrics)
     for one, other in zip(found.metrics, expected.metrics, strict=True):

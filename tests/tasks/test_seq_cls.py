@@ -5,12 +5,16 @@ import torch
 import transformers
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from support import parity
 from support.models import wordpiece
 
+from lorasweep.config import compose
 from lorasweep.config.spec import DataSpec, TaskSpec
 from lorasweep.data import dataset
+from lorasweep.models import base_model
 from lorasweep.tasks import make
 from lorasweep.tasks.seq_cls import SeqCls
+from lorasweep.training import workload
 
 LABELS = {
     "single_label": ["cat", "dog", "cow", "dog", "cat", "dog"],
@@ -156,3 +160,21 @@ def test_numbers_far_from_zero_are_noted_where_the_head_cannot_hold_their_mean(b
     task.trim(model)
     task.trim(model)
     assert [n for n in task.notes if "has no bias to hold that mean" in n] == task.notes and len(task.notes) == noted
+
+
+def test_class_weights_weigh_the_training_loss_and_not_the_metric(tiny_bert):
+    line = ["task_type=seq_cls", f"model.pretrained={tiny_bert}", *parity.SMALL]
+    plain = workload.workload(compose.compose_trial(line))
+    weighted = workload.workload(compose.compose_trial([*line, "task_type.class_weights=balanced"]))
+    labels = [example.target for example in plain.examples["train"]]
+    counts = [labels.count(c) for c in range(len(plain.task.classes))]
+    there = sum(n > 0 for n in counts)
+    expected = [len(labels) / (there * n) if n else 1.0 for n in counts]
+    assert weighted.task.weights == pytest.approx(expected)
+    spec = compose.compose_trial(line)
+    model = base_model.load(spec.model, spec.train, plain.task, plain.tokenizer).model
+    batch = plain.task.collate([plain.examples["train"][:8]], plain.tokenizer.pad_token_id)
+    one, other = (work.task.row_losses(model, batch).tolist() for work in (plain, weighted))
+    assert other == pytest.approx([loss * expected[c] for loss, c in zip(one, batch.labels.tolist(), strict=True)])
+    losses = [[p["loss"] for p in work.task.predict(model, batch)] for work in (plain, weighted)]
+    assert losses[0] == losses[1] == pytest.approx(one)

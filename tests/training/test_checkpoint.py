@@ -177,6 +177,15 @@ CUTS = {
 }
 
 
+@pytest.mark.parametrize("step", [2, 4, 5, 7])
+def test_best_evaluation_survives_a_resume(tiny_bert, tmp_path, step):
+    more = ["task_type.primary=loss", "train.eval_every=1", "train.learning_rate=0.3", "train.patience=4"]
+    spec = spec_of("seq_cls", tiny_bert, *more)
+    seen = run(trainer(spec, workload_of("seq_cls", tiny_bert)), engine.Job(3, spec))
+    assert seen.ended is not None and seen.ended.kept is not None and seen.ended.kept.step < seen.ended.step
+    check_resume("seq_cls", tiny_bert, tmp_path / "a.pt", after_eval(min(step, seen.ended.step)), *more)
+
+
 @pytest.mark.parametrize("cut", CUTS)
 def test_checkpoint_fits_between_any_two_events(tiny_bert, tmp_path, cut):
     stop, step, evals = CUTS[cut]
