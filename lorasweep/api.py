@@ -83,5 +83,5 @@ def load_best(folder: str | Path, trial: int | None = None, *, trust_remote_code
     import torch
 
     with torch.no_grad():
-        loaded.task.finished(dict(loaded.model.named_parameters()))
+        loaded.task.finish(loaded.model)
     return loaded.model, loaded.tokenizer

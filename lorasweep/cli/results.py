@@ -62,6 +62,8 @@ def export(options: Options) -> int:
     print(f"trial {number} of {study.meta.name}: {console.shown(folder)}")
     print(f"loaded by other tools, it answers {proof.rows} eval rows as the trial does", end="")
     print(f" (largest difference {proof.difference:.1g})")
+    if proof.to_add:
+        print(f"its head has no bias: to each number that it gives, {proof.to_add:.6g} is to be added (see its card)")
     return 0
 
 

@@ -339,9 +339,10 @@ class DataSpec:
     """Longest example, in tokens; longer ones are cut. null takes the 99th percentile of train's lengths, at most
     what the model reads, and says so."""
     too_long: str = one_of("auto", "auto", "drop", "truncate", "error", affects=TOKENS)
-    """CAUSAL_LM: what to do with a training row whose prompt leaves no room for its answer. drop leaves it out and
-    counts it; truncate cuts the prompt on the left and keeps the answer; error refuses the file; auto drops up to 5 %
-    and refuses more. Rows of eval and test are always truncated, so that they are the same for every max_tokens."""
+    """What to do with rows that are longer than max_tokens: they are cut and counted, and error refuses the file.
+    CAUSAL_LM, a training row whose prompt leaves no room for its answer: drop leaves it out, truncate cuts the prompt
+    on the left and keeps the answer, auto drops up to 5 % and refuses more. Rows of eval and test are always truncated,
+    so that they are the same for every max_tokens."""
     text_column: str = setting("text", affects=TOKENS)
     """Column of the text."""
     text_pair_column: str | None = setting(None, affects=TOKENS)

@@ -74,12 +74,13 @@ def _texts(folder: Path) -> list[Path]:
         return sorted(Path(e.path) for e in entries if not e.name.startswith("."))
 
 
-def stamp(folder: Path) -> list[tuple[str, int, int]]:
-    """Return for each class its folder, the bytes of its texts and the latest time of change."""
+def stamp(folder: Path) -> list[tuple[str, int, int, int]]:
+    """Return for each class its folder, the bytes of its texts and their latest times of change."""
     out = []
     for inner in classes(folder):
         stats = [p.stat() for p in _texts(inner)]
-        out.append((f"{inner} ({len(stats)} files)", sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)))
+        content, record = (max(times) for times in zip(*((s.st_mtime_ns, s.st_ctime_ns) for s in stats), strict=True))
+        out.append((f"{inner} ({len(stats)} files)", sum(s.st_size for s in stats), content, record))
     return out
 
 

@@ -6,6 +6,7 @@ Pruning and choosing read `eval`; `test` is read once, after choosing.
 
 import hashlib
 import json
+import platform
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -95,8 +96,15 @@ def load(
 
 
 def files_seen(spec: DataSpec) -> list[list[Any]]:
-    """Return path, size and time of change of each file that is read: what tells that one has changed."""
-    return [] if spec.source in ("builtin", "hub") else [list(seen) for seen in stamp(readers.files_of(spec)[0])]
+    """Return path, size and times of change of each file that is read, the commit of a hub data set, or the version of
+    Python, whose documentation the built-in corpus is: what tells that the data have changed. [] where nobody knows.
+    """
+    if spec.source == "builtin":
+        return [["builtin", platform.python_version()]]
+    if spec.source == "hub":
+        commit = readers.hub_commit(spec)
+        return [[str(spec.path), commit]] if commit else []
+    return [list(seen) for seen in stamp(readers.files_of(spec)[0])]
 
 
 def _load(spec: DataSpec, asked: Mapping[str, str], view: str, problem_type: str, count: text_blocks.Count) -> Data:

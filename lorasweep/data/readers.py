@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from lorasweep.config import registry
@@ -21,6 +22,8 @@ from lorasweep.data.kinds import SUFFIXES, kind_of, suffix_of
 from lorasweep.data.split_files import split_files
 from lorasweep.data.table import WHOLE, Record, Row, Table, columns_of
 from lorasweep.errors import ConfigError
+
+HUB_WAIT_S = 5.0
 
 Read = Callable[[Path, DataSpec], Table | list[Record]]
 
@@ -146,8 +149,9 @@ def read_parquet(path: Path, spec: DataSpec) -> Table:
     from datasets import Dataset
 
     try:
-        with _quiet():
-            return _table(Dataset.from_parquet(str(path)), str(path))
+        # a cache that lasts would give back what the file held before: it knows files by their time alone
+        with _quiet(), TemporaryDirectory() as cache:
+            return _table(Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True), str(path))
     except Exception as error:
         raise ConfigError([f"{path}: not a Parquet file ({type(error).__name__}: {error})"]) from error
 
@@ -212,6 +216,16 @@ def _read_hub(spec: DataSpec, split: str) -> Table:
     except Exception as error:
         problem = f"data.path: cannot load '{spec.path}' split '{split}' from the hub ({type(error).__name__}: {error})"
         raise ConfigError([problem]) from error
+
+
+def hub_commit(spec: DataSpec) -> str:
+    """Return the commit that the data set is at now, "" where the hub cannot be asked."""
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().dataset_info(str(spec.path), revision=spec.revision, timeout=HUB_WAIT_S).sha or ""
+    except Exception:  # whatever a network does: the rows will tell
+        return ""
 
 
 def _table(found: Any, name: str) -> Table:

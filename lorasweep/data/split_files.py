@@ -177,13 +177,17 @@ def _saved(path: Path, named: dict[str, str]) -> tuple[dict[str, list[Path]], li
     return found, notes
 
 
-def stamp(files: dict[str, list[Path]]) -> list[tuple[str, int, int]]:
-    """Return path, size and time of change of all files: what tells that one has changed."""
+def stamp(files: dict[str, list[Path]]) -> list[tuple[str, int, int, int]]:
+    """Return path, size and times of change of all files, of their content and of their record on the disk: what tells
+    that one has changed. Who puts another file there can set the first time (`cp -p`, `touch -r`), not the second.
+    """
     members: list[Path] = []
-    seen: list[tuple[str, int, int]] = []
+    seen: list[tuple[str, int, int, int]] = []
     for path in chain.from_iterable(files.values()):
         if path.is_dir() and not is_saved(path):
             seen += class_folders.stamp(path)
         else:
             members += sorted(path.rglob("*")) if path.is_dir() else [path]
-    return seen + [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in members if p.is_file()]
+    return seen + [
+        (str(p), s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p in members if p.is_file() and (s := p.stat())
+    ]

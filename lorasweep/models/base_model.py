@@ -5,7 +5,7 @@ import hashlib
 import importlib.util
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ class Base:
     """Gives the parameters of a quantised base as its checkpoint has them."""
     notes: tuple[str, ...] = ()
     """What a person may want to know of how this model is used."""
+    starts: Mapping[str, Tensor] = field(default_factory=dict)
+    """Parameter that the checkpoint lacks -> what is added to how it is drawn."""
 
 
 def source(spec: ModelSpec) -> str:
@@ -433,6 +435,9 @@ def renew_missing(base: Base, seed: int) -> None:
             for parameter in module.parameters(recurse=False):
                 parameter._is_hf_initialized = False
             base.model._init_weights(module)
+    with torch.no_grad():
+        for name, start in base.starts.items():
+            base.model.get_parameter(name).add_(start)
 
 
 def name_of(spec: ModelSpec) -> str:

@@ -113,7 +113,7 @@ def _base_key(spec: TrialSpec, task: Task) -> str:
 def _loaded(spec: TrialSpec, work: Workload) -> tuple[base_model.Base | None, list[str]]:
     """Return the base, or why it cannot be loaded."""
     try:
-        return base_model.load(spec.model, spec.train, work.task, work.tokenizer), []
+        return work.loaded_base(spec), []
     except ConfigError as error:
         return None, error.problems
     except BROKEN as error:

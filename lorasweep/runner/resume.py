@@ -46,27 +46,33 @@ def resume(study: Study, overrides: Sequence[str], *, failed: bool = False, chan
 
 
 def _look_at_data(study: Study, accepted: bool) -> None:
-    """Raises StudyMismatch where the rows are not those that the study began with; stores them where that is accepted.
+    """Raises StudyMismatch where the rows are not those that the study began with, unless that is accepted."""
+    now, problems = _data_now(study)
+    if problems and not accepted:
+        way_out = "trials on other rows do not compare; put the file back, or go on with resume --changed-data"
+        raise StudyMismatch("\n  ".join([f"{console.shown(study.folder)}: its data are others", *problems, way_out]))
+    if now != study.meta.data:
+        study.change_data(now)
 
-    Files of the same size and time are not read again.
+
+def _data_now(study: Study) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return what the study's data are now, and which of them are others than when it began.
+
+    Files of the same size and times are not read again.
     """
     now, problems = [], []
     for entry in study.meta.data:
         spec = study.spec(entry["overrides"])
         files = dataset.files_seen(spec.data)
         before, after = entry["fingerprint"], entry["fingerprint"]
-        if files != entry["files"]:
+        if files != entry["files"] or not files:
             from lorasweep.training import workload  # loads torch
 
             after = workload.load_rows(spec, tasks.make(spec.task_type)).fingerprint
         if after != before:
             problems.append(f"data.path: {spec.data.path} has changed: fingerprint {before[:12]}, now {after[:12]}")
         now.append(entry | {"fingerprint": after, "files": files})
-    if problems and not accepted:
-        way_out = "trials on other rows do not compare; put the file back, or go on with --changed-data"
-        raise StudyMismatch("\n  ".join([f"{console.shown(study.folder)}: its data are others", *problems, way_out]))
-    if now != study.meta.data:
-        study.change_data(now)
+    return now, problems
 
 
 def _again(trial: Any) -> Entry:
@@ -140,6 +146,7 @@ def _search_overrides(values: Mapping[str, Any]) -> list[str]:
 def work(study: Study) -> int:
     """Run trials of a study in this process until none is left; return the exit code."""
     study.refuse_code()
+    _look_at_data(study, accepted=False)
     print(f"study {study.meta.name}: {study.waiting()} trials wait", flush=True)
     with interrupt.heard() as interrupts:
         while not interrupts.count and "all" not in study.stops():

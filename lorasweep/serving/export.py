@@ -230,6 +230,9 @@ def _use(loaded: Loaded, merged: bool) -> str:
     lines += ["tokenizer = AutoTokenizer.from_pretrained('.')"]
     if not merged and task.one_answer:  # whose decoders look for the last token that is no padding
         lines += ["model.config.pad_token_id = tokenizer.pad_token_id"]
+    if task.unexported:
+        lines += ["", "# the head has no bias to hold this: it is to be added to what the model gives"]
+        lines += [f"number = model(**tokenizer('a text', return_tensors='pt')).logits[0, 0] + {task.unexported!r}"]
     return "\n".join([*lines, ""])
 
 

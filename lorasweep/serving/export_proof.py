@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ ROUNDING = 1e-3
 """Largest relative difference of a row's answers in single precision; merging rounds each weight once more."""
 
 
+ROUNDED_ULPS = 4
+"""Units in the last place of a number's mean that adding it up may cost."""
+
+
 @dataclass(frozen=True)
 class Proof:
     """How near an exported model's answers are to the trial's."""
@@ -32,6 +37,8 @@ class Proof:
     rows: int
     difference: float
     """Largest relative difference of a row's logits or vectors."""
+    to_add: float = 0.0
+    """What the trial answers more than the exported model, whose head has no bias."""
 
 
 def rows_of(loaded: Loaded) -> list[Example]:
@@ -67,12 +74,8 @@ def prove(
     """
     model = _merged(folder, loaded) if merged else _adapted(folder, loaded)
     found = answered(model, loaded.task, loaded.tokenizer, rows)
-    apart = [
-        float((a - b).norm() / a.norm().clamp_min(1e-12))
-        for one, other in zip(expected, found, strict=True)
-        for a, b in zip(one, other, strict=True)
-    ]
-    worst = max(apart, default=0.0)
+    pairs = chain.from_iterable(zip(one, other, strict=True) for one, other in zip(expected, found, strict=True))
+    worst = float(torch.tensor([0.0, *(_apart(a, b, loaded.task) for a, b in pairs)]).max())  # nan where one is
     limit = NEAR.get(next(p.dtype for p in model.parameters() if p.is_floating_point()), ROUNDING)
     if not worst <= limit:  # nor nan
         how = "transformers" if merged else "transformers and peft"
@@ -83,7 +86,18 @@ def prove(
                 + ("; export without --merged" if merged else "")
             ]
         )
-    return Proof(len(rows), worst)
+    return Proof(len(rows), worst, loaded.task.unexported)
+
+
+def _apart(expected: Tensor, found: Tensor, task: Task) -> float:
+    """Return the difference of two answers as a share of the first; for numbers, of how far they are from their mean,
+    which may lie far from zero. What single precision rounds of a mean is no difference.
+    """
+    zero, one = task.in_units(torch.zeros(1)), task.in_units(torch.ones(1))
+    least = 1e-12 if one == 1 else float((one - zero).abs())
+    rounded = ROUNDED_ULPS * torch.finfo(torch.float32).eps * zero.abs()
+    apart = ((expected - found).norm() - rounded).clamp_min(0)
+    return float(apart / (expected - zero).norm().clamp_min(least))
 
 
 def _merged(folder: Path, loaded: Loaded) -> Any:

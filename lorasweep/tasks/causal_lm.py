@@ -287,8 +287,7 @@ def _one_turn(records: Sequence[Record], tokenizer: Any, spec: DataSpec) -> list
     else:
         heads = [[]] * len(records)
         tails = _plain(tokenizer, [str(r["text"]) for r in records])
-    if "prompt" not in records[0]:
-        tails = [tail[len(start) :] if start and tail[: len(start)] == start else tail for tail in tails]
+    tails = [tail[len(start) :] if start and tail[: len(start)] == start else tail for tail in tails]
     tails = [
         tail if isinstance(record, Row) and record.goes_on else special_tokens.ended(tail, end)
         for tail, record in zip(tails, records, strict=True)

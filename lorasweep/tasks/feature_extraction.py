@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy, normalize
 from lorasweep.config.spec import DataSpec, TaskSpec
 from lorasweep.data.dataset import Data, Record
 from lorasweep.errors import ConfigError
-from lorasweep.tasks import register
+from lorasweep.tasks import register, too_long
 from lorasweep.tasks.metric import CORRELATION, Metric, Pairs, Prediction, by_row, pearson, ratio, spearman, summed_loss
 from lorasweep.tasks.task import Answer, Batch, Example, Fields, Task, in_order
 
@@ -135,12 +135,12 @@ class FeatureExtraction(Task):
     def encode(self, records: Sequence[Record], tokenizer: Any, spec: DataSpec) -> list[Example]:
         """The first text is the example's input; the target holds the others' inputs and the score from 0 to 1."""
         names = [n for n in ("text", "text_pair", "anchor", "positive", "negative") if n in records[0]]
-        how = {"truncation": True, "max_length": spec.max_tokens}
-        columns = [list(map(str, map(itemgetter(name), records))) for name in names]
-        texts = [
-            tokenizer(column, **how, return_attention_mask=False, return_token_type_ids=False)["input_ids"]
-            for column in columns
-        ]
+        texts = []
+        for name in names:
+            column = {"text": [str(record[name]) for record in records]}
+            tokens, cut = too_long.tokenised(tokenizer, column, spec.max_tokens, return_token_type_ids=False)
+            texts.append(tokens["input_ids"])
+            self.notes += too_long.cut_notes(spec, records, cut, f"texts in '{name}'")
         examples = []
         for i, record in enumerate(records):
             score = (float(record["score"]) - self.low) / (self.high - self.low) if self.scored else 0.0

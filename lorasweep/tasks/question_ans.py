@@ -20,8 +20,9 @@ from torch.nn.functional import cross_entropy, pad
 
 from lorasweep.config.spec import DataSpec, TaskSpec
 from lorasweep.data.dataset import Data, Record
+from lorasweep.data.table import place_of
 from lorasweep.errors import ConfigError
-from lorasweep.tasks import register
+from lorasweep.tasks import register, special_tokens
 from lorasweep.tasks.metric import LOSS, Metric, Pairs, Prediction, ratio
 from lorasweep.tasks.task import Answer, Batch, Example, Fields, Task, in_order
 from lorasweep.tasks.token_lengths import UNCUT
@@ -126,7 +127,9 @@ class QuestionAns(Task):
         if free < 4:
             raise ConfigError([f"data.max_tokens: must leave 4 tokens for question and context, leaves {free}"])
         rows = [i for i, r in enumerate(records) if not r["answers"] or _placed(r)]
-        questions = _cut([records[i]["question"].strip() for i in rows], tokenizer, free // 2)
+        asked = special_tokens.bare(tokenizer, [records[i]["question"].strip() for i in rows])
+        questions = _cut(asked, tokenizer, free // 2)
+        start = special_tokens.written_out(tokenizer)[0]
         by_stride: dict[int, list[int]] = defaultdict(list)
         for k, (_, length) in enumerate(questions):
             by_stride[min(spec.doc_stride, (free - length) * 3 // 4)].append(k)
@@ -134,7 +137,7 @@ class QuestionAns(Task):
         for stride, members in by_stride.items():
             tokens = tokenizer(
                 [questions[k][0] for k in members],
-                [records[rows[k]]["context"] for k in members],
+                [_without(start, records[rows[k]]["context"]) for k in members],
                 truncation="only_second",
                 max_length=limit,
                 stride=stride,
@@ -143,6 +146,8 @@ class QuestionAns(Task):
                 return_attention_mask=False,
             )
             examples += _windows(tokens, [rows[k] for k in members], records, tokenizer.cls_token_id)
+        cut = [rows[k] for k, (text, _) in enumerate(questions) if text != asked[k]]
+        self.notes += _lost_notes(records, cut, examples, spec)
         return sorted(examples, key=lambda e: e.row)
 
     def labels(self, examples: Sequence[Example], length: int) -> Tensor:
@@ -278,6 +283,39 @@ def _target(offsets: Sequence[tuple[int, ...] | None], answer: Mapping[str, Any]
     whole = over[0][1][0] <= start or over[0][0] > inside[0][0]
     whole &= over[-1][1][1] >= end or over[-1][0] < inside[-1][0]
     return (over[0][0], over[-1][0]) if whole else None
+
+
+def _without(start: str, context: str) -> str:
+    """Return a context with blanks where it begins with what the tokenizer puts before a text: offsets stay."""
+    begins = start and context.startswith(start)
+    return " " * len(start) + context[len(start) :] if begins else context
+
+
+def _lost_notes(
+    records: Sequence[Record], cut: Sequence[int], examples: Sequence[Example], spec: DataSpec
+) -> list[str]:
+    """Return notes on questions that were cut, and on answers that no window holds whole.
+
+    Raises ConfigError where data.too_long allows none.
+    """
+    taught = {e.row for e in examples if not e.info.answers or e.target[0] != e.info.null}
+    lost = sorted({e.row for e in examples} - taught)
+    notes = []
+    if cut:
+        notes.append(
+            f"{len(cut)} of {len(records)} questions fill more than half of data.max_tokens, and are cut to that"
+        )
+    if lost:
+        notes.append(
+            f"{len(lost)} of {len(records)} records have an answer that no window of data.max_tokens={spec.max_tokens} "
+            "holds, and are learned as without one"
+        )
+    if notes and spec.too_long == "error":
+        places = ", ".join(place_of(records[row], row + 1) for row in (lost or cut)[:3])
+        raise ConfigError(
+            [f"data.too_long: {'; '.join(notes)} ({places}); give a larger data.max_tokens, or data.too_long=truncate"]
+        )
+    return notes
 
 
 def _in_context(batch: Batch) -> Tensor:

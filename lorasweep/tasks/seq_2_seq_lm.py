@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lorasweep.config.spec import DataSpec, TaskSpec
 from lorasweep.data.dataset import Record
 from lorasweep.errors import ConfigError
-from lorasweep.tasks import generation, register
+from lorasweep.tasks import generation, register, too_long
 from lorasweep.tasks.causal_lm import TOKEN_METRICS, readable_tokens, row_sums, text_bytes, token_predictions
 from lorasweep.tasks.lm_head import Head
 from lorasweep.tasks.metric import Metric, Prediction
@@ -65,20 +65,12 @@ class Seq2SeqLM(Task):
     def encode(self, records: Sequence[Record], tokenizer: Any, spec: DataSpec) -> list[Example]:
         """Supervise the target and its end token. A source's first example carries all of the source's targets."""
         self.tokenizer = tokenizer
-        sources = tokenizer(
-            [spec.source_prefix + str(r["source"]) for r in records],
-            truncation=True,
-            max_length=spec.max_tokens,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
-        targets = tokenizer(
-            text_target=[str(r["target"]) for r in records],
-            truncation=True,
-            max_length=spec.max_target_tokens,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
+        texts = {"text": [spec.source_prefix + str(r["source"]) for r in records]}
+        written = {"text_target": [str(r["target"]) for r in records]}
+        sources, cut = too_long.tokenised(tokenizer, texts, spec.max_tokens, return_token_type_ids=False)
+        self.notes += too_long.cut_notes(spec, records, cut, "sources")
+        targets, cut = too_long.tokenised(tokenizer, written, spec.max_target_tokens, return_token_type_ids=False)
+        self.notes += too_long.cut_notes(spec, records, cut, "targets")
         references = self._references(records)
         return [
             Example(
@@ -91,10 +83,10 @@ class Seq2SeqLM(Task):
                     tokenizer,
                     target,
                     target,
-                    None if len(target) == spec.max_target_tokens else str(records[i]["target"]),
+                    None if i in cut else str(records[i]["target"]),
                 ),
             )
-            for i, (source, target) in enumerate(zip(sources, targets, strict=True))
+            for i, (source, target) in enumerate(zip(sources["input_ids"], targets["input_ids"], strict=True))
         ]
 
     def _references(self, records: Sequence[Record]) -> dict[int, list[str]]:

@@ -19,7 +19,7 @@ from lorasweep.config.spec import DataSpec, TaskSpec, TrialSpec
 from lorasweep.data.dataset import Data, Record
 from lorasweep.data.table import at_first
 from lorasweep.errors import did_you_mean
-from lorasweep.tasks import class_metrics, register
+from lorasweep.tasks import class_metrics, register, too_long
 from lorasweep.tasks.metric import (
     CORRELATION,
     LOSS,
@@ -50,8 +50,20 @@ HF_NAMES = {
 
 SEPARATOR = "|"
 
-MOST_SD_FROM_ZERO = 3.0
-"""Standard deviations from zero beyond which a head without a bias learns numbers badly."""
+MOST_NOISE = 0.5
+"""Standard deviations of the numbers by which a head without a bias may at first miss their mean, by the text."""
+
+OWN_UNITS = 2.0
+"""A finished head's numbers are in the data's units where their deviation is within this factor of the data's, and
+their mean within one deviation.
+"""
+
+
+LEAST_CORRELATION = 0.3
+"""Of a finished head's numbers with the data's, below which it tells nothing of them."""
+
+LEAST_SPREAD = 0.1
+"""Deviation that a finished head's numbers count for at least: what stretches them stretches each step of training."""
 
 
 @register
@@ -62,7 +74,7 @@ class SeqCls(Task):
     head_names = ("classifier", "score")
     pipeline = "text-classification"
     builtin = "labelled"
-    state = ("classes", "kind", "mean", "sd")
+    state = ("classes", "kind", "mean", "sd", "scale", "offset")
     one_answer = True
 
     def __init__(self, spec: TaskSpec) -> None:
@@ -71,10 +83,14 @@ class SeqCls(Task):
         self.kind = "single_label" if spec.problem_type == "auto" else spec.problem_type
         self.mean, self.sd = 0.0, 1.0
         """Of train's numbers (regression)."""
-        self.offset, self.scale = 0.0, 1.0
-        """A number is the model's output times scale, plus offset: sd and mean, as far as the head can hold them."""
+        self.scale, self.offset = 1.0, 0.0
+        """A number is the model's output times scale, plus offset."""
         self.head = ""
-        """The module whose output is the number, where it is new."""
+        """The module whose output is the number."""
+        self._is_head_biased = True
+        self._is_finished = False
+        """Whether the head is the checkpoint's own."""
+        self._are_units_known = False
         self.weights: list[float] | None = None
         """What a row's training loss is multiplied by, by its class."""
 
@@ -230,45 +246,95 @@ class SeqCls(Task):
             return []
         return [f"data.label_column: regression needs different numbers in train, all are {numbers[0]:g}"]
 
-    def trim(self, model: Any, new: Collection[str] | None = None) -> None:
-        """Find the head of a regression: a new one learns standardised numbers, one that the checkpoint brings goes on
-        in its own units.
-        """
-        if self.kind == "regression":
-            self._warn_of_offset(model)
-        if new is None or self.kind != "regression":
-            return
-        heads = [n for n, m in model.named_modules() if getattr(m, "out_features", 0) == 1 and f"{n}.weight" in new]
-        self.head = heads[-1] if heads else ""
-        self.scale = self.sd if heads else 1.0
-        biased = bool(heads) and model.get_submodule(self.head).bias is not None
-        self.offset = self.mean if biased else 0.0
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        super().restore(facts)
+        self._are_units_known = "scale" in facts
 
-    def _warn_of_offset(self, model: Any) -> None:
-        """Note where numbers lie far from zero and the head has no bias to hold their mean, as in decoders."""
-        heads = [m for m in model.modules() if getattr(m, "out_features", 0) == 1]
-        if not heads or heads[-1].bias is not None or abs(self.mean) <= MOST_SD_FROM_ZERO * self.sd:
+    def trim(self, model: Any, new: Collection[str] | None = None) -> None:
+        """Find the head of a regression; a new one learns standardised numbers, as far as it can hold the mean."""
+        heads = [n for n, m in model.named_modules() if getattr(m, "out_features", 0) == 1]
+        if self.kind != "regression" or new is None or not heads:
             return
-        note = (
-            f"the numbers have mean {self.mean:g} and standard deviation {self.sd:g}, and the head of "
-            f"{type(model).__name__} has no bias to hold that mean: subtract it from the labels, or take an encoder"
+        self.head = heads[-1]
+        self._is_head_biased = model.get_submodule(self.head).bias is not None
+        self._is_finished = f"{self.head}.weight" not in new
+        if not self._is_finished and not self._are_units_known:
+            self.scale, self.offset = self.sd, self.mean if self._is_head_biased else 0.0
+
+    def meet(self, model: Any, examples: Sequence[Example], pad_id: int) -> dict[str, Tensor]:
+        """Let a finished head of other units than the data's begin at their mean and deviation, and a new one without
+        a bias, as decoders have it, at the mean: in the direction that all texts share. Where the texts share too
+        little for a mean that far from zero, it is added to what the model gives.
+        """
+        if self.kind != "regression" or not self.head:
+            return {}
+        alone = [self.collate([[e]], pad_id, model.device) for e in examples]
+        is_first, self._are_units_known = not self._are_units_known, True
+        if self._is_finished:
+            if is_first:
+                self._settle_units(model, alone, [e.target for e in examples])
+            return {}
+        if self._is_head_biased or self.unexported:
+            return {}
+        read_ND = _head_inputs(model, self.head, alone)
+        shared_D = read_ND.mean(0)
+        start_D = self.mean / self.scale * shared_D / shared_D.square().sum()
+        if is_first and not (read_ND @ start_D).std(correction=0) <= MOST_NOISE:  # nor nan
+            self.offset = self.mean
+            self._note_unexported(model)
+            return {}
+        return {f"{self.head}.weight": start_D[None]}
+
+    def _settle_units(self, model: Any, alone: Sequence[Batch], numbers: Sequence[float]) -> None:
+        """Find how a finished head's numbers become the data's."""
+        outputs = [float(model(**b.inputs).logits[0, 0]) for b in alone]
+        mean, sd = statistics.fmean(outputs), statistics.pstdev(outputs)
+        if self.sd / OWN_UNITS <= sd <= self.sd * OWN_UNITS and abs(mean - self.mean) <= self.sd:
+            return
+        varies = sd > 0 and len(set(numbers)) > 1
+        tells = varies and abs(statistics.correlation(outputs, numbers)) >= LEAST_CORRELATION
+        self.scale = self.sd / max(sd, LEAST_SPREAD) if tells else self.sd
+        self.offset = self.mean - self.scale * mean
+        self._note(
+            f"the base's own head gives numbers around {mean:.3g} (standard deviation {sd:.3g}) for the data's texts, "
+            f"and the data have {self.mean:.3g} ({self.sd:.3g}): a number is what it gives times {self.scale:.4g} plus "
+            f"{self.offset:.4g}, and it trains on from there"
         )
+        self._note_unexported(model)
+
+    def _note_unexported(self, model: Any) -> None:
+        if self.unexported:
+            self._note(
+                f"the head of {type(model).__name__} has no bias, which {self.unexported:.6g} would be: it is added to "
+                "what the model gives; an exported model gives numbers less that, as its card says"
+            )
+
+    def _note(self, note: str) -> None:
         if note not in self.notes:
             self.notes.append(note)
 
+    @property
+    def unexported(self) -> float:
+        return 0.0 if self._is_head_biased else self.offset
+
     def finished(self, weights: dict[str, Tensor]) -> None:
-        """Let the head give numbers in the user's units."""
-        if not self.head:
-            return
-        for key, weight in weights.items():
-            name = key.replace(".modules_to_save.default", "")
-            if f".{name}".endswith((f".{self.head}.weight", f".{self.head}.bias")):
+        """Let the head give numbers in the user's units, less the mean where it has no bias to hold it."""
+        for name, weight in weights.items():
+            if self.head and _is_of(name, self.head, "weight"):
                 weight.mul_(self.scale)
-            if f".{name}".endswith(f".{self.head}.bias"):
-                weight.add_(self.offset)
+            if self.head and _is_of(name, self.head, "bias"):
+                weight.mul_(self.scale).add_(self.offset)
+
+    def finish(self, model: Any) -> None:
+        super().finish(model)
+        if not self.unexported:
+            return
+        name = next(n for n, _ in model.named_parameters() if _is_of(n, self.head, "weight"))
+        head = model.get_submodule(name.rpartition(".")[0])
+        head.bias = torch.nn.Parameter(head.weight.new_tensor([self.offset]), requires_grad=False)
 
     def in_units(self, answer: Tensor) -> Tensor:
-        return answer * self.scale + self.offset if self.kind == "regression" else answer
+        return answer * self.scale + self.offset - self.unexported if self.kind == "regression" else answer
 
     def _names(self, label: Any) -> list[str]:
         """Return the classes that a label holds."""
@@ -288,14 +354,11 @@ class SeqCls(Task):
         }
 
     def encode(self, records: Sequence[Record], tokenizer: Any, spec: DataSpec) -> list[Example]:
-        pairs = [str(r["text_pair"]) for r in records] if "text_pair" in records[0] else None
-        tokens = tokenizer(
-            [str(r["text"]) for r in records],
-            pairs,
-            truncation=True,
-            max_length=spec.max_tokens,
-            return_attention_mask=False,
-        )
+        texts = {"text": [str(r["text"]) for r in records]}
+        if "text_pair" in records[0]:
+            texts["text_pair"] = [str(r["text_pair"]) for r in records]
+        tokens, cut = too_long.tokenised(tokenizer, texts, spec.max_tokens)
+        self.notes += too_long.cut_notes(spec, records, cut)
         index = {c: i for i, c in enumerate(self.classes)}
         examples = []
         for i, record in enumerate(records):
@@ -330,7 +393,8 @@ class SeqCls(Task):
             return cross_entropy(logits_BC, labels, reduction="none")
         if self.kind == "multi_label":
             return binary_cross_entropy_with_logits(logits_BC, labels, reduction="none").mean(-1)
-        return (logits_BC[:, 0] - labels) ** 2
+        standard = 1.0 if self.scale == 1.0 else self.scale / self.sd  # a head in the data's units is as it is
+        return ((logits_BC[:, 0] - labels) * standard) ** 2
 
     def predict(self, model: Any, batch: Batch) -> list[Prediction]:
         logits_BC = model(**batch.inputs).logits.float()
@@ -426,6 +490,30 @@ class SeqCls(Task):
         majority = Counter(frozenset(self._names(v)) for v in train).most_common(1)[0][0]
         share = sum(frozenset(self._names(v)) == majority for v in rows) / len(rows)
         return {"majority_accuracy" if self.kind == "single_label" else "majority_subset_accuracy": share}
+
+
+def _is_of(name: str, head: str, part: str) -> bool:
+    """Tell whether a parameter, in a model or an adapter, is that part of the head that trains."""
+    return f".{name.replace('.modules_to_save.default', '')}".endswith(f".{head}.{part}")
+
+
+def _head_inputs(model: Any, head: str, alone: Sequence[Batch]) -> Tensor:
+    """Return what the head reads of each text, [N, D]: of the tokens that it is given, the one whose output is the
+    model's.
+    """
+    read: list[Tensor] = []
+    outputs: list[Tensor] = []
+
+    def keep(_: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+        read.append(args[0].flatten(0, -2).float())
+        outputs.append(output.flatten().float())
+
+    found = []
+    with model.get_submodule(head).register_forward_hook(keep):
+        for batch in alone:
+            answer = model(**batch.inputs).logits[0, 0].float()
+            found.append(read[-1][(outputs[-1] - answer).abs().argmin()])
+    return torch.stack(found)
 
 
 def _on_both(prediction: Prediction) -> tuple[float, float]:

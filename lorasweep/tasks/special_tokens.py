@@ -19,6 +19,43 @@ def around(tokenizer: Any) -> tuple[list[int], list[int]]:
     return [], []
 
 
+def written_out(tokenizer: Any) -> tuple[str, str]:
+    """Return what the tokenizer puts before a text and after it as a text would have it; "" where a text that has it
+    is read otherwise.
+    """
+    before, after = around(tokenizer)
+    bare = list(tokenizer(PROBE, add_special_tokens=False)["input_ids"])
+    start, end = ("".join(tokenizer.convert_ids_to_tokens(ids)) for ids in (before, after))
+    read = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (start + PROBE, PROBE + end)]
+    return start if read[0] == [*before, *bare] else "", end if read[1] == [*bare, *after] else ""
+
+
+def bare(tokenizer: Any, texts: Sequence[str]) -> list[str]:
+    """Return the texts without what the tokenizer will put around each by itself: some bring it along, written out."""
+    start, end = written_out(tokenizer)
+    out = []
+    for text in texts:
+        while start and text.lstrip().startswith(start):
+            text = text.lstrip().removeprefix(start).lstrip()
+        while end and text.rstrip().endswith(end):
+            text = text.rstrip().removesuffix(end).rstrip()
+        out.append(text)
+    return out
+
+
+def bare_words(tokenizer: Any, rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return each row's words, empty where one is what the tokenizer will put before or after all of them."""
+    start, end = written_out(tokenizer)
+    out = []
+    for row in rows:
+        words = list(row)
+        for place, mark in ((0, start), (-1, end)):
+            if words and mark and words[place].strip() == mark:
+                words[place] = ""
+        out.append(words)
+    return out
+
+
 def ends(tokenizer: Any) -> list[int]:
     """Return what ends a text that is learned: what the tokenizer puts there, else its end token."""
     after = around(tokenizer)[1]

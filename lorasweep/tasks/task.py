@@ -8,7 +8,7 @@ another's.
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -210,6 +210,12 @@ class Task(ABC):
         `new` names the parameters that its checkpoint lacks; None where no weights are read.
         """
 
+    def meet(self, model: Any, examples: Sequence[Example], pad_id: int) -> dict[str, Tensor]:
+        """Look at what the freshly loaded model makes of some of train, before anything trains on it; return what is
+        added, by its name, to a parameter that its checkpoint lacks, however that is drawn.
+        """
+        return {}
+
     def restore(self, facts: Mapping[str, Any]) -> None:
         """Take back what `fit` learned, by attribute, from a trial's task.json."""
         for name, value in facts.items():
@@ -219,6 +225,15 @@ class Task(ABC):
         """Change the weights of a trained adapter or model, in place, so that other code gets the answers in the
         user's units from it; names may have a prefix.
         """
+
+    def finish(self, model: Any) -> None:
+        """Let a trained model that stays here answer in the user's units."""
+        self.finished(dict(model.named_parameters()))
+
+    @property
+    def unexported(self) -> float:
+        """What is to be added to an exported model's numbers, since the model has no place for it."""
+        return 0.0
 
     def in_units(self, answer: Tensor) -> Tensor:
         """Return what a model gives in the user's units, as a model with finished weights gives it by itself."""
@@ -269,7 +284,7 @@ class Task(ABC):
 
     def encode_input(self, fields: Record, tokenizer: Any, spec: DataSpec) -> list[Example]:
         """Return the examples of an input: one, or several that are answered together; none where no token is left."""
-        return self.encode([self.blank(fields)], tokenizer, spec)
+        return self.encode([self.blank(fields)], tokenizer, replace(spec, too_long="truncate"))
 
     def shape(self, example: Example) -> Hashable:
         """Return what examples of one batch have in common."""

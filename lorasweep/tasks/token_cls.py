@@ -18,9 +18,9 @@ from torch.nn.functional import cross_entropy
 
 from lorasweep.config.spec import DataSpec, TaskSpec, TrialSpec
 from lorasweep.data.dataset import Data, Record
-from lorasweep.data.table import at_first
+from lorasweep.data.table import at_first, place_of
 from lorasweep.errors import ConfigError
-from lorasweep.tasks import register, running_text, tag_schemes
+from lorasweep.tasks import register, running_text, special_tokens, tag_schemes
 from lorasweep.tasks.metric import (
     LOSS,
     Metric,
@@ -132,11 +132,12 @@ class TokenCls(Task):
     def encode(self, records: Sequence[Record], tokenizer: Any, spec: DataSpec) -> list[Example]:
         """Label the first token of each word. Words beyond max_tokens, or that leave no token, are not scored.
 
-        Raises ConfigError for a tokenizer that cannot tell which word a token comes from.
+        Raises ConfigError for a tokenizer that cannot tell which word a token comes from, and where words are lost
+        that data.too_long does not allow to lose.
         """
         if not tokenizer.is_fast:
             raise ConfigError([f"model.tokenizer: TOKEN_CLS needs a fast tokenizer, got {type(tokenizer).__name__}"])
-        texts = running_text.spaced(tokenizer, [r["tokens"] for r in records])
+        texts = running_text.spaced(tokenizer, special_tokens.bare_words(tokenizer, [r["tokens"] for r in records]))
         index = {c: i for i, c in enumerate(self.classes)}
         tokens = tokenizer(
             texts,
@@ -160,11 +161,7 @@ class TokenCls(Task):
                 examples.append(
                     Example(row=row, inputs=inputs, target=labels, supervised=len(scored), info=tuple(scored))
                 )
-        cut = sum(len(r["tokens"]) for r in records) - sum(e.supervised for e in examples)
-        if cut:
-            self.notes.append(
-                f"{cut} words in {len(records)} rows are not scored: beyond {spec.max_tokens} tokens or without any"
-            )
+        self.notes += _lost_notes(records, examples, spec)
         return examples
 
     def labels(self, examples: Sequence[Example], length: int) -> Tensor:
@@ -265,6 +262,25 @@ class TokenCls(Task):
         majority = Counter(_tags(data, "train")).most_common(1)[0][0]
         tags = list(_tags(data, split))
         return {"majority_accuracy": tags.count(majority) / len(tags)}
+
+
+def _lost_notes(records: Sequence[Record], examples: Sequence[Example], spec: DataSpec) -> list[str]:
+    """Return a note on the words that are not scored. Raises ConfigError where data.too_long allows none."""
+    scored = {e.row: e.supervised for e in examples}
+    lost = [len(r["tokens"]) - scored.get(row, 0) for row, r in enumerate(records)]
+    if not any(lost):
+        return []
+    words, rows = sum(len(r["tokens"]) for r in records), [row for row, count in enumerate(lost) if count]
+    told = (
+        f"{sum(lost)} words in {len(rows)} rows are not scored, of {words} in {len(records)}: beyond "
+        f"{spec.max_tokens} tokens or without any"
+    )
+    if spec.too_long != "error":
+        return [told]
+    places = ", ".join(place_of(records[row], row + 1) for row in rows[:3])
+    raise ConfigError(
+        [f"data.too_long: {told} ({places}); give a larger data.max_tokens, shorter rows, or data.too_long=truncate"]
+    )
 
 
 def _tags(data: Data, split: str) -> Iterator[str]:

@@ -1,10 +1,14 @@
-"""Prompts that leave no room for their answer: left out and counted, cut at their left, or refused."""
+"""Texts that are longer than data.max_tokens: cut and counted, or refused. Prompts that leave no room for their answer:
+left out and counted, cut at their left, or refused.
+"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lorasweep.config.spec import DataSpec
 from lorasweep.data.table import Record, place_of
 from lorasweep.errors import ConfigError
+from lorasweep.tasks import special_tokens
 from lorasweep.tasks.token_lengths import UNCUT
 
 MOST_DROPPED = 0.05
@@ -13,6 +17,39 @@ MOST_DROPPED = 0.05
 IGNORE = -100
 Turns = Sequence[tuple[Sequence[int], Sequence[int]]]
 """Token ids that are only read, and those that are learned after them, in alternation."""
+
+
+def tokenised(
+    tokenizer: Any, texts: Mapping[str, Sequence[str]], limit: int | None, **how: Any
+) -> tuple[dict[str, list[Any]], list[int]]:
+    """Return the columns of the tokenizer's output, at most `limit` tokens a row, and the rows that were cut to it.
+
+    `texts` are the tokenizer's text, text_pair or text_target.
+    """
+    bare = {part: special_tokens.bare(tokenizer, column) for part, column in texts.items()}
+    how = {"return_attention_mask": False, "verbose": False, **how}
+    tokens = {name: list(column) for name, column in tokenizer(**bare, **how).items()}
+    cut = [i for i, ids in enumerate(tokens["input_ids"]) if len(ids) > (limit or UNCUT)]
+    if cut:
+        some = {part: [column[i] for i in cut] for part, column in bare.items()}
+        shorter = tokenizer(**some, truncation=True, max_length=limit, **how)
+        for name, column in shorter.items():
+            for i, value in zip(cut, column, strict=True):
+                tokens[name][i] = value
+    return tokens, cut
+
+
+def cut_notes(spec: DataSpec, records: Sequence[Record], cut: Sequence[int], what: str = "rows") -> list[str]:
+    """Return a note on the rows that were cut. Raises ConfigError where data.too_long allows none."""
+    if not cut:
+        return []
+    key = "data.max_target_tokens" if what == "targets" else "data.max_tokens"
+    limit = spec.max_target_tokens if what == "targets" else spec.max_tokens
+    told = f"{len(cut)} of {len(records)} {what} are longer than {key}={limit}"
+    if spec.too_long == "error":
+        places = ", ".join(place_of(records[i], i + 1) for i in cut[:3])
+        raise ConfigError([f"data.too_long: {told} ({places}); give a larger {key}, or data.too_long=truncate"])
+    return [f"{told} and are cut to it"]
 
 
 class Cutter:

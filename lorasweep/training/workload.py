@@ -20,6 +20,9 @@ from lorasweep.models import base_model, token_limits
 from lorasweep.tasks import chat_template, token_cache, token_lengths
 from lorasweep.tasks.task import Example, Task
 
+MET_ROWS = 32
+"""Training texts, about so many, that a task may see a fresh model answer."""
+
 
 @dataclass
 class Prepared:
@@ -88,8 +91,17 @@ class Workload:
         base, self.base = self.base, None
         where = device.device_of(spec.train)
         if base is None or not _is_on(base, where):
-            return base_model.load(spec.model, spec.train, self.task, self.tokenizer)
+            return self.loaded_base(spec)
         device.set_up(spec.train, where)
+        return base
+
+    def loaded_base(self, spec: TrialSpec) -> base_model.Base:
+        """Return the model, freshly loaded. Raises ConfigError where it cannot be loaded."""
+        base = base_model.load(spec.model, spec.train, self.task, self.tokenizer)
+        rows = self.examples["train"]
+        some = [rows[i] for i in range(0, len(rows), max(1, len(rows) // MET_ROWS))]
+        with torch.no_grad():
+            base.starts = self.task.meet(base.model, some, self.tokenizer.pad_token_id)
         return base
 
     def prepared(self) -> Prepared:

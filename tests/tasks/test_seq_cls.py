@@ -14,6 +14,7 @@ from lorasweep.data import dataset
 from lorasweep.models import base_model
 from lorasweep.tasks import make
 from lorasweep.tasks.seq_cls import SeqCls
+from lorasweep.tasks.task import Example
 from lorasweep.training import workload
 
 LABELS = {
@@ -153,15 +154,6 @@ def test_answers_are_readable():
     assert fitted("regression").readable({}, {"prediction": 1.23456}) == "1.235"
 
 
-@pytest.mark.parametrize(("bias", "noted"), [(False, True), (True, False)])
-def test_numbers_far_from_zero_are_noted_where_the_head_cannot_hold_their_mean(bias, noted):
-    task = fit([{"label": year} for year in range(1990, 2020)], "regression")[0]
-    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 1, bias=bias))
-    task.trim(model)
-    task.trim(model)
-    assert [n for n in task.notes if "has no bias to hold that mean" in n] == task.notes and len(task.notes) == noted
-
-
 def test_class_weights_weigh_the_training_loss_and_not_the_metric(tiny_bert):
     line = ["task_type=seq_cls", f"model.pretrained={tiny_bert}", *parity.SMALL]
     plain = workload.workload(compose.compose_trial(line))
@@ -178,3 +170,47 @@ def test_class_weights_weigh_the_training_loss_and_not_the_metric(tiny_bert):
     assert other == pytest.approx([loss * expected[c] for loss, c in zip(one, batch.labels.tolist(), strict=True)])
     losses = [[p["loss"] for p in work.task.predict(model, batch)] for work in (plain, weighted)]
     assert losses[0] == losses[1] == pytest.approx(one)
+
+
+class LastToken(torch.nn.Module):
+    """A decoder whose texts share the given part of what its head, which has no bias, reads."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, shared: float) -> None:
+        super().__init__()
+        self.shared, self.score = shared, torch.nn.Linear(4, 1, bias=False)
+
+    def forward(self, input_ids, attention_mask):
+        own_BTD = torch.stack([input_ids % 3 - 1, input_ids % 5 - 2, input_ids % 7 - 3, 0 * input_ids], -1)
+        read_BTD = own_BTD + torch.tensor([0, 0, 0, self.shared])
+        return transformers.utils.ModelOutput(logits=self.score(read_BTD)[:, -1])
+
+
+@pytest.mark.parametrize("shared", [1000.0, 1.0])
+def test_head_without_a_bias_begins_at_the_mean_or_the_mean_is_added(shared):
+    """Years lie 230 deviations from zero: as much as the texts must have in common for the head to hold their mean."""
+    years = [{"label": 1990 + i % 30} for i in range(60)]
+    task, model = fit(years, "regression")[0], LastToken(shared)
+    examples = [Example(i, {"input_ids": [7, i]}, float(r["label"]), 1) for i, r in enumerate(years)]
+    for _ in range(2):  # a trial's base may be loaded again
+        task.trim(model, ["score.weight"])
+        with torch.no_grad():
+            starts = task.meet(model, examples, 0)
+    targets = torch.cat([task.labels([e], 2) for e in examples])
+    assert bool(task.unexported) == (not starts) == (shared == 1)
+    assert [n for n in task.notes if "has no bias" in n] == task.notes and len(task.notes) == (shared == 1)
+    if shared == 1:
+        assert task.unexported == pytest.approx(2004.5) and abs(float(targets.mean())) < 1e-4
+        return
+    with torch.no_grad():
+        model.score.weight.copy_(starts["score.weight"])
+        begun = torch.stack([model(**task.collate([[e]], 0).inputs).logits[0, 0] for e in examples])
+    assert float((begun - targets).mean()) == pytest.approx(0, abs=0.1)
+
+
+def test_trial_from_before_the_mean_was_added_answers_as_it_did():
+    task = make(TaskSpec(name="SEQ_CLS", problem_type="regression"))
+    task.restore({"classes": [], "kind": "regression", "mean": 2004.5, "sd": 8.7, "found": {}})
+    task.trim(torch.nn.Sequential(torch.nn.Linear(4, 1, bias=False)), ["0.weight"])
+    assert (task.scale, task.offset, task.unexported) == (8.7, 0, 0)

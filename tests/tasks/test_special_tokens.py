@@ -50,3 +50,56 @@ def test_caller_that_knows_add_special_tokens_alone_reads_the_same_prompt(kind):
     (example,) = task.encode([{"prompt": "the cat", "completion": ""}], tokenizer, DataSpec(prompt_suffix=""))
     add, before = special_tokens.asked_for(tokenizer)
     assert list(tokenizer(f"{before}the cat", add_special_tokens=add)["input_ids"]) == list(example.info[0])
+
+
+MARKS = {"BERT": "[CLS] [SEP]", "Llama 3": f"{START} ", "both": f"{START} {END}"}
+
+TASKS = {
+    "SEQ_CLS": {"text": "the cat", "label": "a"},
+    "SEQ_CLS pairs": {"text": "the cat", "text_pair": "sat on the mat", "label": "a"},
+    "SEQ_2_SEQ_LM": {"source": "the cat", "target": "sat"},
+    "FEATURE_EXTRACTION": {"anchor": "the cat", "positive": "sat"},
+    "QUESTION_ANS": {"question": "the cat", "context": "sat on the mat", "answers": []},
+}
+
+
+@pytest.mark.parametrize("kind", MARKS)
+@pytest.mark.parametrize("name", TASKS)
+def test_text_that_brings_what_begins_and_ends_it_is_read_as_without(name, kind):
+    tokenizer = wordpiece() if kind == "BERT" else byte_level(around=AROUND[kind])
+    before, _, after = MARKS[kind].partition(" ")
+    task = make(TaskSpec(name=name.partition(" ")[0]))
+    task.classes = ["a", "b"]
+    texts = {k: v for k, v in TASKS[name].items() if k not in ("label", "answers", "context")}
+    marked = TASKS[name] | {k: f"{before}{v}{after}" for k, v in texts.items()}
+    plain, found = (task.encode([record], tokenizer, DataSpec(max_tokens=64)) for record in (TASKS[name], marked))
+    assert [(list(e.inputs["input_ids"]), e.target) for e in found] == [
+        (list(e.inputs["input_ids"]), e.target) for e in plain
+    ]
+    spaced = TASKS[name] | {k: f" {before} {v}" + (f" {after}\n" if after else "") for k, v in texts.items()}
+    again = task.encode([spaced], tokenizer, DataSpec(max_tokens=64))
+    assert [list(e.inputs["input_ids"]) for e in again] == [list(e.inputs["input_ids"]) for e in plain]
+
+
+@pytest.mark.parametrize("kind", MARKS)
+def test_context_and_words_that_bring_the_start_have_it_once(kind):
+    tokenizer = wordpiece() if kind == "BERT" else byte_level(around=AROUND[kind])
+    before = MARKS[kind].partition(" ")[0]
+    first = special_tokens.around(tokenizer)[0]
+    answers = [{"text": "mat", "start": len(before) + 11}]
+    record = {"question": "where", "context": f"{before}sat on the mat", "answers": answers}
+    (example,) = make(TaskSpec(name="QUESTION_ANS")).encode([record], tokenizer, DataSpec(max_tokens=64))
+    ids = list(example.inputs["input_ids"])
+    assert ids.count(first[0]) == list(tokenizer("where", "sat")["input_ids"]).count(first[0])
+    place = example.info.offsets[example.target[0]]
+    assert record["context"][place[0] : example.info.offsets[example.target[1]][1]].strip() == "mat"
+    tagger = make(TaskSpec(name="TOKEN_CLS"))
+    tagger.classes = ["B-X", "O"]
+    words = {"tokens": [before, "the", "cat"], "tags": ["O", "O", "B-X"]}
+    (example,) = tagger.encode([words], tokenizer, DataSpec(max_tokens=64, too_long="truncate"))
+    assert list(example.inputs["input_ids"]).count(first[0]) == 1 and example.info == (1, 2)
+
+
+def test_completion_that_brings_the_start_does_not_put_it_into_the_middle():
+    tokenizer = byte_level(around=AROUND["both"])
+    assert learned(tokenizer, prompt="the cat", completion=f"{START} sat") == (f"{START}the cat sat{END}", f" sat{END}")
