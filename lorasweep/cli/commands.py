@@ -81,6 +81,7 @@ def _add(parser: Parser) -> None:
     _takes_settings(parser, "what this trial has otherwise")
     parser.add_argument("--like", metavar="NUMBER", type=number, help="begin with the settings of this trial")
     parser.add_argument("--from-weights", action="store_true", help="with --like: go on from that trial's adapter")
+    parser.add_argument("--may-be-pruned", action="store_true", help="let the pruner end it, as it does others")
     _takes_trust(parser)
 
 

@@ -12,8 +12,9 @@ from lorasweep.config.overrides import key_of
 from lorasweep.credentials import redact
 from lorasweep.errors import ConfigError
 from lorasweep.files import CHECKPOINT
+from lorasweep.search.order import ENDED
 from lorasweep.study.result import result_of, write_result
-from lorasweep.study.study import ENDED, Study
+from lorasweep.study.study import Study
 
 # --- status ----------------------------------------------------------------------------------------------------------
 

@@ -84,6 +84,8 @@ def check(options: Options) -> int:
         lines = [searched.line(p) for p in points]
         for dimension in searched.dimensions:
             print(f"{dimension.key}: {dimension}")
+        for line in planned.said:
+            print(line)
         print(f"{planned.meta.search['sampler']} draws {len(planned.queue)} trials; at the ends of the space:")
     specs = compose.compose_points([line or [] for line in lines])
     if len(specs) == 1:

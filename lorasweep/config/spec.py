@@ -563,23 +563,33 @@ def _is_label(name: str, without: str) -> bool:
 class SearchSpec:
     """How a study searches. These keys belong to the study, not to a trial: its rerun line leaves them out."""
 
-    question: str = setting("", affects=STUDY)
-    """What the study should tell, in a sentence; by default the sweep file's first comment line."""
-    sampler: str = setting("grid", affects=STUDY, options=registry.SAMPLERS)
-    """How points are drawn. grid takes each point once; the others are Optuna's samplers."""
+    question: str | list[str] = setting("", affects=STUDY)
+    """What the study should tell, in a sentence; by default the sweep file's first comment line. Or the keys that it
+    asks about, [lora.r, lora.target_modules]: then of each of their choices, and of each third of a range, one trial at
+    least runs to its end, whatever the pruner."""
+    sampler: str = setting("auto", affects=STUDY, options=registry.SAMPLERS)
+    """How points are drawn. grid takes each point once; the others are Optuna's samplers. auto is grid where the trials
+    suffice for every point, and else chosen by their number and the space; the first line says what and why."""
     trials: int | None = ranged(None, 1, affects=NOTHING)
     """Number of trials; null takes every point of a grid, and 20 with any other sampler."""
     seed: int = ranged(0, 0, 2**32 - 1, affects=NOTHING)
-    """Seeds the sampler: with one worker, the same points are drawn on a fast machine and on a slow one."""
-    startup_trials: int = ranged(10, 1, affects=NOTHING)
-    """Random trials before tpe and gp start to model the results."""
+    """Seeds the sampler: the same points are drawn on a fast machine and on a slow one, at any train.slots, as long as
+    the metrics are the same."""
+    startup_trials: int | str = ranged("auto", 1, affects=NOTHING, word="auto")
+    """Trials spread over the space before tpe and gp start to model the results. auto is a third of the trials, 10 at
+    most, and one for each worker and recipe at least."""
+    in_flight: int | str = ranged("auto", 1, affects=NOTHING, word="auto")
+    """Most trials under way at once where a sampler learns, once startup_trials have begun: a point waits for the
+    results of all trials before it but the last in_flight - 1, and for half of them at least. auto is 8, or 4 for each
+    worker."""
     objectives: list[str] | None = setting(None, affects=STUDY, each=tuple(COSTS))
     """Costs to minimise besides the primary metric. Pruning and the best trial go by the primary metric alone."""
     direction: str = one_of("auto", "auto", "maximize", "minimize", affects=STUDY)
     """Whether a larger primary metric is better; auto knows it for the tasks' metrics."""
-    pruner: str = setting("none", affects=NOTHING, options=registry.PRUNERS)
+    pruner: str = setting("auto", affects=NOTHING, options=registry.PRUNERS)
     """Which trials end early, judged by the primary metric at evaluations. asha is asynchronous successive halving
-    (arXiv:1810.05934)."""
+    (arXiv:1810.05934). Where a sampler learns, a trial is judged by the results that its draw has seen. auto is none
+    for a grid and for few trials."""
     min_complete: int = ranged(5, 0, affects=NOTHING)
     """Fewest trials that run to their end, whatever the pruner: a trial is not pruned while it is among the best
     min_complete at its step. Trials that fail, or that you stop, do not count."""

@@ -19,11 +19,6 @@ from lorasweep.tasks.task import Batch, Example, Task, lengths_of
 MOST = 8
 """Slots that are chosen at most."""
 
-UNMEASURED = 4
-"""Slots with train.slots=auto where a sampler learns from results: how many points it draws before the first of them
-must not depend on a clock, or search.seed would not say which points those are.
-"""
-
 ENOUGH = 0.05
 """Share of a trial's tokens that its part of the overhead may come to."""
 

@@ -9,9 +9,10 @@ from optuna.trial import TrialState
 
 from lorasweep.config.spec import TrackSpec
 from lorasweep.files import CHECKPOINT
+from lorasweep.search.order import ENDED
 from lorasweep.study import answer, repeats
 from lorasweep.study.direction import upward
-from lorasweep.study.study import ENDED, Study
+from lorasweep.study.study import Study
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from lorasweep.runner import plan
 from lorasweep.runner.interrupt import EXIT_INTERRUPTED
 from lorasweep.runner.launchers import Launch
 from lorasweep.runner.plan import Plan
-from lorasweep.study.study import ENDED, Study
+from lorasweep.search.order import ENDED
+from lorasweep.study.study import Study
 
 EXIT_OK, EXIT_FAILED_TRIALS = 0, 3
 MOST_REASONS = 3
@@ -42,7 +43,7 @@ def run_made(study: Study, planned: Plan, launch: Launch) -> int:
     from lorasweep.tracking import runs
 
     never = planned.never if planned.meta.search["sampler"] == "grid" else ()  # else no trial is at those points
-    for line in (*planned.notes, *planned.point_notes, *never):
+    for line in (*planned.said, *planned.notes, *planned.point_notes, *never):
         print(line, flush=True)
     from lorasweep.runner import forecast
 

@@ -39,6 +39,8 @@ class Plan:
     """Notes on points that need more memory than allowed, a line each."""
     notes: Sequence[str] = ()
     """What a person may want to know of how the models are used, and of what the trials adapt of them."""
+    said: Sequence[str] = ()
+    """How its points are drawn, a sentence each."""
     point_notes: Sequence[str] = ()
     """What a person may want to know of the points, a sentence each."""
 
@@ -62,9 +64,9 @@ def plan(request: Request, asked: Points | None = None) -> Plan:
     full = room.problem(room.expected_bytes(asked.specs, loaded, len(asked.entries)), Path(first.outputs).resolve())
     if full and here:
         raise ConfigError(full)
-    meta = replace(_meta(request, asked.space, first, found), expected_s=expected_s)
+    meta = replace(_meta(request, asked, first, found), expected_s=expected_s)
     folder = Path(meta.outputs).resolve() / meta.name
-    return Plan(folder, meta, asked.entries, loaded, first, found.never, found.notes, asked.notes)
+    return Plan(folder, meta, asked.entries, loaded, first, found.never, found.notes, asked.said, asked.notes)
 
 
 def _each_once(asked: Points, first_alike: Sequence[int]) -> Points:
@@ -90,13 +92,13 @@ def _in_words(spec: TrialSpec, space: Space) -> str:
 # --- study.json ------------------------------------------------------------------------------------------------------
 
 
-def _meta(request: Request, space: Space, first: TrialSpec, found: Findings) -> StudyMeta:
+def _meta(request: Request, asked: Points, first: TrialSpec, found: Findings) -> StudyMeta:
     """Return what study.json will hold. Raises ConfigError where search.warm_start names a study that cannot teach."""
-    direction = first.search.direction
-    maximize = found.maximize if direction == "auto" else direction == "maximize"
-    teachers(first.search, found.metric, maximize)
+    space, search = asked.space, asked.search
+    maximize = found.maximize if search.direction == "auto" else search.direction == "maximize"
+    teachers(search, found.metric, maximize)
     low, high = (end if math.isfinite(end) else None for end in found.bounds)
-    warm_start = [str(Path(folder).resolve()) for folder in first.search.warm_start or []]
+    warm_start = [str(Path(folder).resolve()) for folder in search.warm_start or []]
     return StudyMeta(
         name=first.study or new_name(space.keys),
         swept=space.keys,
@@ -108,13 +110,19 @@ def _meta(request: Request, space: Space, first: TrialSpec, found: Findings) -> 
         low=low,
         high=high,
         created=provenance.now(),
-        question=first.search.question or request.question,
+        question=_question(search) or request.question,
         space=space.describe(),
-        search=asdict(first.search) | {"warm_start": warm_start or None},
+        search=asdict(search) | {"warm_start": warm_start or None},
         outputs=first.outputs,
         launcher=request.launcher,
-        storage=first.search.storage,
+        storage=search.storage,
     )
+
+
+def _question(search: SearchSpec) -> str:
+    if isinstance(search.question, str):
+        return search.question
+    return f"Which {', which '.join(search.question)}?" if search.question else ""
 
 
 def teachers(search: SearchSpec, metric: str, maximize: bool) -> list[Study]:

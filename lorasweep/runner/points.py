@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lorasweep.config import compose
 from lorasweep.config.fields import Affects
@@ -9,12 +10,12 @@ from lorasweep.config.overrides import key_of
 from lorasweep.config.spec import SearchSpec, TrialSpec, keys_affecting
 from lorasweep.errors import ConfigError
 from lorasweep.runner.request import Request
-from lorasweep.search import samplers
+from lorasweep.search import choice, samplers
+from lorasweep.search.choice import DEFAULT_TRIALS
 from lorasweep.search.dimension import Value
 from lorasweep.search.space import Space, read
 from lorasweep.study import baselines, same_point
 from lorasweep.study.meta import Entry, search_spec
-from lorasweep.study.study import DEFAULT_TRIALS
 
 SHARED = ("model", "task_type", "data")
 """Groups that all trials of a study with baselines have in common."""
@@ -31,6 +32,10 @@ class Points:
     """The trials to check: all of a grid, or those at the ends of a space that is sampled."""
     entries: list[Entry]
     """The queue: all points of a grid, or a sampler's blanks."""
+    search: SearchSpec
+    """How the study searches, with a choice in place of each auto."""
+    said: Sequence[str] = ()
+    """How its points are drawn, a sentence each; nothing of a plain grid."""
     wanted: int = 0
     """How many trials are asked for; 0: all of a grid."""
     notes: Sequence[str] = ()
@@ -50,13 +55,18 @@ def points(request: Request) -> Points:
     """Return the trials that are asked for. Raises ConfigError with all that is wrong with them."""
     space, problems = read(request.overrides, request.space)
     try:
-        search = _search(space)
+        asked = _settings(space)
+        slots = asked["train"]["slots"]
+        wanted = search_spec(asked["search"])
+        search = choice.settled(wanted, space, slots)
+        problems += _question_problems(search, space)
         lines, entries = _grid(space, search) if search.sampler == "grid" else _sampled(space, search, problems)
         beside = _baselines(space, search) if search.baselines and not problems else []
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from None
     specs = compose.compose_points([*lines, *(entry.overrides or [] for entry in beside)], problems)
-    return Points(space, specs, [*entries, *beside], _wanted(search))
+    said = choice.said(wanted, search, space, slots)
+    return Points(space, specs, [*entries, *beside], search, said, _wanted(search))
 
 
 def _baselines(space: Space, search: SearchSpec) -> list[Entry]:
@@ -78,13 +88,23 @@ def _wanted(search: SearchSpec) -> int:
     return search.trials or (0 if search.sampler == "grid" else DEFAULT_TRIALS)
 
 
-def _search(space: Space) -> SearchSpec:
-    """Return the study's own settings. Raises ConfigError with all that is wrong, with them or with the trials'."""
+def _settings(space: Space) -> dict[str, Any]:
+    """Return the settings that do not vary. Raises ConfigError with all that is wrong, with the study's own or with the
+    trials'.
+    """
     try:
-        return search_spec(compose.settings(space.fixed)["search"])
+        found = compose.settings(space.fixed)
+        search_spec(found["search"])
+        return found
     except ConfigError:
         compose.compose_trial(space.line(space.corners()[0]))
         raise
+
+
+def _question_problems(search: SearchSpec, space: Space) -> list[str]:
+    asked = search.question if isinstance(search.question, list) else []
+    vary = ", ".join(space.keys) or "nothing"
+    return [f"search.question: '{key}' does not vary here; {vary} does" for key in asked if key not in space.keys]
 
 
 def _grid(space: Space, search: SearchSpec) -> tuple[list[list[str]], list[Entry]]:

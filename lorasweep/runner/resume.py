@@ -17,11 +17,13 @@ from lorasweep.errors import ConfigError, StudyMismatch
 from lorasweep.hardware import container
 from lorasweep.runner import interrupt, launch, plan, reclaim
 from lorasweep.runner.request import Request
-from lorasweep.search import space
+from lorasweep.search import choice, space
+from lorasweep.search.choice import DEFAULT_TRIALS
+from lorasweep.search.order import ENDED
 from lorasweep.study import repeats
 from lorasweep.study.meta import Entry
 from lorasweep.study.result import read_result, write_result
-from lorasweep.study.study import DEFAULT_TRIALS, ENDED, Study
+from lorasweep.study.study import Study
 
 # --- going on --------------------------------------------------------------------------------------------------------
 
@@ -106,7 +108,8 @@ def _change_search(study: Study, overrides: Sequence[str]) -> None:
     settled = [k for k in keys if f"search.{k}" in keys_affecting(Affects.STUDY)]
     if settled:
         raise StudyMismatch(f"search.{settled[0]}: cannot change in a study that has begun; use extend")
-    now = asdict(compose.compose_trial([*_search_overrides(study.meta.search), *overrides]).search)
+    asked = compose.compose_trial([*_search_overrides(study.meta.search), *overrides])
+    now = asdict(choice.settled(asked.search, study.space, asked.train.slots))
     more: list[Entry] = []
     if "trials" in keys and now["trials"] is not None:
         have = len([t for t in study.trials() if repeats.is_searched(t)])

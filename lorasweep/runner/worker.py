@@ -18,14 +18,13 @@ from lorasweep.errors import ConfigError, DiskFull, KnownPoint, LostLease, Stora
 from lorasweep.files import CHECKPOINT
 from lorasweep.hardware import device, matmul_peak
 from lorasweep.memory import estimate, out_of_memory
-from lorasweep.packing import pass_cost
 from lorasweep.runner import interrupt, reclaim, room
 from lorasweep.runner.endings import Endings
 from lorasweep.runner.events import Events
 from lorasweep.runner.failures import Failures
 from lorasweep.runner.model_identity import ModelIdentity
 from lorasweep.runner.trial_run import Running
-from lorasweep.search import pruners, samplers
+from lorasweep.search import pruners
 from lorasweep.study import lease, provenance
 from lorasweep.study.lease import Beat
 from lorasweep.study.result import read_result
@@ -38,6 +37,8 @@ from lorasweep.training.engine import Engine, Job
 
 POLL_S = 1.0
 """Seconds between looks at what was asked to stop."""
+AWAIT_S = 0.2
+"""Seconds between looks whether the results are there that the next draw waits for."""
 HURRIED_S = 2.0
 """Wait for MLflow where the machine is about to be taken away; `sync` and `resume` send the rest."""
 
@@ -98,12 +99,20 @@ class Worker:
             if self._trainer is None:
                 self._held = self._held or self._take()
                 if self._held is None:
-                    return False
+                    return self._awaits_results()
                 self._group = workload.key(self._held.spec)
                 self._trainer = self._engine(self._held.spec)
             self._follow(self._trainer)
         if not self._running:
             self._trainer = None
+        return True
+
+    def _awaits_results(self) -> bool:
+        """Wait a moment for what other workers' trials come to; return whether this worker's next trial needs it."""
+        if not self.study.awaits_results():
+            return False
+        time.sleep(AWAIT_S)
+        self._idle_s += AWAIT_S
         return True
 
     def _stopping(self) -> bool:
@@ -221,8 +230,12 @@ class Worker:
     def _follow(self, trainer: Engine) -> None:
         """Handle the engine's events; after a stop, save and give back what runs."""
         events = trainer.run(self._source)
+        looked = time.monotonic()
         try:
             for event in events:
+                if self.study.search.workers > 1 and time.monotonic() - looked > POLL_S:
+                    looked = time.monotonic()
+                    trainer.ask_again()  # others' trials may have ended that the next draw waits for
                 running = self._running[event.number]
                 with self._failures.of_trial(running):
                     self._events.handle(running, event, trainer)
@@ -281,8 +294,7 @@ class Worker:
         slow = matmul_peak.slow(device.device_of(spec.train), device.dtype_of(spec.train, device.device_of(spec.train)))
         if slow:
             self.display.say(f"train.precision={spec.train.precision}: {slow}")
-        auto_slots = pass_cost.UNMEASURED if samplers.learns(self.study.search) else None
-        return Engine(base, work.task, work.prepared(), self.study.folder, limits, auto_slots)
+        return Engine(base, work.task, work.prepared(), self.study.folder, limits)
 
     def _workload(self, spec: TrialSpec) -> workload.Workload:
         wanted = workload.key(spec)

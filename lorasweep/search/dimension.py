@@ -26,6 +26,8 @@ from lorasweep.config.paths import PATHS, path_text
 from lorasweep.errors import ConfigError, did_you_mean
 
 Value = None | bool | int | float | str
+PARTS = 3
+"""Parts of a range, of which a question compares trials."""
 YAML_FIELDS = ("low", "high", "step", "log", "whole", "choices", "when")
 
 
@@ -71,6 +73,13 @@ class Dimension:
     def ends(self) -> list[Value]:
         """Return every choice, or both ends of a range."""
         return list(self.names) or list(dict.fromkeys([self._number(self.low), self._number(self.high)]))
+
+    def part(self, value: Any) -> Value:
+        """Return which part of it a value lies in: the choice itself, or a third of a range, from 0."""
+        if self.names:
+            return value
+        low, high, at = (math.log(n) if self.log else n for n in (self.low, self.high, value))
+        return min(PARTS - 1, int(PARTS * (at - low) / (high - low))) if high > low else 0
 
     def snap(self, value: Any) -> Value:
         """Return the value of a stepped or whole range that is nearest to a sampled one, free of rounding dirt."""

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,11 +13,12 @@ from optuna.trial import FrozenTrial, TrialState
 from lorasweep.config import registry
 from lorasweep.config.spec import SearchSpec
 from lorasweep.search import study_view
+from lorasweep.search.order import REACHED
 from lorasweep.search.study_view import FirstObjective
 
 FIRST_LOOK, LAST_LOOK = 1 / 8, 9 / 10
 """Shares of a trial's steps before which, and after which, it is not compared with others."""
-RUNG = "completed_rung_{}"
+RUNG = f"{REACHED}{{}}"
 """Where Optuna's successive halving keeps what a trial showed at a rung, among the trial's system attributes."""
 
 
@@ -78,6 +79,12 @@ def make_pruner(search: SearchSpec, total_steps: int, warmup_ratio: float = 0.0)
 
 
 @pruner()
+def auto(search: SearchSpec, total_steps: int) -> BasePruner:
+    """A study has another one in its place (choice.py)."""
+    return none(search, total_steps)
+
+
+@pruner()
 def none(search: SearchSpec, total_steps: int) -> BasePruner:
     return optuna.pruners.NopPruner()
 
@@ -131,14 +138,21 @@ def rungs(search: SearchSpec, total_steps: int, warmup_ratio: float = 0.0) -> fr
     return frozenset(found)
 
 
-def should_prune(pruner: BasePruner, study: optuna.Study, trial: FrozenTrial, steps: Collection[int] = ()) -> bool:
+def should_prune(
+    pruner: BasePruner,
+    study: optuna.Study,
+    trial: FrozenTrial,
+    steps: Collection[int] = (),
+    seen: Sequence[FrozenTrial] | None = None,
+) -> bool:
     """Return whether a trial ends at the step it reported last, judged by the primary metric alone. `steps` are those
-    of the rungs of asha, or of hyperband's bracket 0.
+    of the rungs of asha, or of hyperband's bracket 0. With `seen`, trials count as they are there and no others.
     """
     by_rungs = isinstance(pruner, optuna.pruners.SuccessiveHalvingPruner | optuna.pruners.HyperbandPruner)
-    seen = _Rungs.beside(trial, study, sorted(steps)) if by_rungs else _OwnTrials.of(study)
+    view: Any = _Rungs.beside(trial, study, sorted(steps)) if by_rungs else _OwnTrials.of(study)
+    view.only = None if seen is None else {t.number: t for t in seen}
     with study_view.quiet_optuna():
-        return pruner.prune(seen, trial)
+        return pruner.prune(view, trial)
 
 
 def is_spared(trial: FrozenTrial, trials: Sequence[FrozenTrial], fewest: int, maximize: bool) -> bool:
@@ -183,9 +197,15 @@ class _Wilcoxon(optuna.pruners.WilcoxonPruner):
 class _OwnTrials(FirstObjective):
     """What pruners compare with: this study's trials, without those that warm-started its sampler, and repeats."""
 
+    only: Mapping[int, FrozenTrial] | None = None
+    """The trials that count, by number, in the state in which they do; None: all, as they are."""
+
     def get_trials(self, deepcopy: bool = True, states: Sequence[TrialState] | None = None) -> list[FrozenTrial]:
-        found = self._seen.get_trials(deepcopy=deepcopy, states=states)
-        return [t for t in study_view.searched(found) if "origin" not in t.user_attrs]
+        found = self._seen.get_trials(deepcopy=deepcopy)
+        if self.only is not None:
+            found = [self.only[t.number] for t in found if t.number in self.only]
+        counted = [t for t in study_view.searched(found) if "origin" not in t.user_attrs]
+        return [t for t in counted if states is None or t.state in states]
 
     @property
     def best_trial(self) -> FrozenTrial:
@@ -215,7 +235,7 @@ class _Rungs(_OwnTrials):
     def within(self, bracket: optuna.Study, first: int) -> Any:
         """Return the same view of a bracket of the study, whose first rung is that of this place."""
         view = type(self)(bracket)
-        view._judged, view._steps = self._judged, self._steps[first:]
+        view._judged, view._steps, view.only = self._judged, self._steps[first:], self.only
         return view
 
     def get_trials(self, deepcopy: bool = True, states: Sequence[TrialState] | None = None) -> list[FrozenTrial]:

@@ -5,7 +5,7 @@ Each claim makes its own sampler, in whichever process claims; what samplers hav
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial
 
 from lorasweep.config import registry
 from lorasweep.config.spec import SearchSpec
-from lorasweep.search import study_view
+from lorasweep.search import order, study_view
 from lorasweep.search.dimension import Dimension, Value, close, same
 from lorasweep.search.space import Space
 from lorasweep.search.study_view import FirstObjective
@@ -32,6 +32,8 @@ GENERATIONS = 4
 ATTEMPTS = 8
 """Draws for a point that is no trial yet, before all that are left are looked at."""
 ATTEMPTS_BEFORE_RANDOM = 4
+LEAST_RESULTS = 2
+"""Results that a model of them needs at least; with fewer a point is drawn at random."""
 
 
 # --- points ----------------------------------------------------------------------------------------------------------
@@ -135,32 +137,41 @@ class Sampler:
     learns: bool
     """Whether its points depend on what other trials have shown."""
     problems: Problems
+    starts_up: bool = False
+    """Whether its first search.startup_trials points are spread over the space, by Sobol's sequence."""
 
 
 def _none(search: SearchSpec, space: Space) -> list[str]:
     return []
 
 
-def sampler(*, learns: bool, problems: Problems = _none) -> Callable[[Make], Make]:
+def sampler(*, learns: bool, problems: Problems = _none, starts_up: bool = False) -> Callable[[Make], Make]:
     """Register a function, which makes a sampler, under its name: the value of search.sampler."""
 
     def register(make: Make) -> Make:
-        registry.SAMPLERS.add(make.__name__, Sampler(make, learns, problems))
+        registry.SAMPLERS.add(make.__name__, Sampler(make, learns, problems, starts_up))
         return make
 
     return register
 
 
-def make_sampler(search: SearchSpec, number: int, attempt: int = 0) -> BaseSampler:
+def make_sampler(search: SearchSpec, number: int, attempt: int = 0, *, models: bool | None = None) -> BaseSampler:
     """Return the sampler for one trial: seed and number together seed it, so that no two trials draw alike.
 
-    Where what it draws at first is known already, `attempt` gives other draws; the later ones are random.
+    Where what it draws at first is known already, `attempt` gives other draws; the later ones are random. `models` says
+    whether the trial's place lets it model results; None leaves that to the number of results.
     """
     seeds = [search.seed, number, attempt] if attempt else [search.seed, number]
     seed = int(np.random.SeedSequence(seeds).generate_state(1)[0])
     name = search.sampler if attempt < ATTEMPTS_BEFORE_RANDOM else random.__name__
+    wanted = registry.SAMPLERS.get(name)
+    startup = order.startup(search)
+    if models is not None and wanted.starts_up:
+        startup = LEAST_RESULTS
+        if not models:
+            wanted = registry.SAMPLERS.get(random.__name__ if attempt else qmc.__name__)
     with study_view.quiet_optuna():
-        return registry.SAMPLERS.get(name).make(search, number, seed)
+        return wanted.make(replace(search, startup_trials=startup), number, seed)
 
 
 def learns(search: SearchSpec) -> bool:
@@ -174,6 +185,12 @@ def problems(search: SearchSpec, space: Space) -> list[str]:
 
 
 @sampler(learns=False)
+def auto(search: SearchSpec, number: int, seed: int) -> BaseSampler:
+    """A study has another one in its place (choice.py); a trial by itself has nothing to draw."""
+    return random(search, number, seed)
+
+
+@sampler(learns=False)
 def grid(search: SearchSpec, number: int, seed: int) -> BaseSampler:
     """A grid has its points before it starts; what is drawn beside it is random."""
     return random(search, number, seed)
@@ -184,14 +201,14 @@ def random(search: SearchSpec, number: int, seed: int) -> BaseSampler:
     return optuna.samplers.RandomSampler(seed=seed)
 
 
-@sampler(learns=True)
+@sampler(learns=True, starts_up=True)
 def tpe(search: SearchSpec, number: int, seed: int) -> BaseSampler:
-    return _Tpe(n_startup_trials=search.startup_trials, seed=seed, multivariate=True, group=True, constant_liar=True)
+    return _Tpe(n_startup_trials=order.startup(search), seed=seed, multivariate=True, group=True, constant_liar=True)
 
 
-@sampler(learns=True)
+@sampler(learns=True, starts_up=True)
 def gp(search: SearchSpec, number: int, seed: int) -> BaseSampler:
-    return optuna.samplers.GPSampler(seed=seed, n_startup_trials=search.startup_trials, warn_independent_sampling=False)
+    return optuna.samplers.GPSampler(seed=seed, n_startup_trials=order.startup(search), warn_independent_sampling=False)
 
 
 def _cmaes_problems(search: SearchSpec, space: Space) -> list[str]:

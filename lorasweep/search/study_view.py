@@ -1,7 +1,7 @@
 """Views of an Optuna study that samplers and pruners see in the study's place."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,6 +32,29 @@ class FirstObjective:
     @property
     def direction(self) -> optuna.study.StudyDirection:
         return self._seen.directions[0]
+
+
+class Seen:
+    """A study in which there are only these trials."""
+
+    def __init__(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
+        self._seen = study
+        self._trials = list(trials)
+
+    @classmethod
+    def of(cls, study: optuna.Study, trials: Sequence[FrozenTrial]) -> Any:
+        """Return the view, as Optuna's signatures want a study."""
+        return cls(study, trials)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._seen, name)
+
+    def get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        return [t for t in self._trials if states is None or t.state in states]
+
+    _get_trials = get_trials
 
 
 def searched(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

@@ -14,8 +14,9 @@ from optuna.trial import FrozenTrial, TrialState
 from lorasweep.config.overrides import overlaid
 from lorasweep.config.spec import SearchSpec, TrialSpec
 from lorasweep.errors import KnownPoint
-from lorasweep.search import samplers
+from lorasweep.search import samplers, study_view
 from lorasweep.search.dimension import same
+from lorasweep.search.order import Line
 from lorasweep.search.space import Space
 from lorasweep.study.same_point import Identity
 from lorasweep.study.storage import Store
@@ -24,12 +25,16 @@ LEFT_OUT = "left_out"
 """User attribute of a trial that was asked for and not trained: why."""
 POINT = "point"
 """User attribute: the identity of a trial's point."""
+RESULTS = "results_seen"
+"""User attribute of a trial whose point a model drew: how many results it had."""
 MOST_LISTED = 10_000
 """Points of a space that are looked at one by one, where the sampler draws none but known ones."""
 
 
 KNOWN = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING)
 """A sampler does not come back to points of such trials; what failed may be tried again."""
+JUDGED = (TrialState.COMPLETE, TrialState.PRUNED)
+"""What samplers learn from."""
 BY_HAND = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
 """A person may also want again what was pruned."""
 
@@ -42,6 +47,13 @@ def points(trials: Iterable[FrozenTrial], states: Sequence[TrialState]) -> dict[
         if "origin" not in known and LEFT_OUT not in known and trial.state in states and POINT in known:
             out.setdefault(known[POINT], trial)
     return out
+
+
+def _twin(
+    trial: FrozenTrial, point: str, others: Iterable[FrozenTrial], states: Sequence[TrialState]
+) -> FrozenTrial | None:
+    """Return the first of the others that has a point."""
+    return points([t for t in others if t.number != trial.number], states).get(point)
 
 
 class Drawing:
@@ -79,25 +91,26 @@ class Drawing:
                 raise KnownPoint(why)
         return self._store.optuna.get_trial(trial._trial_id)
 
-    def _twin(self, trial: FrozenTrial, point: str, states: Sequence[TrialState]) -> FrozenTrial | None:
-        others = [t for t in self._study.get_trials(deepcopy=False) if t.number != trial.number]
-        return points(others, states).get(point)
+    def _line(self) -> Line:
+        return Line(self._study.get_trials(deepcopy=False), self._search, samplers.learns(self._search))
 
     def _settle_given(self, trial: FrozenTrial) -> str:
         """Store the identity of a trial whose overrides are there; return why not, where another trial has it."""
         known = trial.user_attrs
         point = self._identity(self._spec(known["overrides"]), known.get("start_from"))
         with self._store.exclusive():
-            twin = self._twin(trial, point, BY_HAND)
+            twin = _twin(trial, point, self._study.get_trials(deepcopy=False), BY_HAND)
             if twin is None:
                 self._store.optuna.set_trial_user_attr(trial._trial_id, POINT, point)
         return "" if twin is None else f"trial {trial.number} was not trained: it is trial {twin.number} over again"
 
     def _draw(self, trial: FrozenTrial) -> str:
         """Let the sampler choose a point that no other trial has, and store it; return why not, where none is left."""
+        line = self._line()
+        models, view = line.models(trial.number), study_view.Seen.of(self._study, line.seen_by(trial.number))
         for attempt in range(samplers.ATTEMPTS):
-            self._study.sampler = samplers.make_sampler(self._search, trial.number, attempt)
-            draft = samplers.Draft(self._study, trial._trial_id)
+            self._study.sampler = samplers.make_sampler(self._search, trial.number, attempt, models=models)
+            draft = samplers.Draft(view, trial._trial_id)
             point = samplers.suggest(draft, self._space)
             if self._take(trial, draft, draft.params, point):
                 return ""
@@ -124,9 +137,12 @@ class Drawing:
         line = overlaid(self._space.line(point), trial.user_attrs.get("extra", []))
         found = self._identity(self._spec(line), trial.user_attrs.get("start_from"))
         with self._store.exclusive():
-            if self._twin(trial, found, KNOWN) is not None:
+            order = self._line()
+            seen = order.seen_by(trial.number)
+            if _twin(trial, found, seen, KNOWN) is not None:
                 return False
             draft.keep(params, self._space)
-            for key, value in (("swept", dict(point)), ("overrides", line), (POINT, found)):
+            results = {RESULTS: sum(t.state in JUDGED for t in seen)} if order.models(trial.number) else {}
+            for key, value in {**results, "swept": dict(point), "overrides": line, POINT: found}.items():
                 self._store.optuna.set_trial_user_attr(trial._trial_id, key, value)
         return True

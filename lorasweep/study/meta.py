@@ -93,6 +93,8 @@ class Entry:
     """Which baseline it is (search.baselines), if any; no trial of the search."""
     added: bool = False
     """By hand, while the study ran: it goes first."""
+    may_be_pruned: bool = False
+    """Of an added trial: whether the pruner may end it."""
 
 
 def new_name(swept: Sequence[str]) -> str:

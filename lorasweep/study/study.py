@@ -23,6 +23,7 @@ from lorasweep.errors import ConfigError, LostLease
 from lorasweep.files import read_json
 from lorasweep.hardware import container
 from lorasweep.search import pruners, samplers
+from lorasweep.search.order import ADDED, Line
 from lorasweep.search.space import Space
 from lorasweep.study import lease, repeats, same_point, storage
 from lorasweep.study.belief import expected_gain, near_enough
@@ -35,8 +36,8 @@ from lorasweep.study.trial import Trial
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-DEFAULT_TRIALS = 20
+MAY_BE_PRUNED = "may_be_pruned"
+"""User attribute of a trial that a person added: whether the pruner may end it."""
 FEWEST_TO_SETTLE = 8
 """Finished trials before a study may end because more would not change the answer."""
 MOST_EVALUATIONS = 8
@@ -179,6 +180,8 @@ class Study:
         numbers = []
         for entry in queue:
             attributes: dict[str, Any] = {"extra": entry.extra} if entry.extra else {}
+            if entry.added:
+                attributes |= {ADDED: True, MAY_BE_PRUNED: entry.may_be_pruned}
             if entry.start_from is not None:
                 attributes["start_from"] = entry.start_from
             if entry.retry_of is not None:
@@ -205,14 +208,15 @@ class Study:
 
     @storage.patient
     def claim(self, shares: Callable[[list[str]], bool] | None = None) -> int | None:
-        """Return the number of a waiting trial that nobody else has; None: none waits, or a budget is spent.
+        """Return the number of a waiting trial that nobody else has; None: none waits, those that do wait for others'
+        results, or a budget is spent.
 
         `shares` tells of a trial's overrides whether its base is loaded: of the next trials, such a one goes first.
         """
         with self._store.exclusive():
             trial_id = self._dropped_answer()
             if trial_id is None:
-                waiting = self._ready()
+                waiting = self._may_begin(self._ready())
                 if not waiting:
                     return None
                 first = self._attributes()
@@ -224,6 +228,24 @@ class Study:
         number = self._store.optuna.get_trial(trial_id).number
         self._ids[number] = trial_id
         return number
+
+    def _may_begin(self, waiting: Sequence[int]) -> list[int]:
+        """Return which of the waiting trials need no result that is not there: those whose point is known, and the
+        first one whose point is to be drawn, once those have ended that its draw sees.
+        """
+        trials = self._optuna.get_trials(deepcopy=False)
+        following = self._line(trials).next()
+        known = {t._trial_id for t in trials if "overrides" in t.user_attrs}
+        return [i for i in waiting if i in known or (following is not None and i == following._trial_id)]
+
+    def _line(self, trials: Sequence[FrozenTrial]) -> Line:
+        return Line(trials, self.search, samplers.learns(self.search))
+
+    @storage.patient
+    def awaits_results(self) -> bool:
+        """Return whether trials wait, and all of them for what others come to."""
+        waiting = self._ready()
+        return bool(waiting) and not self._may_begin(waiting)
 
     def _alike(self, waiting: Sequence[int], shares: Callable[[list[str]], bool] | None) -> int:
         """Return the first trial whose point is known and shares what is loaded, or else the first."""
@@ -343,14 +365,32 @@ class Study:
         """Return whether the pruner ends the trial at the step it reported last."""
         trial = self._store.optuna.get_trial(self._ids[number])
         looks = pruners.window(self.search, total_steps, warmup_ratio)
-        if not repeats.is_searched(trial) or trial.last_step not in looks:
+        is_the_searchs = repeats.is_searched(trial) and trial.user_attrs.get(MAY_BE_PRUNED, True)
+        if not is_the_searchs or trial.last_step not in looks:
             return False
-        searched = [t for t in self.trials() if repeats.is_searched(t)]
-        if pruners.is_spared(trial, searched, self.search.min_complete, self.meta.maximize):
+        line = self._line(self._optuna.get_trials(deepcopy=False))
+        in_order = samplers.learns(self.search) and number in line
+        seen = line.seen_by(number) if in_order else None
+        searched = [t for t in self.trials() if repeats.is_searched(t)] if seen is None else seen
+        rivals = [*searched, *(line.after(number) if in_order else ())]
+        if pruners.is_spared(trial, rivals, self.search.min_complete, self.meta.maximize):
+            return False
+        if any(pruners.is_spared(trial, group, 1, self.meta.maximize) for group in self._asked_about(trial, searched)):
             return False
         pruner = pruners.make_pruner(self.search, total_steps, warmup_ratio)
         rungs = pruners.rungs(self.search, total_steps, warmup_ratio)
-        return pruners.should_prune(pruner, self._optuna, trial, rungs)
+        return pruners.should_prune(pruner, self._optuna, trial, rungs, seen)
+
+    def _asked_about(self, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> list[list[FrozenTrial]]:
+        """Return for each key that search.question asks about the trials that have what a trial has for it."""
+        asked = self.search.question if isinstance(self.search.question, list) else []
+        dimensions = [d for d in self.space.dimensions if d.key in asked and d.key in trial.user_attrs["swept"]]
+        groups = []
+        for d in dimensions:
+            own = d.part(trial.user_attrs["swept"][d.key])
+            known = [t for t in trials if d.key in t.user_attrs.get("swept", {})]
+            groups.append([t for t in known if d.part(t.user_attrs["swept"][d.key]) == own])
+        return groups
 
     @storage.patient
     def checkpointed(self, number: int, step: int) -> None:
@@ -599,10 +639,10 @@ class Study:
 
     @storage.patient
     def sharing(self) -> int:
-        """Return how many workers share this machine: all while trials wait, then those that live and hold one, and
-        this one.
+        """Return how many workers share this machine: all while trials wait that may begin, then those that live and
+        hold one, and this one.
         """
-        if self._store.ids(self._id, TrialState.WAITING):
+        if self._may_begin(self._store.ids(self._id, TrialState.WAITING)):
             return self.search.workers
         here = {owner["name"] for owner in self._living() if owner.get("host") == self.owner.host}
         return len(here | {self.owner.name})

@@ -42,10 +42,9 @@ class Engine:
         prepared: Prepared,
         scratch: Path | None = None,
         limits: out_of_memory.Limits | None = None,
-        auto_slots: int | None = None,
     ) -> None:
         """`scratch` is a folder for what memory does not hold; `limits` are what earlier trials of this base have shown
-        to fit, and are kept up. `auto_slots` is what train.slots=auto means at most; None measures it.
+        to fit, and are kept up.
         """
         self.base = base
         self.task = task
@@ -58,7 +57,6 @@ class Engine:
         self.slots: list[Slot] = []
         self.width: int | None = None
         """Slots in all; None until the first trial is there."""
-        self._auto_slots = auto_slots
         self._comparison: pass_cost.Comparison | None = None
         """Where the number of slots was left to us."""
         self._free = True
@@ -100,6 +98,10 @@ class Engine:
     def is_looking(self) -> bool:
         """Whether trials are still to be evaluated before any goes on: the time to prune is when all of them were."""
         return any(s.is_due() and not s.failed for s in self.slots)
+
+    def ask_again(self) -> None:
+        """Ask `source` for a trial before the next one ends, if a slot is free."""
+        self._free = True
 
     def prune(self, number: int, reason: str) -> None:
         """End a running trial after its current step."""
@@ -244,7 +246,7 @@ class Engine:
             self.passes.overhead = 0.0
         slot.optimizer.zero_grad()
         if wanted is None:
-            width = self._auto_slots or pass_cost.width(self.passes.overhead, slot.spec.train, self.prepared.train)
+            width = pass_cost.width(self.passes.overhead, slot.spec.train, self.prepared.train)
             self.width = self._that_fit(slot.spec, width) if width > 1 else 1
             self._comparison = pass_cost.Comparison()
 

@@ -202,7 +202,7 @@ def test_extend_leaves_out_trials_of_another_configuration(run, capsys):
 
 
 def test_longer_grid_takes_the_points_that_were_left_out(run):
-    assert run("lora.r=1,2,3", "search.trials=2") == 0
+    assert run("lora.r=1,2,3", "search.sampler=grid", "search.trials=2") == 0
     assert main.main(["resume", "s", "search.trials=3"]) == 0
     assert [t.user_attrs["swept"]["lora.r"] for t in study().trials()] == [1, 2, 3]
 

@@ -81,7 +81,7 @@ def test_a_sampler_is_one_decorated_function(restored):
     study = optuna.create_study(sampler=samplers.make_sampler(search, 0))
     assert study.ask().suggest_int("lora.r", 1, 64) == 7
     assert samplers.problems(search, None) == ["search.sampler: half sleeps"]
-    with pytest.raises(ConfigError, match=r"must be one of grid, random, .*, half, got 'hlf'; did you mean 'half'"):
+    with pytest.raises(ConfigError, match=r"must be one of auto, grid, .*, half, got 'hlf'; did you mean 'half'"):
         compose.compose_trial(["search.sampler=hlf"])
 
 

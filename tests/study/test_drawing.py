@@ -1,17 +1,21 @@
 """A point is trained once: samplers draw again what is known, and what is asked for twice is left out."""
 
+import math
 import time
 from contextlib import suppress
 from dataclasses import asdict
+from heapq import heappop, heappush
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from lorasweep.config import compose
 from lorasweep.config.spec import SearchSpec
 from lorasweep.errors import KnownPoint
-from lorasweep.search import space
+from lorasweep.search import pruners, space
 from lorasweep.study import same_point
+from lorasweep.study.drawing import RESULTS
 from lorasweep.study.meta import Entry, StudyMeta
 from lorasweep.study.study import Study
 
@@ -58,8 +62,12 @@ def test_whole_numbers_of_an_interval_are_points_too(tmp_path):
 def test_two_workers_do_not_draw_one_point(tmp_path):
     study = make(tmp_path, ["lora.r=2,4,8,16"], 4)
     workers = [study, Study.open(study.folder)]
-    claimed = [workers[i % 2].claim() for i in range(4)]
-    drawn = [workers[i % 2].drawn(n).spec.lora.r for i, n in enumerate(claimed)]
+    drawn = []
+    for i in range(4):
+        one, other = workers[i % 2], workers[1 - i % 2]
+        number = one.claim()
+        assert other.claim() is None, "the next point is drawn once this one is known"
+        drawn.append(one.drawn(number).spec.lora.r)
     assert sorted(drawn) == [2, 4, 8, 16]
 
 
@@ -110,6 +118,81 @@ def test_worker_that_dies_while_it_draws_or_leaves_out_leaves_nothing_half(tmp_p
         if study.running():
             study._put_back(study._ids.pop(number))
     assert sorted(p["lora.r"] for p in run(study)) == [2, 4]
+
+
+STEPS = 16
+
+
+def play(study: Study, at_once: int, clock: int) -> list[tuple]:
+    """Run a study in counted time, `at_once` trials beside each other; return what each drew and came to. `clock` says
+    how long each takes.
+    """
+    chance, now = Random(clock), 0.0
+    steps = [*sorted(pruners.rungs(study.search, STEPS) or {4, 8}), STEPS]
+    running: list[tuple] = []
+    while True:
+        while len(running) < at_once and (number := study.claim()) is not None:
+            point, pace = study.drawn(number).swept(study.space), chance.uniform(0.5, 3.0)
+            heappush(running, (now + pace * steps[0], number, 0, point, pace))
+        if not running:
+            break
+        now, number, place, point, pace = heappop(running)
+        value = 1 - abs(math.log10(point["train.learning_rate"]) + 3) / 4 - 0.3 / point["lora.r"]
+        value -= 0.2 / steps[place] * chance_of(point)
+        study.report(number, steps[place], value)
+        if steps[place] == STEPS:
+            study.tell(number, "COMPLETE", [value], {})
+        elif study.should_prune(number, STEPS):
+            study.tell(number, "PRUNED", None, {"step": steps[place]})
+        else:
+            heappush(running, (now + pace * (steps[place + 1] - steps[place]), number, place + 1, point, pace))
+    assert study.waiting() == 0 and not study.left_out()
+    return [(t.user_attrs["swept"], t.state.name, t.user_attrs.get("step")) for t in study.trials()]
+
+
+def chance_of(point: dict) -> float:
+    return Random(str(point)).random()
+
+
+TWO_KEYS = ["lora.r=2,4,8,16,32", "train.learning_rate=tag(log,interval(1e-5,1e-1))"]
+
+
+@pytest.mark.parametrize(("sampler", "pruner"), [("tpe", "none"), ("tpe", "asha"), ("tpe", "median"), ("gp", "asha")])
+def test_neither_points_nor_ends_depend_on_slots_workers_or_speed(tmp_path, sampler, pruner):
+    """Eight slots, or three, and clocks that differ: the trials are those of one slot, and no draw is blind."""
+    trials = 18 if sampler == "tpe" else 8
+    search = {"sampler": sampler, "pruner": pruner, "startup_trials": 5, "seed": 3, "min_complete": 2}
+    found = []
+    for at_once, clock, workers in ((1, 0, 1), (8, 1, 1), (3, 2, 2)):
+        study = make(tmp_path, TWO_KEYS, trials, **search, workers=workers, reduction_factor=2)
+        found.append(play(study, at_once, clock))
+        modelled = [t.user_attrs[RESULTS] for t in study.trials() if RESULTS in t.user_attrs]
+        assert len(modelled) == trials - 5
+        assert min(modelled) >= 4, "each draw of the model sees results"
+    assert found[1:] == found[:-1]
+    if pruner != "none" and sampler == "tpe":
+        assert {state for _, state, _ in found[0]} == {"COMPLETE", "PRUNED"}
+
+
+def test_trial_that_is_added_stands_in_no_line_and_counts_once_it_has_ended(tmp_path):
+    search = {"sampler": "tpe", "startup_trials": 2, "in_flight": 1}
+    study = make(tmp_path, TWO_KEYS, 4, **search)
+    line = ["lora.r=64"]
+    added = study.enqueue([Entry(line, {"lora.r": 64}, added=True)])[0]
+    first = study.claim()
+    assert first == added
+    study.drawn(first)
+    for number in (0, 1):
+        assert study.claim() == number
+        study.drawn(number)
+    for number in (first, 0):
+        assert study.claim() is None, "the next point waits for all before it"
+        assert study.awaits_results()
+        study.tell(number, "COMPLETE", [0.5], {})
+    study.tell(1, "PRUNED", None, {})
+    assert not study.awaits_results()
+    assert study.claim() == 2
+    assert study.drawn(2) and study.trial(2).user_attrs[RESULTS] == 3
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,7 @@ def test_claim_whose_answer_was_lost_is_taken_up(make):
     assert study.claim() == 0
     del study._ids[0]  # as if the answer had not come
     assert study.claim() == 0
+    study.drawn(0)
     assert study.claim() == 1
 
 
