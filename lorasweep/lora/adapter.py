@@ -329,7 +329,9 @@ def on(model: Any, folder: Path) -> Any:
         module = settings.get("megatron_core")
         raise ConfigError([f"{folder}: adapter_config.json asks peft to import '{module}'; remove megatron_config"])
     with peft_notices.left_out():
-        return PeftModel.from_pretrained(model, str(folder)).eval()
+        wanted = LoraConfig.from_pretrained(str(folder))
+        wanted.task_type = tasks.task_type_of_saved(wanted.task_type)  # of adapters from before it was saved so
+        return PeftModel.from_pretrained(model, str(folder), config=wanted).eval()
 
 
 def _inside(name: str) -> str:

@@ -33,7 +33,7 @@ from lorasweep.files import replace_file
 from lorasweep.models import base_model
 from lorasweep.serving import predict
 from lorasweep.serving.winner import Loaded
-from lorasweep.tasks import task_state
+from lorasweep.tasks import special_tokens, task_state
 from lorasweep.tasks.task import Answer, Task
 from lorasweep.tracking.mlflow_store import load as load_mlflow
 from lorasweep.training import workload
@@ -95,7 +95,7 @@ def _save(folder: Path, place: Path, bases: Path, trusted: bool) -> None:
     loaded = predict.load(folder, trusted=trusted, **few)
     task, spec = loaded.task, loaded.spec
     rows, answers = _asked(loaded)
-    if not no_pipeline(spec, task) and rows:
+    if not no_pipeline(spec, task) and rows and not _bring_marks(loaded):
         _save_pipeline(loaded, place, bases)
         if not _wrong(place, rows, [task.as_pipeline(a) for a in answers], few):
             return
@@ -145,6 +145,15 @@ def _asked(loaded: Loaded) -> tuple[list[dict[str, str]], list[Answer]]:
     texts = ({name: _as_text(record[name])[:longest].strip() for name in must} for record in chosen)
     rows = list(itertools.islice((row for row in texts if all(row.values())), ROWS))
     return rows, predict.answers(loaded, rows)
+
+
+def _bring_marks(loaded: Loaded) -> bool:
+    """Tell whether texts of the data bring along what the tokenizer puts around each, which a pipeline reads twice."""
+    must = loaded.task.fields(loaded.spec.data).must
+    splits = workload.load_rows(loaded.spec, tasks.make(loaded.spec.task_type)).splits
+    records = itertools.chain.from_iterable(splits.values())
+    texts = list(itertools.chain.from_iterable([_as_text(record[name]) for name in must] for record in records))
+    return special_tokens.bare(loaded.tokenizer, texts) != texts
 
 
 def _longest_prompt(loaded: Loaded) -> int:

@@ -11,6 +11,7 @@ import yaml
 from peft import PeftModel
 from support import models
 
+import lorasweep
 from lorasweep.cli import main
 from lorasweep.serving import export, winner
 from lorasweep.study.study import Study
@@ -68,6 +69,10 @@ def test_adapter_on_plain_peft_tells_question_from_context(tiny_bert, tmp_path):
         assert torch.equal(found(**tokens).start_logits, expected)
         assert torch.equal(trial.model(**tokens).start_logits, expected)
         assert not torch.equal(trial.inner(**tokens | {"token_type_ids": None}).start_logits, expected)
+    path = folder / "0" / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"task_type": "QUESTION_ANS"}))  # as it was saved before
+    with torch.inference_mode():
+        assert torch.equal(lorasweep.load_best(folder)[0](**tokens).start_logits, expected)
 
 
 def test_merged_model_needs_transformers_alone(classified, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import pandas
 import pytest
 import yaml
 
@@ -172,6 +173,19 @@ def test_pipeline_that_answers_otherwise_gives_way_to_a_pyfunc_model(trials, tmp
     mlflow_model.save(trials["pipeline SEQ_CLS"], tmp_path / "model", tmp_path / "bases")
     told = yaml.safe_load((tmp_path / "model" / "MLmodel").read_text())
     assert set(told["flavors"]) == {"python_function"}
+
+
+def test_texts_that_bring_the_start_token_are_answered_by_predict(tiny_bert, tmp_path):
+    """A pipeline would put it there twice."""
+    rows = [json.dumps({"text": f"[CLS] a text {i}", "label": "ab"[i % 2]}) for i in range(40)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    data = ["data=jsonl", f"data.path={tmp_path}/rows.jsonl", "model.pooling=model"]
+    folder = trial(tmp_path / "trial", ["task_type=seq_cls", f"model.pretrained={tiny_bert}", *data])
+    mlflow_model.save(folder, tmp_path / "model", tmp_path / "bases")
+    told = yaml.safe_load((tmp_path / "model" / "MLmodel").read_text())
+    assert set(told["flavors"]) == {"python_function"}
+    marked, plain = mlflow_model.Answerer(folder).predict(pandas.DataFrame({"text": ["[CLS] a text 3", "a text 3"]}))
+    assert marked == plain
 
 
 @pytest.mark.parametrize("name", ["pipeline TOKEN_CLS", "SEQ_2_SEQ_LM"])
