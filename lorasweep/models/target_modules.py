@@ -186,7 +186,8 @@ On such a model peft no longer adapts a shared expert's own linear layers of the
 
 
 def target_problems(base: Base, targets: str | list[str], resolved: list[str]) -> list[str]:
-    """Return a problem for every target that matches no module."""
+    """Return a problem for every target that matches no module, of whatever kind (see unadaptable_problems)."""
+    everything = [n for n, _ in base.model.named_modules()]
     names = [n for n, m in base.model.named_modules() if isinstance(m, (*base_model.LINEAR, nn.Embedding))]
     short = sorted({n.rpartition(".")[2] for n in names})
     has = f"it has {', '.join(short)}"
@@ -198,7 +199,7 @@ def target_problems(base: Base, targets: str | list[str], resolved: list[str]) -
         return [
             f"lora.target_modules: '{t}' matches no module of {kind}{did_you_mean(t, short)}"
             for t in targets
-            if t not in fused and not any(n == t or n.endswith(f".{t}") for n in names)
+            if t not in fused and not any(n == t or n.endswith(f".{t}") for n in everything)
         ]
     if targets in TARGET_PRESETS:
         return [] if resolved else [f"lora.target_modules: preset '{targets}' matches no module of {kind}; {has}"]
@@ -206,7 +207,7 @@ def target_problems(base: Base, targets: str | list[str], resolved: list[str]) -
         pattern = re.compile(targets)
     except re.error as error:
         return [f"lora.target_modules: '{targets}' is no regular expression ({error})"]
-    if any(pattern.fullmatch(n) for n in names):
+    if any(pattern.fullmatch(n) for n in everything):
         return []
     if any(n == targets or n.endswith(f".{targets}") for n in names):
         return [

@@ -30,6 +30,8 @@ def test_layers_narrow_a_preset(tiny_llama):
     ("target", "words"),
     [
         ("[query,q_porj]", "'q_porj' matches no module"),
+        ("[LayerNorm]", "modules that LoRA does not adapt (LayerNorm"),
+        ("[query,LayerNorm]", "write lora.target_modules=[query]"),
         ("'.*nothing'", "matches no whole module name"),
         ("'('", "no regular expression"),
         ("'(' lora.init_lora_weights=pissa lora.rank_pattern={query:2}", "no regular expression"),
