@@ -33,6 +33,10 @@ class DiskFull(LorasweepError):
     """The study's folder takes no more; nothing is lost, the trials go on from their checkpoints."""
 
 
+class WorkerGone(LorasweepError):
+    """A process of this command ended before it had done what it was given."""
+
+
 class StorageDown(LorasweepError):
     """The study's database is gone; its trials go on from their checkpoints once it is back."""
 

@@ -80,6 +80,8 @@ TESTED_IN = {
     "runner/test_cleanup.py": {"cli.results"},
     "runner/test_killed_workers.py": {"runner.reclaim"},
     "runner/test_events.py": {"runner.endings"},
+    "runner/test_forecast.py": {"runner.trial_pace"},
+    "runner/test_worker_process.py": {"runner.torch_calls"},
     "search/test_samplers.py": {"search.pruners", "search.study_view"},
     "search/test_space.py": {"search.condition", "search.dimension"},
     "serving/test_export.py": {"serving.winner", "serving.export_proof", "models.fetch"},

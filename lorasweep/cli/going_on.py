@@ -27,12 +27,16 @@ def resume(options: Options) -> int:
     study, request = _found(options)
     from lorasweep.runner import launch
     from lorasweep.runner import resume as going_on
+    from lorasweep.runner.worker_process import Workers
 
     if not request.launcher and not study.trusted:
         trust.refuse_commands(study.meta.launcher, study.folder)
     going_on.resume(study, request.overrides, failed=options.failed, changed_data=options.changed_data)
     meta = replace(study.meta, launcher=request.launcher or study.meta.launcher)
-    return hydra_sweeper.launched(lambda way: launch.carry_on(study, way, {}), meta, study.folder, False)
+    with Workers() as workers:
+        return hydra_sweeper.launched(
+            lambda way: launch.carry_on(study, way, workers.begin), meta, study.folder, workers
+        )
 
 
 def extend(options: Options) -> int:
@@ -40,12 +44,14 @@ def extend(options: Options) -> int:
     old, request = _found(options)
     from lorasweep.runner import launch
     from lorasweep.runner import resume as going_on
+    from lorasweep.runner.worker_process import Workers
 
-    planned = going_on.extend(old, request)
-    made = partial(going_on.take_over, old, planned)
-    return hydra_sweeper.launched(
-        lambda way: launch.run_made(made(), planned, way), planned.meta, planned.folder, False
-    )
+    with Workers() as workers:
+        planned = going_on.extend(old, request, workers.look)
+        made = partial(going_on.take_over, old, planned)
+        return hydra_sweeper.launched(
+            lambda way: launch.run_made(made(), planned, way, workers.begin), planned.meta, planned.folder, workers
+        )
 
 
 def work(options: Options) -> int:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lorasweep.runner.plan import Plan
+    from lorasweep.runner.plan import Look, Plan
     from lorasweep.runner.request import Request
 
 from lorasweep.cli.commands import COMMANDS, HYDRA_FLAGS
@@ -20,17 +20,24 @@ def train(options: Options) -> int:
     request = Request.of(options.words, options.sweep)
     if any(getattr(options, flag.strip("-").replace("-", "_")) for flag in HYDRA_FLAGS):
         return hydra_sweeper.call_hydra([*_hydra_words(options), *request.overrides, *request.launcher])
-    planned = _planned(request)
-    from lorasweep.runner.launch import run_study
+    from lorasweep.runner.worker_process import Workers
 
     through_hydra = options.multirun or options.sweep is not None
-    return hydra_sweeper.launched(
-        lambda launch: run_study(planned, launch), planned.meta, planned.folder, through_hydra
-    )
+    with Workers() as workers:
+        planned = _planned(request, workers.look)
+        from lorasweep.runner.launch import run_study
+
+        return hydra_sweeper.launched(
+            lambda launch: run_study(planned, launch, workers.begin),
+            planned.meta,
+            planned.folder,
+            workers,
+            through_hydra=through_hydra,
+        )
 
 
-def _planned(request: "Request") -> "Plan":
-    """Say at once what is going to be looked at, and return the plan: from here on torch is loaded."""
+def _planned(request: "Request", look: "Look") -> "Plan":
+    """Say at once what is going to be looked at, and return the plan."""
     from lorasweep.runner.points import points
 
     asked = points(request)
@@ -38,7 +45,7 @@ def _planned(request: "Request") -> "Plan":
     print(f"checking model, data{varying}", flush=True)
     from lorasweep.runner import plan
 
-    return plan.plan(request, asked)
+    return plan.plan(request, asked, look)
 
 
 def _refuse_commands(words: list[str]) -> None:
@@ -67,9 +74,12 @@ def _hydra_words(options: Options) -> list[str]:
 def check(options: Options) -> int:
     """Print what a trial or a grid would do, or the trials at the ends of the space that a sampler searches."""
     _refuse_commands(options.words)
+    from lorasweep.runner import torch_calls
     from lorasweep.runner.request import Request
 
-    planned = _planned(Request.of(options.words, options.sweep))
+    request = Request.of(options.words, options.sweep)
+    planned = _planned(request, lambda asked, here, _: torch_calls.look(asked, here, True))
+    loaded = torch_calls.loaded()
     from lorasweep.config import compose
     from lorasweep.runner import check, forecast, room
     from lorasweep.search.space import Space
@@ -89,17 +99,16 @@ def check(options: Options) -> int:
         print(f"{planned.meta.search['sampler']} draws {len(planned.queue)} trials; at the ends of the space:")
     specs = compose.compose_points([line or [] for line in lines])
     if len(specs) == 1:
-        check.show(specs[0], planned.loaded[workload.key(specs[0])])
+        check.show(specs[0], loaded[workload.key(specs[0])])
     else:
         unset = dict.fromkeys(planned.meta.swept, "-")
         rows = [{**unset, **point} for point in points]
-        check.show_grid(specs, rows, dict(planned.loaded))
+        check.show_grid(specs, rows, loaded)
         for line in planned.notes:
             print(line)
     expected = forecast.said(planned.meta.expected_s, search_spec(planned.meta.search))
     print(f"{'time:':13}{expected or 'not known: no step was timed here'}")
-    needed = room.expected_bytes(specs, planned.loaded, len(planned.queue))
-    print(f"{'disk:':13}{room.told(needed, planned.folder.parent)}")
+    print(f"{'disk:':13}{room.told(planned.disk_bytes, planned.folder.parent)}")
     for line in (*planned.point_notes, *planned.never):
         print(line)
     return 0

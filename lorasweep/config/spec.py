@@ -641,7 +641,7 @@ class SearchSpec:
     warm_start: list[str] | None = setting(None, affects=STUDY)
     """Folders of earlier studies whose finished trials the sampler learns from, where their values lie in the space."""
     workers: int = ranged(1, 1, 1024, affects=NOTHING)
-    """Processes that run trials at once; several use Hydra's joblib launcher unless you choose another."""
+    """Processes that run trials at once; on this machine, or where a launcher of Hydra's puts them."""
     storage: str | None = setting(None, affects=STUDY)
     """Where the queue is kept: null is a journal file in the study's folder; postgresql://USER@HOST/DATABASE for
     machines that share no disk, the password in PGPASSWORD."""

@@ -18,6 +18,7 @@ from lorasweep.config.registry import data_folder
 from lorasweep.errors import ConfigError
 from lorasweep.runner import launchers
 from lorasweep.runner.launchers import Launch
+from lorasweep.runner.worker_process import Workers, is_apart
 from lorasweep.study.meta import StudyMeta
 
 
@@ -52,9 +53,20 @@ class LorasweepSweeper(Sweeper):
             _ = job.return_value  # raises what the worker raised
 
 
-def launched(plan: Callable[[Launch], int], meta: StudyMeta, folder: Path, through_hydra: bool) -> int:
-    """Carry a plan out with the launcher that the study in `folder` asks for; return its exit code."""
-    own = launchers.launcher_overrides(meta.launcher, meta.search["workers"], folder.resolve())
+def launched(
+    plan: Callable[[Launch], int], meta: StudyMeta, folder: Path, workers: Workers, *, through_hydra: bool = False
+) -> int:
+    """Carry a plan out with the launcher that the study in `folder` asks for; return its exit code.
+
+    Without one, `workers` are processes of this machine; or this one, where it has torch and a single worker is enough.
+    """
+    count = meta.search["workers"]
+    if meta.launcher:
+        workers.close()  # they would hold memory while others train
+    elif is_apart(count):
+        workers.size = count
+        return plan(workers.launch)
+    own = launchers.launcher_overrides(meta.launcher, count, folder.resolve())
     if not own and not through_hydra:
         return plan(launchers.here)
     LorasweepSweeper.plan = staticmethod(plan)

@@ -28,6 +28,8 @@ STDOUT, STDERR = 1, 2
 _listening: list[Interrupts] = []
 _preempted: list[int] = []
 """Signals of submitit's that were heard."""
+_is_quiet = False
+"""Another process of this terminal says what an interrupt does."""
 
 
 def signals() -> list[int]:
@@ -44,6 +46,12 @@ def _submitits() -> str | None:
     if "SUBMITIT_EXECUTOR" not in os.environ:
         return None
     return f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}"
+
+
+def be_quiet() -> None:
+    """Let the command say what an interrupt does: this process works for it."""
+    global _is_quiet
+    _is_quiet = True
 
 
 def depth() -> int:
@@ -74,7 +82,7 @@ def _hear(number: int, frame: FrameType | None) -> None:
         os._exit(EXIT_INTERRUPTED)
     if number == getattr(signal, "SIGHUP", None):
         _leave_terminal()
-    if not again:
+    if not again and not _is_quiet:
         with suppress(OSError):
             os.write(STDERR, b"\nstopping after this step; Ctrl-C to stop at once\n")
 

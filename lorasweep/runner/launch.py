@@ -7,15 +7,17 @@ import functools
 import shlex
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
-from lorasweep.errors import ConfigError, DiskFull
-from lorasweep.runner import plan
+from lorasweep.errors import ConfigError, DiskFull, WorkerGone
+from lorasweep.runner import plan, torch_calls
 from lorasweep.runner.interrupt import EXIT_INTERRUPTED
 from lorasweep.runner.launchers import Launch
 from lorasweep.runner.plan import Plan
+from lorasweep.runner.torch_calls import Begin
 from lorasweep.search.order import ENDED
+from lorasweep.study.result import result_of
 from lorasweep.study.study import Study
 
 EXIT_OK, EXIT_FAILED_TRIALS = 0, 3
@@ -33,14 +35,16 @@ def make(planned: Plan) -> Study:
     return Study.create(planned.folder, planned.meta, planned.queue, rename=planned.first.study is None)
 
 
-def run_study(planned: Plan, launch: Launch) -> int:
-    """Make the study, run it, show the outcome; return the exit code."""
-    return run_made(make(planned), planned, launch)
+def run_study(planned: Plan, launch: Launch, begin: Begin = torch_calls.here) -> int:
+    """Make the study, run it, show the outcome; return the exit code. `begin` is asked for what needs torch."""
+    return run_made(make(planned), planned, launch, begin)
 
 
-def run_made(study: Study, planned: Plan, launch: Launch) -> int:
+def run_made(study: Study, planned: Plan, launch: Launch, begin: Begin = torch_calls.here) -> int:
     """Run a study that has just been made; return the exit code."""
     from lorasweep.tracking import runs
+
+    adopted = begin(torch_calls.adopt, str(study.folder))
 
     never = planned.never if planned.meta.search["sampler"] == "grid" else ()  # else no trial is at those points
     for line in (*planned.said, *planned.notes, *planned.point_notes, *never):
@@ -52,8 +56,10 @@ def run_made(study: Study, planned: Plan, launch: Launch) -> int:
         print(f"expected: {expected}", flush=True)
     command = shlex.join(["python", "-m", "lorasweep", "-m", *planned.meta.overrides])
     note = f"{planned.meta.question}\n\n`{command}`".strip()
-    study.set_parent(runs.open_study(planned.first, study.meta.name, note))
-    return carry_on(study, launch, planned.loaded)
+    wait = torch_calls.has_torch()  # two threads that import a lot are in each other's way
+    study.set_parent(runs.open_study(planned.first, study.meta.name, note, wait=wait))
+    adopted()
+    return carry_on(study, launch, begin)
 
 
 def _warm_start(study: Study) -> None:
@@ -66,7 +72,7 @@ def _warm_start(study: Study) -> None:
     study.set_warmed()
 
 
-def carry_on(study: Study, launch: Launch, loaded: Mapping[str, Any]) -> int:
+def carry_on(study: Study, launch: Launch, begin: Begin = torch_calls.here) -> int:
     """Run what is left of a study and show the outcome; return the exit code."""
     from lorasweep import console
     from lorasweep.runner import interrupt
@@ -78,10 +84,6 @@ def carry_on(study: Study, launch: Launch, loaded: Mapping[str, Any]) -> int:
     )
     _warm_start(study)
     study.begin()
-    if loaded:
-        from lorasweep.runner import worker
-
-        worker.prepare(loaded, str(study.folder))
     with interrupt.heard(lambda: study.stop(None, "Ctrl-C")) as interrupts:
         _run_workers(study, launch, interrupts)
         while not _stopped(study, interrupts) and (again := repeat_rounds.next_round(study)):
@@ -94,7 +96,7 @@ def carry_on(study: Study, launch: Launch, loaded: Mapping[str, Any]) -> int:
             flush=True,
         )
         return EXIT_INTERRUPTED
-    return finish(study, loaded)
+    return finish(study, begin)
 
 
 def _stopped(study: Study, interrupts: Any) -> bool:
@@ -137,7 +139,7 @@ def _run_workers(study: Study, launch: Launch, interrupts: Any) -> None:
 
 
 def _waited_for_room(study: Study, interrupts: Any) -> bool:
-    from lorasweep.runner import room  # loads torch
+    from lorasweep.runner import room
 
     return room.wait(study, lambda: _stopped(study, interrupts))
 
@@ -147,26 +149,24 @@ def _state(study: Study) -> list[tuple]:
     return [(t.number, t.state, *map(t.user_attrs.get, keys)) for t in study.trials()]
 
 
-def _settle_adapters(study: Study, spec: Any) -> None:
-    """Log the winner as an MLflow model, then leave the adapters that tracking.save_adapters keeps."""
-    from lorasweep.runner import cleanup
-    from lorasweep.serving import model_registry
+def finish(study: Study, begin: Begin = torch_calls.here) -> int:
+    """Score the winner on the test split, close the study in MLflow, print the table; return the exit code.
 
-    told = model_registry.log_winner(study, spec)
-    if told:
-        print(told)
-    cleanup.tidy(study, spec.tracking)
-
-
-def finish(study: Study, loaded: Mapping[str, Any]) -> int:
-    """Score the winner on the test split, close the study in MLflow, print the table; return the exit code."""
+    What needs torch is asked of `begin`, and what does not goes on meanwhile.
+    """
+    where = str(study.folder), study.trusted
+    best = study.best()
+    known = result_of(best, study.trial_folder(best.number)).test if best is not None else {}
+    tested = begin(torch_calls.score, *where) if known is None else None
     from lorasweep.report import html_page, tables, terminal
-    from lorasweep.runner import outcome
+    from lorasweep.runner import cleanup
     from lorasweep.study import answer, wording
     from lorasweep.tracking import runs
 
-    test = outcome.score_winner(study, loaded)
+    spec = study.first_spec()
     failed = study.failed()
+    test = known or (tested and _answered(tested, "the test split was not read")) or {}
+    logged = begin(torch_calls.log_winner, *where) if spec.tracking.enabled and best is not None else str
     found = answer.answer(study)
     scores = {f"test_{k}": v for k, v in test.items()}
     if found.best is not None:
@@ -175,7 +175,6 @@ def finish(study: Study, loaded: Mapping[str, Any]) -> int:
         scores[f"best_eval_{study.meta.metric}_standard_error"] = found.best.standard_error
     answer.write_best(study, found, wording.text(found))
     html_page.write_if_possible(study, found)
-    spec = study.first_spec()
     runs.close_study(
         spec,
         study.meta.mlflow_parent,
@@ -184,12 +183,29 @@ def finish(study: Study, loaded: Mapping[str, Any]) -> int:
         folder=study.folder,
         answer=tables.plain(wording.text(found)),
     )
+    if study.meta.mlflow_parent is None:
+        study.set_parent(runs.run_of(study.folder))
     terminal.show(study, study.meta.outputs, found, spec.tracking)
-    _settle_adapters(study, spec)
+    told = _answered(logged, "the model was not logged")
+    if told:
+        print(told)
+    cleanup.tidy(study, spec.tracking)
     if study.best() is None:
         print(f"no trial was completed: {_reasons(study)}")
         return EXIT_FAILED_TRIALS
     return EXIT_FAILED_TRIALS if failed else EXIT_OK
+
+
+def _answered(call: Callable[[], Any], what_else: str) -> Any:
+    """Return what a call returns; None, with the reason printed, where its process was killed: a study is over without.
+
+    `resume` tries again.
+    """
+    try:
+        return call()
+    except WorkerGone as error:
+        print(f"{what_else}: {error}; `resume` tries again", flush=True)
+        return None
 
 
 def _reasons(study: Study) -> str:

@@ -41,14 +41,10 @@ RAY_CLUSTER = (
 
 
 def launcher_overrides(own: Sequence[str], workers: int, folder: Path) -> list[str]:
-    """Return Hydra's overrides for this many workers: joblib unless a launcher is chosen; [] for one worker here.
-
-    In a container with little memory a single worker is a process for itself too: where the kernel kills it, the study
-    goes on without the trial that was too large.
-    """
+    """Return Hydra's overrides for this many workers: joblib unless a launcher is chosen; [] for one worker here."""
     given = dict(Override.of(word) for word in own)
     chosen = given.get("hydra/launcher")
-    if chosen is None and workers == 1 and not is_in_small_container():
+    if chosen is None and workers == 1:
         return list(own)
     launcher = chosen or "joblib"
     needed = LAUNCHER_NEEDS.get(launcher, ())

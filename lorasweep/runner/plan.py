@@ -1,18 +1,14 @@
 """From a request to a plan: the space, its points, what is checked of them, and what study.json will hold."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from lorasweep.training.workload import Workload
 
 from lorasweep.config.overrides import key_of
 from lorasweep.config.spec import SearchSpec, TrialSpec
 from lorasweep.errors import ConfigError
-from lorasweep.runner import launchers
+from lorasweep.runner import forecast, launchers, room, torch_calls
 from lorasweep.runner.findings import Findings
 from lorasweep.runner.points import Points, points
 from lorasweep.runner.request import Request
@@ -31,10 +27,10 @@ class Plan:
     folder: Path
     meta: StudyMeta
     queue: list[Entry]
-    loaded: "Mapping[str, Workload]"
-    """What the pre-flight has loaded in this process."""
     first: TrialSpec
     """The spec of its first trial."""
+    disk_bytes: int = 0
+    """The most that it writes."""
     never: Sequence[str] = ()
     """Notes on points that need more memory than allowed, a line each."""
     notes: Sequence[str] = ()
@@ -45,42 +41,48 @@ class Plan:
     """What a person may want to know of the points, a sentence each."""
 
 
-def plan(request: Request, asked: Points | None = None) -> Plan:
+Look = Callable[[Points, bool, bool], Findings]
+"""The pre-flight, as torch_calls.look: here or in another process."""
+
+
+def plan(request: Request, asked: Points | None = None, look: Look = torch_calls.look_here) -> Plan:
     """Validate a study. Raises ConfigError, with the problems of all points, before anything is written.
 
     `asked` is what `points` has made of the request, where that has been done.
     """
-    from lorasweep.runner import forecast, preflight, rehearsal, room  # load torch
-
     asked = asked or points(request)
     here = not launchers.is_elsewhere(request.launcher)
-    is_alone = not request.launcher and asked.specs[0].search.workers == 1
-    keep = is_alone and not launchers.is_in_small_container()
-    loaded = preflight.preflight(asked.specs, here, keep)
-    found = preflight.findings(asked.specs, loaded, asked.space.keys, here)
-    asked = _each_once(asked, found.first_alike)
-    expected_s = forecast.seconds(asked.specs, asked.entries, loaded, rehearsal.kind)
+    found = look(asked, here, not request.launcher)
+    kept = _kept(asked, found.first_alike)
+    asked = _each_once(asked, found.first_alike, kept)
     first = asked.specs[0]
-    full = room.problem(room.expected_bytes(asked.specs, loaded, len(asked.entries)), Path(first.outputs).resolve())
+    expected_s = forecast.seconds([found.trials_s[i] for i in kept], asked.entries, first.search, found.divided)
+    most_bytes = room.expected_bytes(asked.specs, found.adapter_bytes, len(asked.entries))
+    full = room.problem(most_bytes, Path(first.outputs).resolve())
     if full and here:
         raise ConfigError(full)
     meta = replace(_meta(request, asked, first, found), expected_s=expected_s)
     folder = Path(meta.outputs).resolve() / meta.name
-    return Plan(folder, meta, asked.entries, loaded, first, found.never, found.notes, asked.said, asked.notes)
+    return Plan(folder, meta, asked.entries, first, most_bytes, found.never, found.notes, asked.said, asked.notes)
 
 
-def _each_once(asked: Points, first_alike: Sequence[int]) -> Points:
-    """Return the points with what is to be said of them; of a grid each once, in whatever words it came.
+def _kept(asked: Points, first_alike: Sequence[int]) -> list[int]:
+    """Return the numbers of the points that stay: of a grid each once, in whatever words it came.
 
     `first_alike` has for each point the number of the first one that is the same on the model.
     """
+    is_grid = all(entry.overrides is not None for entry in asked.entries)
+    return sorted(set(first_alike)) if is_grid else list(range(len(asked.specs)))
+
+
+def _each_once(asked: Points, first_alike: Sequence[int], kept: Sequence[int]) -> Points:
+    """Return the points that stay, with what is to be said of them."""
     notes = []
-    if all(entry.overrides is not None for entry in asked.entries):
+    if len(kept) < len(asked.specs):
         for number, first in enumerate(first_alike):
             if first != number:
                 one, other = (_in_words(asked.specs[i], asked.space) for i in (number, first))
                 notes.append(f"{one} is the point {other} in other words: it is trained once")
-        kept = sorted(set(first_alike))
         asked = replace(asked, specs=[asked.specs[i] for i in kept], entries=[asked.entries[i] for i in kept])
     return replace(asked, notes=[*notes, *filter(None, [asked.fewer()])])
 

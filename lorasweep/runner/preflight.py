@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from lorasweep.config.overrides import key_of
@@ -11,7 +11,7 @@ from lorasweep.data import dataset
 from lorasweep.data.dataset import Data
 from lorasweep.errors import ConfigError
 from lorasweep.hardware import device
-from lorasweep.lora import peft_config
+from lorasweep.lora import adapter, peft_config
 from lorasweep.memory import estimate
 from lorasweep.models import base_model, fetch, quantization
 from lorasweep.packing import gradient_checkpointing
@@ -151,8 +151,28 @@ def findings(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload], swept: 
             f"by {metric.name}, what the supervised text costs in bits a UTF-8 byte"
         )
     return Findings(
-        metric.name, metric.maximize, metric.unit, metric.bounds, data, never, notes, _first_alike(specs, loaded)
+        metric=metric.name,
+        maximize=metric.maximize,
+        unit=metric.unit,
+        bounds=metric.bounds,
+        data=data,
+        adapter_bytes=_adapter_bytes(specs, loaded),
+        never=never,
+        notes=notes,
+        first_alike=_first_alike(specs, loaded),
     )
+
+
+def _adapter_bytes(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload]) -> int:
+    """Return the size of the largest adapter."""
+    spec = max(specs, key=lambda s: s.lora.r)
+    plain = replace(spec.lora, init_lora_weights=True)
+    attached = adapter.attach(loaded[workload.key(spec)].skeleton, plain, spec.task_type, spec.train.seed)
+    try:
+        counts = adapter.counts(attached)
+    finally:
+        adapter.detach(attached)
+    return 4 * (counts.trainable + (counts.lora if spec.lora.changes_base else 0))
 
 
 def _first_alike(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload]) -> list[int]:

@@ -24,7 +24,7 @@ from lorasweep.errors import ConfigError
 from lorasweep.hardware import device
 from lorasweep.lora import adapter
 from lorasweep.models import base_model
-from lorasweep.runner import forecast
+from lorasweep.runner import trial_pace
 from lorasweep.tasks.task import Example, Task
 from lorasweep.training import workload
 from lorasweep.training.engine import Engine, EvalEvent, Job, TrialEnded
@@ -93,7 +93,7 @@ def _time(kinds: Mapping[str, TrialSpec], work: Workload, base: base_model.Base,
     for name, spec in kinds.items():
         try:
             with _forked():
-                work.paces[name] = forecast.measure(spec, work, base, load_s)
+                work.paces[name] = trial_pace.measure(spec, work, base, load_s)
         except (ConfigError, *BROKEN) as error:
             log.debug("no step could be timed", exc_info=error)
 

@@ -166,7 +166,7 @@ def work(study: Study) -> int:
     return interrupt.EXIT_INTERRUPTED
 
 
-def extend(old: Study, request: Request) -> plan.Plan:
+def extend(old: Study, request: Request, look: plan.Look) -> plan.Plan:
     """Return the plan of a new study with another space; `take_over` gives it the old one's ended trials.
 
     Raises ConfigError where no new name is given, and StudyMismatch where trials would be judged otherwise.
@@ -183,7 +183,7 @@ def extend(old: Study, request: Request) -> plan.Plan:
             trust.refuse_commands(old.meta.launcher, old.folder)
         launcher = overlaid(old.meta.launcher, launcher)
     dimensions = {d.key: d.as_yaml() for d in old.space.dimensions if d.key not in keys_of(overrides)}
-    planned = plan.plan(Request(overrides, launcher, dimensions, old.meta.question))
+    planned = plan.plan(Request(overrides, launcher, dimensions, old.meta.question), look=look)
     judged = ("metric", "maximize")
     differ = [k for k in judged if getattr(planned.meta, k) != getattr(old.meta, k)]
     if planned.meta.search["objectives"] != old.meta.search["objectives"]:

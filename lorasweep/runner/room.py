@@ -2,15 +2,11 @@
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lorasweep.config.spec import TrialSpec
-from lorasweep.lora import adapter
 from lorasweep.study.study import Study
-from lorasweep.training import workload
-from lorasweep.training.workload import Workload
 
 MIB = 2**20
 OTHER_BYTES = MIB
@@ -22,27 +18,18 @@ COPIES_OF_STATE = 4
 LOOK_EVERY_S = 5.0
 
 
-def expected_bytes(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload], trials: int) -> int:
+def expected_bytes(specs: Sequence[TrialSpec], adapter_bytes: int, trials: int) -> int:
     """Return the most bytes that a study of these trials writes: adapters, which stay until all have ended, their
     copies in MLflow, and checkpoints of what runs at once, each beside the one that it replaces.
+
+    `adapter_bytes` is the size of the largest adapter.
     """
     largest = max(specs, key=lambda s: s.lora.r)
-    size = _adapter_bytes(largest, loaded[workload.key(largest)])
     tracking = largest.tracking
     copied = trials if tracking.enabled and tracking.save_adapters == "all" else 1
     running = min(trials, largest.search.workers * (largest.train.fixed_slots or 1))
-    checkpoints = running * COPIES_OF_STATE * size * 2
-    return (trials + copied) * size + checkpoints + trials * OTHER_BYTES + SPARE_BYTES
-
-
-def _adapter_bytes(spec: TrialSpec, work: Workload) -> int:
-    plain = replace(spec.lora, init_lora_weights=True)
-    attached = adapter.attach(work.skeleton, plain, spec.task_type, spec.train.seed)
-    try:
-        counts = adapter.counts(attached)
-    finally:
-        adapter.detach(attached)
-    return 4 * (counts.trainable + (counts.lora if spec.lora.changes_base else 0))
+    checkpoints = running * COPIES_OF_STATE * adapter_bytes * 2
+    return (trials + copied) * adapter_bytes + checkpoints + trials * OTHER_BYTES + SPARE_BYTES
 
 
 def existing(path: Path) -> Path:

@@ -320,10 +320,15 @@ def prepare(loaded: Mapping[str, workload.Workload], folder: str) -> None:
     _prepared[folder] = {key: work.keep() for key, work in loaded.items()}
 
 
+def prepared(folder: str) -> Mapping[str, workload.Workload]:
+    """Return the data that this process keeps for a study."""
+    return _prepared.get(folder, {})
+
+
 def run_worker(folder: str, divide: bool, trusted: bool = False) -> None:
     """Run the study's trials in this process, with its share of the threads where workers divide them."""
     study = Study.open(Path(folder), trusted=trusted)
     every = study.first_spec().model.device_map is not None
     with device.own(study.search.workers, every, divide=divide) as divides:
-        Worker(study, _prepared.get(folder), divides=divides).run()
+        Worker(study, prepared(folder), divides=divides).run()
     runs.flush(HURRIED_S if interrupt.is_heard() else runs.EXIT_S)

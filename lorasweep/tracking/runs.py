@@ -54,11 +54,12 @@ def store_uri(spec: TrialSpec) -> str:
 # --- a study ---------------------------------------------------------------------------------------------------------
 
 
-def open_study(spec: TrialSpec, name: str, note: str) -> str | None:
+def open_study(spec: TrialSpec, name: str, note: str, *, wait: bool = True) -> str | None:
     """Create database, experiment and the study's run, before any worker starts; return its id.
 
-    The run of a study that goes on is taken up again. None where tracking is off, or where the store does not answer:
-    the study's folder remembers that, and whoever reaches the store first makes the run.
+    The run of a study that goes on is taken up again. None where tracking is off, or where the store does not answer,
+    or answers later as nobody waits for it: the study's folder remembers that, and whoever reaches the store first
+    makes the run.
     """
     if not spec.tracking.enabled:
         return None
@@ -66,8 +67,13 @@ def open_study(spec: TrialSpec, name: str, note: str) -> str | None:
     folder.mkdir(parents=True, exist_ok=True)
     tags = {"mlflow.note.content": redact(note), "study": name, "kind": "study"}
     box = Outbox(folder, _take_up(folder, spec.tracking.experiment, name, tags, "study"))
-    _send_study(spec, box, OPEN_S)
-    return box.ledger.run_id
+    box.closed = True
+    box.save()
+    if wait:
+        _sender(store_uri(spec)).finish(box, OPEN_S, stall_s=OPEN_S)
+        return box.ledger.run_id
+    _sender(store_uri(spec)).submit(box, now=True)
+    return None
 
 
 def close_study(
@@ -83,11 +89,11 @@ def close_study(
 
     Without `folder`, the study is the one in the outputs folder whose run is `parent`.
     """
+    flush()
     folder = folder or _study_folder(Path(spec.outputs), parent)
     note = outbox.load(folder) if folder and spec.tracking.enabled else None
     if folder is None or note is None:
         return
-    flush()
     note.summary = {k: float(v) for k, v in metrics.items()}
     note.answer = redact(answer)
     note.tags[outbox.NOTE] = redact(study_description.answer(folder, note) or note.tags.get(outbox.NOTE, ""))
@@ -96,6 +102,12 @@ def close_study(
     note.save(folder)
     if _send_study(spec, Outbox(folder, note), CLOSE_S):
         sync(folder, spec, SYNC_S)
+
+
+def run_of(folder: Path) -> str | None:
+    """Return the id of a study's run, as its folder knows it."""
+    note = outbox.load(folder)
+    return note.run_id if note is not None else None
 
 
 def _add_report(folder: Path, note: Ledger) -> None:

@@ -361,14 +361,14 @@ def test_full_disk_stops_the_worker_with_a_clear_message_and_loses_nothing(run, 
 
 def test_failed_trials_run_again_when_asked(run, monkeypatch):
     from lorasweep.lora import adapter
-    from lorasweep.runner import rehearsal, room
+    from lorasweep.runner import preflight, rehearsal
 
     def broken(*_):
         raise RuntimeError("out of luck")
 
     with monkeypatch.context() as patched:
         patched.setattr(rehearsal, "rehearse", lambda *_: [])
-        patched.setattr(room, "expected_bytes", lambda *_: 0)
+        patched.setattr(preflight, "_adapter_bytes", lambda *_: 0)
         patched.setattr(adapter, "attach", broken)
         assert run("lora.r=1,2") == 3
     assert states() == ["FAIL", "FAIL"]

@@ -7,7 +7,7 @@ from support.studies import SMALL
 
 from lorasweep.config import compose
 from lorasweep.config.spec import SearchSpec
-from lorasweep.runner import forecast, preflight, rehearsal
+from lorasweep.runner import forecast, preflight, rehearsal, trial_pace
 from lorasweep.study.meta import Entry
 from lorasweep.training import workload
 from lorasweep.training.workload import Pace
@@ -20,7 +20,9 @@ def seconds(*overrides: str, entries: list[Entry] | None = None, pace: Pace = PA
     spec = compose.compose_trial(["train.device=cpu", "train.batch_size=10", "train.epochs=2", *overrides])
     examples = {"train": [range(TOKENS)] * ROWS, "eval": [range(TOKENS)] * HELD_OUT}
     loaded = {workload.key(spec): SimpleNamespace(paces={"kind": pace}, examples=examples)}
-    return forecast.seconds([spec], entries or [Entry([])], loaded, lambda _: "kind")
+    entries = entries or [Entry([])]
+    each_s = trial_pace.trials_s([spec], loaded, lambda _: "kind", len(entries))
+    return forecast.seconds(each_s, entries, spec.search, divided=True)
 
 
 def test_trial_is_its_start_its_tokens_its_evaluations_and_its_reload():
@@ -55,5 +57,8 @@ def test_rehearsal_times_each_kind_of_trial(tiny_bert):
     (work,) = preflight.preflight(specs).values()
     assert set(work.paces) == {rehearsal.kind(spec) for spec in specs} and len(work.paces) == 2
     assert all(pace.train_s > 0 and pace.eval_s > 0 for pace in work.paces.values())
-    total = forecast.seconds(specs, [Entry([])] * 3, {workload.key(specs[0]): work}, rehearsal.kind)
+    each_s = trial_pace.trials_s(specs, {workload.key(specs[0]): work}, rehearsal.kind, 3)
+    total = forecast.seconds(each_s, [Entry([])] * 3, specs[0].search, divided=True)
     assert total is not None and 0 < total < 60
+    assert forecast.seconds(each_s, [Entry([])] * 3, SearchSpec(workers=2), divided=False) == pytest.approx(total / 2)
+    assert forecast.seconds([*each_s[:2], None], [Entry([])] * 3, specs[0].search, divided=True) is None

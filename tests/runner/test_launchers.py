@@ -13,7 +13,6 @@ import pytest
 from support import studies
 
 from lorasweep.cli import main
-from lorasweep.runner import launchers
 from lorasweep.study.study import Study
 
 pytestmark = pytest.mark.integration
@@ -63,7 +62,8 @@ def until(outputs: Path, what, seconds: float = 120) -> Study:
 @pytest.mark.parametrize(
     "launcher",
     [
-        [],  # more than one worker takes joblib by itself
+        [],  # processes of the command's own
+        ["hydra/launcher=joblib"],
         ["hydra/launcher=submitit_local"],
     ],
 )
@@ -99,8 +99,10 @@ def test_ray_cluster_of_two_nodes_shares_a_study(tiny_bert, tmp_path, monkeypatc
     assert any("ray" in o for o in Study.open(tmp_path / "s").meta.launcher)
 
 
-def test_killed_worker_takes_joblibs_pool_down_and_the_study_goes_on(tiny_bert, tmp_path):
-    process = start(tiny_bert, tmp_path, "-m", "lora.r=1,2,3,4,5,6", "train.max_steps=60", "search.checkpoint_s=0")
+@pytest.mark.parametrize("launcher", [[], ["hydra/launcher=joblib"]])  # which takes its other workers down
+def test_study_goes_on_after_a_worker_was_killed(tiny_bert, tmp_path, launcher):
+    words = ["-m", "lora.r=1,2,3,4,5,6", "train.max_steps=60", "search.checkpoint_s=0"]
+    process = start(tiny_bert, tmp_path, *words, *launcher)
     study = until(tmp_path, lambda s: any(t.user_attrs.get("checkpoint_step", 0) > 5 for t in s.trials()))
     victim = next(t for t in study.trials() if t.user_attrs.get("checkpoint_step", 0) > 5)
     os.kill(victim.user_attrs["owner"]["pid"], signal.SIGKILL)
@@ -169,10 +171,3 @@ def test_job_that_a_cluster_takes_away_saves_and_goes_on_by_itself(tiny_bert, tm
     assert "put back" in logs and "goes on from step" in logs
     jobs = "".join(path.read_text() for path in tmp_path.glob("s/submitit/*/*_log.*"))
     assert "Requeued job" in jobs
-
-
-def test_single_worker_of_a_small_container_is_a_process_for_itself(monkeypatch, tmp_path):
-    monkeypatch.setattr(launchers.container, "memory", lambda: None)
-    assert launchers.launcher_overrides([], 1, tmp_path) == []
-    monkeypatch.setattr(launchers.container, "memory", lambda: launchers.container.Memory(2**20, 0))
-    assert "hydra/launcher=joblib" in launchers.launcher_overrides([], 1, tmp_path)

@@ -82,6 +82,6 @@ def test_winner_whose_adapter_is_damaged_has_no_test_score_and_a_table(study, ca
     folder = study.trial_folder(1) / "adapter"
     folder.mkdir()
     (folder / "adapter_model.safetensors").write_bytes(b"\x07")
-    launch.finish(study, {})
+    launch.finish(study)
     said = capsys.readouterr().out
     assert "the test split was not read: " in said and "0.8000" in said

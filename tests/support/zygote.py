@@ -32,7 +32,7 @@ def make(*words: str) -> str:
 def go_on(folder: str) -> None:
     """Run what is left of a study as `resume` does, its workers in forks."""
     os.setsid()
-    os._exit(launch.carry_on(Study.open(Path(folder)), in_forks, {}))
+    os._exit(launch.carry_on(Study.open(Path(folder)), in_forks))
 
 
 def in_forks(work: Callable[[Any], None], count: int) -> None:
