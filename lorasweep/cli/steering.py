@@ -1,7 +1,7 @@
 """The commands that look at a running study and steer it, without a model: status, stop."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from lorasweep.credentials import redact
 from lorasweep.errors import ConfigError
 from lorasweep.files import CHECKPOINT
 from lorasweep.search.order import ENDED
+from lorasweep.study import prospects
 from lorasweep.study.result import result_of, write_result
 from lorasweep.study.study import Study
 
@@ -44,12 +45,8 @@ def _show(study: Study) -> None:
     print("  ".join(f"{n} {s}" for s, n in counts.items() if n))
     for line in study.left_out():
         print(line)
-    best = study.best()
-    if best is not None:
-        print(f"best: trial {best.number}, {meta.metric} {best.values[0]:.4f}")
-    left = _time_left(study)
-    if left is not None:
-        print(f"about {left / 60:.0f} minutes left" if left > 90 else "less than two minutes left")
+    for line in _outlook(study, trials):
+        print(line)
     if study.waiting() and study.not_begun():
         print(f"no more trials begin: {study.not_begun()}")
     elif (study.waiting() or study.running()) and not study.alive():
@@ -78,12 +75,27 @@ def _last_step(attributes: Mapping[str, Any]) -> Any:
     return attributes.get("steps", attributes.get("checkpoint_step", "-"))
 
 
-def _time_left(study: Study) -> float | None:
-    """Return the seconds until the queue is empty at the pace so far; None where nothing tells."""
-    spent = [t.user_attrs["device_s"] for t in study.trials() if t.state in ENDED and "device_s" in t.user_attrs]
-    busy = max(1, study.running())
-    left = study.waiting() + study.running() / 2
-    return None if not spent or not left else left * sum(spent) / len(spent) / busy
+def _outlook(study: Study, trials: Sequence[Any]) -> Iterator[str]:
+    """Yield the best so far, how likely the trials that are left change it, and when they will have ended."""
+    best = study.best()
+    if best is not None:
+        yield f"best so far: trial {best.number}, {study.meta.metric} {best.values[0]:.4f}"
+    found = prospects.change(study, trials)
+    if found is not None:
+        yield (
+            f"chance that one of the {found.more} trials that are left is better by more than {found.margin:.2g}: "
+            f"{found.chance:.0%}, if they are like those so far"
+        )
+    left = prospects.time_left(study, time.time())
+    if left is not None:
+        yield f"about {_duration(left)} left" + (", before any repeats" if study.search.repeats else "")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{max(5, 5 * round(seconds / 5))} seconds"
+    minutes = round(seconds / 60)
+    return f"{minutes} minutes" if minutes < 100 else f"{minutes // 60} hours {minutes % 60} minutes"
 
 
 # --- stop ----------------------------------------------------------------------------------------------------

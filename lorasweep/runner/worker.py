@@ -75,6 +75,8 @@ class Worker:
         self._said = 0.0
         self._began = time.perf_counter()
         self._idle_s = 0.0
+        self._first_began: float | None = None
+        """When the first trial began, once the model was loaded."""
 
     def run(self) -> None:
         """Claim and run trials until none is waiting or a stop is asked for."""
@@ -128,7 +130,8 @@ class Worker:
                     self._sharing = self.study.sharing()
                 running = list(self._running.values())
                 shown = {r.number: {"step": r.step, "of": r.total_steps, "loss": r.loss} for r in running}
-                self.study.beat(shown, busy_s=time.perf_counter() - self._began - self._idle_s, idle_s=self._idle_s)
+                busy_s = time.perf_counter() - self._began - self._idle_s
+                self.study.beat(shown, busy_s, self._idle_s, self._first_began)
         except (OSError, StorageDown) as error:
             logging.getLogger("lorasweep.worker").warning("no sign of life could be written: %s", error)
 
@@ -237,6 +240,7 @@ class Worker:
                     looked = time.monotonic()
                     trainer.ask_again()  # others' trials may have ended that the next draw waits for
                 running = self._running[event.number]
+                self._first_began = self._first_began or time.time()
                 with self._failures.of_trial(running):
                     self._events.handle(running, event, trainer)
                 if not trainer.is_looking:

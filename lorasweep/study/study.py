@@ -447,12 +447,17 @@ class Study:
     # --- signs of life -----------------------------------------------------------------------------------------------
 
     @storage.patient
-    def beat(self, progress: Mapping[int, Mapping[str, float]], busy_s: float, idle_s: float) -> None:
-        """Give a sign of life, with how far each trial of ours is, and the seconds with and without one so far."""
+    def beat(
+        self, progress: Mapping[int, Mapping[str, float]], busy_s: float, idle_s: float, began: float | None = None
+    ) -> None:
+        """Give a sign of life, with how far each trial of ours is, the seconds with and without one so far, and when
+        the first one began.
+        """
         self._beats += 1
         shown = {str(n): dict(p) for n, p in progress.items()}
         spent = {"busy_s": round(busy_s, 3), "idle_s": round(idle_s, 3)}
         sign = {"beat": self._beats, "trials": shown, "host": self.owner.host, **spent}
+        sign |= {"began": began, "at": time.time()}
         sign["oom_kills"] = container.oom_kills()
         self._optuna.set_user_attr(f"worker:{self.owner.name}", sign)
 

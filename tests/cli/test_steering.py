@@ -64,6 +64,7 @@ def test_status_shows_every_trial_and_the_best(run, capsys):
     assert rows[0][:3] == ["trial", "lora.r", "state"]
     assert rows[1][:4] == ["0", "1", "COMPLETE", "4"]
     assert rows[2][:3] == ["1", "2", "WAITING"]
+    assert "best so far: trial 0, accuracy" in said
 
 
 def test_asha_judges_the_trials_of_a_pass_when_all_were_evaluated(run, tiny_llama):
