@@ -1,6 +1,7 @@
 """The commands that train, or tell what would happen: one trial, a grid, a study; check."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lorasweep.runner.plan import Look, Plan
@@ -71,6 +72,13 @@ def _hydra_words(options: Options) -> list[str]:
     return words
 
 
+def _named(point: Mapping[str, Any], swept: Sequence[str]) -> dict[str, Any]:
+    """Return a point's values of the swept keys; of a baseline, its name in the place of the first."""
+    if "baseline" not in point:
+        return dict(point)
+    return {swept[0]: point["baseline"]} if swept else {}
+
+
 def check(options: Options) -> int:
     """Print what a trial or a grid would do, or the trials at the ends of the space that a sampler searches."""
     _refuse_commands(options.words)
@@ -102,7 +110,7 @@ def check(options: Options) -> int:
         check.show(specs[0], loaded[workload.key(specs[0])])
     else:
         unset = dict.fromkeys(planned.meta.swept, "-")
-        rows = [{**unset, **point} for point in points]
+        rows = [{**unset, **_named(point, planned.meta.swept)} for point in points]
         check.show_grid(specs, rows, loaded)
         for line in planned.notes:
             print(line)

@@ -102,7 +102,7 @@ class TaskSpec:
     """Further metrics, any of which may be `primary`. Of classes: auroc, auprc, balanced_accuracy, calibration_error,
     cost, f2 (any f and number: macro F-beta); of generated text: rouge_1, rouge_2, rouge_l, bleu, chrf, pattern_match;
     a function of your own as MODULE:FUNCTION, which takes rows, predictions and references and returns a number a row,
-    or one for all (docs/extending.md)."""
+    or one for all (docs/tasks.md)."""
     costs: dict[str, dict[str, float]] | None = setting(None, affects=BASE)
     """What mistakes cost, for the metric `cost`, its mean a row: true class to predicted class to a number, such as
     {spam:{ham:1},ham:{spam:10}}; what is not named costs 0."""

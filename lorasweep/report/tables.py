@@ -105,6 +105,7 @@ def costs(data: StudyData) -> Table:
             f"{duration(found.device_s)} ({found.device_s / 3600:.3g} device hours)",
         ],
         ["time in which trials ran", duration(found.elapsed_s) if found.elapsed_s else "not known"],
+        *_expected(data, found),
         ["optimiser steps taken", f"{found.steps:,}"],
         ["steps spared by pruning", _spared(found)],
         ["device time spared by pruning", _saved(found, found.pruning_s)],
@@ -115,6 +116,20 @@ def costs(data: StudyData) -> Table:
     ended = [t.result.worker_peak_gib for t in data.trials if t.result.worker_peak_gib]
     rows.append(["highest memory of a worker", f"{max(ended):.2f} GiB" if ended else "not known"])
     return Table(head=["what", "how much"], rows=rows)
+
+
+def _expected(data: StudyData, found: Cost) -> Iterator[list[str]]:
+    """Yield what the trials were expected to take, and what their time has cost."""
+    before = data.meta.expected_s
+    if before is not None:
+        yield ["time that was expected before they began", duration(before)]
+    price = data.meta.search.get("cost_per_hour")
+    if price and found.elapsed_s:
+        workers = data.meta.search.get("workers") or 1
+        yield [
+            f"price of that time (search.cost_per_hour={price:g})",
+            f"{found.elapsed_s / 3600 * price * workers:.2f}",
+        ]
 
 
 def _spared(found: Cost) -> str:

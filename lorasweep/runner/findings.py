@@ -14,6 +14,8 @@ class Findings:
     bounds: tuple[float, float]
     data: list[dict[str, Any]]
     """What study.json holds of each data set, so that a change of a file is seen when the study goes on."""
+    full_bytes: int = 0
+    """Size of what full fine-tuning trains; 0 where no trial does."""
     adapter_bytes: int = 0
     """Of the largest adapter of the points."""
     never: Sequence[str] = ()

@@ -57,7 +57,7 @@ def plan(request: Request, asked: Points | None = None, look: Look = torch_calls
     asked = _each_once(asked, found.first_alike, kept)
     first = asked.specs[0]
     expected_s = forecast.seconds([found.trials_s[i] for i in kept], asked.entries, first.search, found.divided)
-    most_bytes = room.expected_bytes(asked.specs, found.adapter_bytes, len(asked.entries))
+    most_bytes = room.expected_bytes(asked.specs, found.adapter_bytes, found.full_bytes, len(asked.entries))
     full = room.problem(most_bytes, Path(first.outputs).resolve())
     if full and here:
         raise ConfigError(full)

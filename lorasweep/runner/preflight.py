@@ -156,15 +156,18 @@ def findings(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload], swept: 
         unit=metric.unit,
         bounds=metric.bounds,
         data=data,
-        adapter_bytes=_adapter_bytes(specs, loaded),
+        adapter_bytes=_trained_bytes([s for s in specs if not s.lora.full], loaded),
+        full_bytes=_trained_bytes([s for s in specs if s.lora.full], loaded),
         never=never,
         notes=notes,
         first_alike=_first_alike(specs, loaded),
     )
 
 
-def _adapter_bytes(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload]) -> int:
-    """Return the size of the largest adapter."""
+def _trained_bytes(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload]) -> int:
+    """Return the size of what the trial of the highest rank trains and saves; 0 without a trial."""
+    if not specs:
+        return 0
     spec = max(specs, key=lambda s: s.lora.r)
     plain = replace(spec.lora, init_lora_weights=True)
     attached = adapter.attach(loaded[workload.key(spec)].skeleton, plain, spec.task_type, spec.train.seed)

@@ -18,17 +18,17 @@ COPIES_OF_STATE = 4
 LOOK_EVERY_S = 5.0
 
 
-def expected_bytes(specs: Sequence[TrialSpec], adapter_bytes: int, trials: int) -> int:
+def expected_bytes(specs: Sequence[TrialSpec], adapter_bytes: int, full_bytes: int, trials: int) -> int:
     """Return the most bytes that a study of these trials writes: adapters, which stay until all have ended, their
     copies in MLflow, and checkpoints of what runs at once, each beside the one that it replaces.
 
-    `adapter_bytes` is the size of the largest adapter.
+    `adapter_bytes` is the size of the largest adapter, `full_bytes` that of what full fine-tuning trains and does not save.
     """
     largest = max(specs, key=lambda s: s.lora.r)
     tracking = largest.tracking
     copied = trials if tracking.enabled and tracking.save_adapters == "all" else 1
     running = min(trials, largest.search.workers * (largest.train.fixed_slots or 1))
-    checkpoints = running * COPIES_OF_STATE * adapter_bytes * 2
+    checkpoints = (running * adapter_bytes + full_bytes) * COPIES_OF_STATE * 2
     return (trials + copied) * adapter_bytes + checkpoints + trials * OTHER_BYTES + SPARE_BYTES
 
 

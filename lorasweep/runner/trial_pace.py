@@ -62,7 +62,9 @@ def measure(spec: TrialSpec, work: Workload, base: Base, load_s: float) -> Pace:
     timed = sum(tokens[first + 1 :])
     train_s = (times[-1] - times[first]) / timed if timed else 0.0
     overhead = _overhead(made, spec) if timed else 0.0
-    return Pace(start_s, load_s, train_s, timed / max(1, len(times) - 1 - first), overhead, eval_s or train_s)
+    if not eval_s:  # a forward pass is about a third of a step
+        eval_s = train_s * sum(lengths_of(rows)) / len(rows) / 3
+    return Pace(start_s, load_s, train_s, timed / max(1, len(times) - 1 - first), overhead, eval_s)
 
 
 def _overhead(made: Engine, spec: TrialSpec) -> float:

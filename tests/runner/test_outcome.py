@@ -17,27 +17,27 @@ def test_saved_adapter_is_told_from_another_by_some_rows(tiny_bert, tiny_llama, 
     folder, more = models(task, tiny_bert, tiny_llama)
     spec, work = spec_of(task, folder, *more, *asked), workload_of(task, folder, *more, *asked)
     made, jobs = trainer(spec, work), [engine.Job(0, spec)]
-    last = None
+    kept = None
     for event in made.run(lambda: jobs.pop() if jobs else None):
-        if isinstance(event, engine.EvalEvent):
-            last = event
         if isinstance(event, engine.TrialEnded):
-            for primary in last.metrics:
+            kept = event.kept
+            assert kept is not None
+            for primary in kept.metrics:
                 adapter.save(event.attached, tmp_path)
-                found = outcome.reload(tmp_path, spec, last, work, made, primary)
+                found = outcome.reload(tmp_path, spec, kept, work, made, primary)
                 assert found.same, found
                 if found.metric is not None:  # few rows may have none
                     assert abs(found.difference) <= 1e-4 * max(1, abs(found.metric)), found
-            rows = {p["row"] for p in last.predictions}
-            texts = {p["row"] for p in last.predictions if "text" in p}
+            rows = {p["row"] for p in kept.predictions}
+            texts = {p["row"] for p in kept.predictions if "text" in p}
             assert len(texts) == (2 if asked else 0)
             assert len(rows) > 4 and max(2, len(texts)) <= found.rows <= 4 + len(texts)
             with torch.no_grad():
                 for parameter in event.attached.parameters():
                     parameter.add_(0.1 * torch.randn_like(parameter))
             adapter.save(event.attached, tmp_path)
-            assert not outcome.reload(tmp_path, spec, last, work, made, "loss").same
-    assert last is not None
+            assert not outcome.reload(tmp_path, spec, kept, work, made, "loss").same
+    assert kept is not None
 
 
 def test_rows_lie_evenly_in_the_split_and_hold_the_generated_answers():

@@ -110,6 +110,10 @@ def test_full_fine_tuning_is_trainers_without_an_adapter(tiny_bert):
 def test_baselines_run_beside_a_sweep(tiny_bert, tiny_llama, tmp_path, capsys):
     own = [*SMALL, f"outputs={tmp_path}", "tracking=none"]
     words = ["-m", "lora.r=2,4", f"model.pretrained={tiny_bert}", "search.baselines=[head,full]", "study=a", *own]
+    assert main.main(["check", *words]) == 0
+    planned = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [row[:2] for row in planned if row[0].isdigit()] == [["0", "2"], ["1", "4"], ["2", "head"], ["3", "full"]]
+    assert any(row[0].startswith("time:") and "on this machine" in row[0] for row in planned)
     assert main.main(words) == 0
     study = Study.open(tmp_path / "a")
     assert [t.user_attrs.get("baseline") for t in study.trials()] == [None, None, "head", "full"]
