@@ -17,6 +17,7 @@ from lorasweep.study import provenance
 from lorasweep.study.result import RESULT, TrialResult
 from lorasweep.study.study import Study
 from lorasweep.study.trial import Trial
+from lorasweep.tracking import outbox
 from lorasweep.tracking.runs import TrialRun, start_trial
 from lorasweep.training.events import EvalEvent
 
@@ -117,6 +118,9 @@ class Running:
         values |= {name: getattr(result, name) for name in MLFLOW}
         values |= result.baseline or {}
         self.track().metrics(result.steps, {k: v for k, v in values.items() if v is not None})
+        kept = result.metric is not None and self.last is not None and result.kept_step != self.last.step
+        if kept and result.metric is not None:  # MLflow ranks runs by the value of the highest step
+            self.track().metrics(result.steps + 1, {outbox.OBJECTIVE: result.metric.value})
 
     def end_run(self, result: TrialResult) -> None:
         """End the run with what stands in result.json."""

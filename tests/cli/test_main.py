@@ -98,7 +98,7 @@ def test_mlflow_holds_a_parent_and_its_trials(swept):
     assert all(r.data.tags["mlflow.parentRunId"] == parent.info.run_id for r in children)
     assert {r.info.status for r in runs} == {"FINISHED"}
     for run, result in zip(children, results(outputs), strict=True):
-        assert run.data.metrics["eval_accuracy"] == pytest.approx(result["metric"]["value"])
+        assert run.data.metrics["objective"] == pytest.approx(result["metric"]["value"]), "of the evaluation it keeps"
         assert run.data.metrics["params_trainable"] == result["params"]["trainable"]
         parts = [run.data.metrics[f"params_{k}"] for k in ("lora", "bias", "modules_to_save")]
         assert sum(parts) == result["params"]["trainable"]
