@@ -22,7 +22,7 @@ def expected_bytes(specs: Sequence[TrialSpec], adapter_bytes: int, full_bytes: i
     """Return the most bytes that a study of these trials writes: adapters, which stay until all have ended, their
     copies in MLflow, and checkpoints of what runs at once, each beside the one that it replaces.
 
-    `adapter_bytes` is the size of the largest adapter, `full_bytes` that of what full fine-tuning trains and does not save.
+    `adapter_bytes` is the size of the largest adapter, `full_bytes` that of what full fine-tuning trains.
     """
     largest = max(specs, key=lambda s: s.lora.r)
     tracking = largest.tracking

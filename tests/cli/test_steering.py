@@ -369,7 +369,7 @@ def test_failed_trials_run_again_when_asked(run, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(rehearsal, "rehearse", lambda *_: [])
-        patched.setattr(preflight, "_adapter_bytes", lambda *_: 0)
+        patched.setattr(preflight, "_trained_bytes", lambda *_: 0)
         patched.setattr(adapter, "attach", broken)
         assert run("lora.r=1,2") == 3
     assert states() == ["FAIL", "FAIL"]
