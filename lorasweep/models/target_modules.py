@@ -24,7 +24,8 @@ NO_ADAPTER = {kind: "out_proj" for kind in ("falcon_h1", "mamba", "mamba2", "fal
 def linear_names(base: Base, heads: Sequence[str]) -> list[str]:
     """Return the modules `all-linear` means: every linear layer but the output head and new heads (peft's rule).
 
-    Where the model has no output head, `heads` are left out as what the task calls one.
+    Where the model has no output head, `heads` are left out as what the task calls one, and with them what peft takes
+    for one, since its name ends so: DistilBERT's pre_classifier.
     """
     model = base.model
     head = model.get_output_embeddings()
@@ -34,7 +35,7 @@ def linear_names(base: Base, heads: Sequence[str]) -> list[str]:
         for name, module in model.named_modules()
         if isinstance(module, base_model.LINEAR)
         and module is not head
-        and not (head is None and name in heads)
+        and not (head is None and name.endswith(tuple(heads)))
         and name not in base.missing
         and name.rpartition(".")[2] != refused
     ]

@@ -56,13 +56,14 @@ def rows_of(loaded: Loaded) -> list[Example]:
 
 @torch.inference_mode()
 def answered(model: Any, task: Task, tokenizer: Any, rows: Sequence[Example]) -> list[list[Tensor]]:
-    """Return what a model gives for each row by itself, on the CPU."""
+    """Return what a model gives for each row by itself, on the CPU; where that is one answer a text, it alone."""
     device = next(model.parameters()).device
+    most = 1 if task.one_answer else 2
     out = []
     for example in rows:
         batch = task.collate([[example]], tokenizer.pad_token_id, device)
         texts = (batch.inputs, *batch.others)
-        out.append([t.float().cpu() for inputs in texts for t in answers(model(**inputs))[:2]])
+        out.append([t.float().cpu() for inputs in texts for t in answers(model(**inputs))[:most]])
     return out
 
 

@@ -176,6 +176,7 @@ def same_answer(written: str, expected: str, pattern: str | None = None) -> bool
     """Tell whether two answers agree, as texts or as numbers: what the pattern finds in each; without one, what stands
     after `#### ` (GSM8K) where both have it, else the whole texts.
     """
+    written, expected = (text.replace("\N{MINUS SIGN}", "-") for text in (written, expected))
     if pattern is None and "#### " in written and "#### " in expected:
         pattern = HASHES
     pair = (
@@ -194,8 +195,7 @@ def number(text: str) -> Decimal | None:
     found = NUMBER.fullmatch(text.strip())
     if found is None:
         return None
-    sign = found["sign"].replace("\N{MINUS SIGN}", "-")
-    return Decimal(sign + found["digits"].replace(",", ""))
+    return Decimal(found["sign"].replace("\N{MINUS SIGN}", "-") + found["digits"].replace(",", ""))
 
 
 def _spaced(text: str) -> str:

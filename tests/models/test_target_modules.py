@@ -218,3 +218,15 @@ def test_presets_find_a_sentence_transformers_encoder_without_a_head():
     with torch.device("meta"):
         base = target_modules.Base(transformers.BertModel(config), None, ())
     assert len(meant(base, "attention")) == 8 and len(meant(base, "mlp")) == 4
+
+
+def test_part_of_a_head_that_peft_takes_for_one_is_no_target():
+    """Without weights nobody knows that DistilBERT's pre_classifier is new; peft saves it as a classifier."""
+    config = transformers.DistilBertConfig(dim=32, n_layers=1, n_heads=4, hidden_dim=64)
+    with torch.device("meta"):
+        model = transformers.AutoModelForSequenceClassification.from_config(config)
+    base = target_modules.Base(model, None, ())
+    found = target_modules.preset_names(base, ("classifier", "score"), "all-linear")
+    assert last_parts(found) == {"q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"}
+    task = TaskSpec(name="SEQ_CLS")
+    assert peft.get_peft_model(model, peft_config.config(LoraSpec(), task, base))

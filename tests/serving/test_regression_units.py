@@ -34,7 +34,9 @@ def number_of(model, folder: Path) -> float:
         return float(model(**tokens).logits[0, 0])
 
 
-@pytest.mark.parametrize(("family", "added"), [("tiny_bert", False), ("tiny_llama", False), ("tiny_llama", True)])
+@pytest.mark.parametrize(
+    ("family", "added"), [("tiny_bert", False), ("tiny_llama", False), ("tiny_llama", True), ("tiny_t5", False)]
+)
 def test_exports_answer_in_the_datas_units(family, added, tmp_path, capsys, request, monkeypatch):
     """The head of a Llama has no bias: where it cannot hold the mean, what is to be added is said, also in the card."""
     if added:

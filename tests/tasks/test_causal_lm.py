@@ -407,6 +407,8 @@ def test_numbers_are_compared_as_numbers(written, expected, same):
         (r"\\boxed\{(.*?)\}", r"thus \boxed{x+1}", r"\boxed{x+1}", True),
         (r"\(([A-D])\)", "either (A) or (B)", "(B)", True),
         (r"\(([A-D])\)", "either (B) or (A)", "(B)", False),
+        (r"-?\d+", "thus \N{MINUS SIGN}5", "-5", True),
+        (r"-?\d+", "thus 5", "\N{MINUS SIGN}5", False),
     ],
 )
 def test_answer_is_the_last_place_that_fits_the_pattern(pattern, written, expected, same):
