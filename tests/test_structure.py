@@ -86,7 +86,7 @@ TESTED_IN = {
     "search/test_space.py": {"search.condition", "search.dimension"},
     "serving/test_export.py": {"serving.winner", "serving.export_proof", "models.fetch"},
     "serving/test_mlflow_model.py": {"flavor", "tasks.task_state"},
-    "study/test_answer.py": {"report.terminal", "study.candidate"},
+    "study/test_answer.py": {"report.terminal", "study.candidate", "study.settling"},
     "study/test_wording.py": {"study.next_run"},
     "study/test_repeats.py": {
         "runner.launch",

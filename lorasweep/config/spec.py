@@ -621,13 +621,14 @@ class SearchSpec:
     """Once a trial's primary metric is this good, no further trial starts."""
     stop: str = one_of("budget", "budget", "when_settled", affects=NOTHING)
     """when_settled: no trial of the search starts once the remaining ones are expected to improve on the best by less
-    than the margin, judged by the finished ones, of which it needs 8. Repeats run then."""
+    than the margin, judged by the finished ones, of which it needs 8, and none brings a value that no finished one
+    had. Repeats run then."""
     margin: float | None = ranged(None, 0, above=True, affects=NOTHING)
     """How much worse than the best a cheaper configuration may be; null takes 0.01, or 1 % of a loss."""
     repeats: int | str = ranged(0, 0, 1000, word="auto", affects=NOTHING)
     """Runs with new seeds once the search is over, for each of the first `repeat_top`: all of them once, then those
     that may change the choice. It ends earlier where more runs, however many, are expected to gain less than a
-    twentieth of the margin. auto: until, as far as seeds tell, none of the others can be better than the best by more
+    thirtieth of the margin. auto: until, as far as seeds tell, none of the others can be better than the best by more
     than the margin (95 %), or device_hours or wall_hours is spent; without those, after as many as the search had
     trials, but three for each at least."""
     repeat_top: int = ranged(3, 1, affects=NOTHING)

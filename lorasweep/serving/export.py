@@ -26,7 +26,7 @@ from lorasweep.lora import adapter, peft_notices
 from lorasweep.models import base_model
 from lorasweep.serving import export_proof, winner
 from lorasweep.serving.winner import Loaded
-from lorasweep.study import answer, example_scores, provenance, significance
+from lorasweep.study import answer, provenance, significance, wording
 from lorasweep.study.result import TrialResult
 from lorasweep.study.study import Study
 from lorasweep.tasks.task import Task
@@ -250,26 +250,22 @@ def _pooling(spec: TrialSpec) -> str:
 
 
 def _metrics(study: Study, number: int, result: TrialResult) -> str:
-    """Return a table of all metrics, the one that ranked the trials with its interval."""
-    parts = example_scores.read(study.trial_folder(number))
-    interval = f"{significance.interval(parts)}" if parts is not None else "-"
+    """Return a table of all metrics, the one that ranked the trials with its intervals, and what the answer says."""
     lines = ["| split | metric | value | 95 % interval |", "|---|---|--:|---|"]
     metrics = result.metrics or {}
     for split, scores in (("eval", metrics), ("test", result.test or {})):
+        parts = study.scores(number, split) if study.meta.metric in scores else None
+        interval = f"{significance.interval(parts)}" if parts is not None else "-"
         for name, value in scores.items():
-            shown = interval if (split, name) == ("eval", study.meta.metric) else "-"
+            shown = interval if name == study.meta.metric else "-"
             trivial = "" if name in metrics else " (trivial answer)"
             lines.append(f"| {split} | {_plain(name)}{trivial} | {value:.4f} | {shown} |")
     trivial_answers = (result.baseline or {}).items()
     lines += [f"| eval | {_plain(k)} (trivial answer) | {v:.4f} | - |" for k, v in trivial_answers]
-    told = "The interval is a bootstrap over the eval examples. Test was read once, after choosing."
-    judged = next((c for c in answer.answer(study).candidates if c.number == number), None)
-    if judged is not None and judged.repeated:
-        told += (
-            f" Its configuration ran again with {len(judged.values)} new seeds: eval {_plain(study.meta.metric)} "
-            f"{judged.value:.4f} on average, 95 % interval {judged.interval}."
-        )
-    return "\n".join([*lines, "", f"{told}\n"])
+    read = "Test was read once, after choosing. " if result.test else ""
+    said = _plain(redact(wording.of_trial(answer.answer(study), number)))
+    told = f"Intervals are over the examples of a split. {read}{said}"
+    return "\n".join([*lines, "", f"{told.strip()}\n"])
 
 
 def _data(result: TrialResult, spec: TrialSpec) -> str:

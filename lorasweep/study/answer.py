@@ -155,7 +155,7 @@ def answer(study: Study) -> Answer:
     runs, first = repeats.runs(trials), study.best()
     if first is None:
         return empty
-    spread, bad = significance.spread(repeats.values(found) for found in runs.values()), repeats.failed(trials)
+    spread, bad = significance.spread(map(repeats.by_seed, runs.values())), repeats.failed(trials)
     scores = cache(study.scores)  # each trial is read once, and all are resampled together
     significance.resample(s for found in runs.values() for t in found if (s := scores(t.number)) is not None)
     made = {n: _candidate(study, scores, found, spread, bad.get(n, [])) for n, found in runs.items()}
@@ -166,7 +166,7 @@ def answer(study: Study) -> Answer:
     best = judged[first.number]
     own = scores(best.scored[0])
     margin = near_enough(study.search.margin, study.meta.bounds, best.value)
-    corrected, evaluations = _corrected(study, scores, judged, best, names, rivals)
+    corrected, evaluations = _corrected(study, scores, best, names, rivals)
     said = replace(
         empty,
         candidates=list(judged.values()),
@@ -262,7 +262,7 @@ def _rivals(
     """
     maximize = study.meta.maximize
     several = len(runs[best]) > 1
-    among = {n: found for n, found in runs.items() if len(found) > 1} if several else dict(runs)
+    among = {n: found if several else found[:1] for n, found in runs.items() if len(found) > 1 or not several}
     parts = {n: [scores(t.number) for t in found] for n, found in among.items()}
     rows = _examples(parts[best])
     same = {n: [s for s in found if s is not None] for n, found in parts.items() if rows and _examples(found) == rows}
@@ -270,12 +270,14 @@ def _rivals(
         return [], None
     names = list(same)
     replicates_KR = np.stack([upward(significance.mean_replicates(same[n]), maximize) for n in names])
+    independent = significance.independent(same[best][0])
     if not several:
-        return names, Rivals(upward(np.array([same[n][0].value for n in names]), maximize), replicates_KR)
+        values_K = upward(np.array([same[n][0].value for n in names]), maximize)
+        return names, Rivals(values_K, replicates_KR, independent=independent)
     fit = comparison.fit_seeds({n: repeats.by_seed(runs[n]) for n in names})
     if fit is None:
         return [], None
-    return names, Rivals(upward(fit.mean_K, maximize), replicates_KR, fit.covariance_KK, fit.free)
+    return names, Rivals(upward(fit.mean_K, maximize), replicates_KR, fit.covariance_KK, fit.free, independent)
 
 
 def too_few(found: Parts) -> bool:
@@ -326,7 +328,6 @@ def _tested(study: Study, best: Candidate) -> Tested | None:
 def _corrected(
     study: Study,
     scores: Read,
-    judged: Mapping[int, Candidate],
     best: Candidate,
     names: Sequence[int],
     rivals: Rivals | None,
@@ -343,7 +344,7 @@ def _corrected(
 
     maximize = study.meta.maximize
     if rivals is not None and not rivals.by_seeds:
-        parts = list(chain.from_iterable(found(judged[n].scored[0]) for n in names))
+        parts = list(chain.from_iterable(found(n) for n in names))
         return significance.without_choice(parts, maximize), len(parts)
     each = [found(number) for number in best.scored]
     if not all(each) or max(map(len, each)) < 2 or too_few(each[0][0]):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lorasweep import console
 from lorasweep.study import repeats
@@ -83,10 +84,13 @@ class Candidate:
         return ours == theirs or not ours or not theirs
 
     @property
+    def point(self) -> Mapping[str, Any]:
+        """The values of the keys that vary, the seed aside."""
+        return {k: v for k, v in self.result.params_swept.items() if k != repeats.SEED_KEY}
+
+    @property
     def label(self) -> str:
-        point = ", ".join(
-            f"{k}={console.short(v)}" for k, v in self.result.params_swept.items() if k != repeats.SEED_KEY
-        )
+        point = ", ".join(f"{k}={console.short(v)}" for k, v in self.point.items())
         return f"trial {self.number}" + (f" ({point})" if point else "")
 
 

@@ -79,8 +79,10 @@ class Rivals:
     """The metric on each resample of the examples, larger is better."""
     seeds_KK: np.ndarray | None = None
     """Covariance of the means by the seed; None: each candidate is one trained model, and is compared as that."""
-    free: int | None = None
+    free: float | None = None
     """Degrees of freedom of the seed error."""
+    independent: float = math.inf
+    """Examples that stand alone and weigh alike, or what tells as much: their error, too, is only estimated."""
 
     @property
     def by_seeds(self) -> bool:
@@ -88,8 +90,16 @@ class Rivals:
 
     def error(self, first: int, second: int) -> float:
         """Return the standard error of a difference: over examples and over seeds, added as variances."""
-        examples = np.var(self._finite(self.replicates_KR[first] - self.replicates_KR[second]), ddof=1)
-        return math.sqrt(float(examples) + self.seed_variance(first, second))
+        return math.sqrt(self._example_variance(first, second) + self.seed_variance(first, second))
+
+    def _example_variance(self, first: int, second: int) -> float:
+        differences_R = self._finite(self.replicates_KR[first] - self.replicates_KR[second])
+        return float(np.var(differences_R, ddof=1)) * self.widened**2
+
+    @property
+    def widened(self) -> float:
+        """By how much resamples are too near to each other: each draws from one example less than there are."""
+        return 1.0 if math.isinf(self.independent) else math.sqrt(self.independent / max(self.independent - 1, 1.0))
 
     def seed_variance(self, first: int, second: int) -> float:
         """Return the seeds' part of that error's square."""
@@ -99,11 +109,14 @@ class Rivals:
         return max(0.0, float(c[first, first] + c[second, second] - 2 * c[first, second]))
 
     def degrees(self, first: int, second: int) -> float:
-        """Return the degrees of freedom of that error: infinite where the examples alone make it (Satterthwaite)."""
-        seeds, total = self.seed_variance(first, second), self.error(first, second) ** 2
-        if not self.free or not seeds:
-            return math.inf
-        return self.free * (total / seeds) ** 2
+        """Return the degrees of freedom of that error (Satterthwaite)."""
+        seeds, examples = self.seed_variance(first, second), self._example_variance(first, second)
+        unsure = examples**2 / self.free_of_examples + (seeds**2 / self.free if self.free else 0.0)
+        return (seeds + examples) ** 2 / unsure if unsure else math.inf
+
+    @property
+    def free_of_examples(self) -> float:
+        return max(self.independent - 1, 1.0)
 
     @staticmethod
     def _finite(values_R: np.ndarray) -> np.ndarray:
@@ -135,6 +148,13 @@ def quantile(level: float, free: float) -> float:
     return float(ndtri(level) if math.isinf(free) else stdtrit(free, level))
 
 
+def _as_students(far: float, free: float) -> float:
+    """Return as many standard errors as leave the same chance outside where the error is estimated with `free`."""
+    from scipy.special import ndtr, stdtrit
+
+    return far if math.isinf(free) or far <= 0 else -float(stdtrit(free, ndtr(-far)))
+
+
 @dataclass(frozen=True)
 class ConfidenceSet:
     """The candidates among which the best one is, with 95 % confidence; the others are told apart from it."""
@@ -160,11 +180,13 @@ def confidence_set(rivals: Rivals) -> ConfidenceSet:
     noise_PR, error_P = _noise(rivals, order, first_P, second_P)
     known_P = error_P > 0
     observed_P = np.where(known_P, np.abs(gap_P) / np.where(known_P, error_P, 1), np.where(gap_P != 0, np.inf, 0.0))
+    observed_P /= rivals.widened
     chance_PR = np.abs(noise_PR) / np.where(known_P, error_P, np.inf)[:, None]
     alive, first_threshold = np.ones(len(order), bool), math.nan
     while alive.sum() > 1:
         among_P = np.flatnonzero(alive[first_P] & alive[second_P])
-        threshold = float(np.quantile(chance_PR[among_P].max(0), LEVEL))
+        # Of many pairs some have an error that came out too small: each is only estimated, as in Student's t.
+        threshold = _as_students(float(np.quantile(chance_PR[among_P].max(0), LEVEL)), rivals.free_of_examples)
         if math.isnan(first_threshold):
             first_threshold = threshold
         largest = among_P[np.argmax(observed_P[among_P])]

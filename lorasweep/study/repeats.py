@@ -11,6 +11,7 @@ was picked for being high, so it is too high on average.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -71,18 +72,25 @@ def repeats(trials: Iterable[FrozenTrial]) -> dict[int, dict[int, FrozenTrial]]:
     return out
 
 
+@lru_cache(maxsize=4096)
+def _setting_and_seed(overrides: tuple[str, ...]) -> tuple[tuple[str, ...], int]:
+    """Return what trials of one configuration have in common, their overrides without the seed, and the seed."""
+    seeds = [o for o in overrides if key_of(o) == SEED_KEY]
+    seed = int(seeds[-1].split("=", 1)[1]) if seeds else TrainSpec().seed
+    return tuple(sorted(without(overrides, [SEED_KEY]))), seed
+
+
 def seed_of(trial: FrozenTrial) -> int:
     """Return the seed that a trial was trained with."""
-    found = [o for o in trial.user_attrs.get("overrides", ()) if key_of(o) == SEED_KEY]
-    return int(found[-1].split("=", 1)[1]) if found else TrainSpec().seed
+    return _setting_and_seed(tuple(trial.user_attrs.get("overrides", ())))[1]
 
 
 def _setting(trial: FrozenTrial) -> Any:
-    """Return what trials of one configuration have in common: their overrides, the seed aside."""
+    """Return what trials of one configuration have in common."""
     overrides = trial.user_attrs.get("overrides")
     if overrides is None:
         return trial.number
-    return tuple(sorted(without(overrides, [SEED_KEY]))), trial.user_attrs.get("start_from")
+    return _setting_and_seed(tuple(overrides))[0], trial.user_attrs.get("start_from")
 
 
 def runs(trials: Sequence[FrozenTrial]) -> dict[int, list[FrozenTrial]]:
@@ -160,11 +168,7 @@ def doubt(trials: Sequence[FrozenTrial], maximize: bool) -> Doubt | None:
 def leader(trials: Sequence[FrozenTrial], maximize: bool) -> FrozenTrial | None:
     """Return the first trial of the configuration that all runs together speak for; of equals, the first.
 
-    Once some have run with several seeds, only those can be it: one run may be luck.
+    One run alone may be luck, and is believed the less for it.
     """
-    found, held = runs(trials), beliefs(trials, maximize)
-    if held is None:
-        return None
-    several = [n for n in held.mean if len(found[n]) > 1]
-    best = max(several or list(held.mean), key=lambda n: (held.mean[n], -n))
-    return next(t for t in trials if t.number == best)
+    held = beliefs(trials, maximize)
+    return None if held is None else next(t for t in trials if t.number == held.best)

@@ -8,7 +8,7 @@ Shapes: R resamples, N examples, U units (examples, or groups where they belong 
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from weakref import WeakKeyDictionary
@@ -257,7 +257,7 @@ class Spread:
 
     error: float
     """Standard deviation of one run."""
-    free: int
+    free: float
     """Degrees of freedom."""
 
     def of_mean(self, count: int) -> float:
@@ -265,13 +265,19 @@ class Spread:
         return self.error / math.sqrt(count)
 
 
-def spread(runs: Iterable[Sequence[float]]) -> Spread | None:
-    """Return the spread over seeds, taken as one for all configurations; None where too few ran with several seeds."""
-    several = [r for r in runs if len(r) > 1]
-    free = sum(len(r) - 1 for r in several)
+def spread(runs: Iterable[Mapping[int, float]]) -> Spread | None:
+    """Return the spread over seeds, taken as one for all configurations; None where too few ran with several seeds.
+
+    `runs` are seed -> metric of each configuration. What a seed does to all alike is seen once a seed, however many
+    configurations run with it: there are no more degrees of freedom than that.
+    """
+    several = [found for found in runs if len(found) > 1]
+    free = sum(len(found) - 1 for found in several)
     if free < FEWEST_FREE:
         return None
-    return Spread(math.sqrt(sum(float(np.var(r)) * len(r) for r in several) / free), free)
+    variance = sum(float(np.var(list(found.values()))) * len(found) for found in several) / free
+    seeds = {seed for found in several for seed in found}
+    return Spread(math.sqrt(variance), min(free, len(seeds) - 1))
 
 
 # --- resamples -------------------------------------------------------------------------------------------------------

@@ -26,20 +26,18 @@ from lorasweep.search import pruners, samplers
 from lorasweep.search.order import ADDED, Line
 from lorasweep.search.space import Space
 from lorasweep.study import lease, repeats, same_point, storage
-from lorasweep.study.belief import expected_gain, near_enough
 from lorasweep.study.direction import better, upward
 from lorasweep.study.drawing import BY_HAND, LEFT_OUT, Drawing, points
 from lorasweep.study.meta import STUDY, Entry, StudyMeta, next_name, read_meta, search_spec, write_meta
 from lorasweep.study.result import RESULT, STORED
 from lorasweep.study.same_point import Identity
+from lorasweep.study.settling import settled
 from lorasweep.study.trial import Trial
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 MAY_BE_PRUNED = "may_be_pruned"
 """User attribute of a trial that a person added: whether the pruner may end it."""
-FEWEST_TO_SETTLE = 8
-"""Finished trials before a study may end because more would not change the answer."""
 MOST_EVALUATIONS = 8
 """Evaluations of a trial that might have been its best on other rows."""
 LOOK_AT = 32
@@ -334,20 +332,7 @@ class Study:
         """Return why the trials that wait could not change the answer by more than the margin, or nothing."""
         if self.search.stop != "when_settled":
             return ""
-        trials = self.trials()
-        found = [t.values[0] for t in repeats.complete(trials)]
-        left = sum(t.state == TrialState.WAITING and repeats.is_searched(t) for t in trials)
-        if len(found) < FEWEST_TO_SETTLE or not left:
-            return ""
-        gain = expected_gain([upward(value, self.meta.maximize) for value in found], left)
-        best = max(found) if self.meta.maximize else min(found)
-        margin = near_enough(self.search.margin, self.meta.bounds, best)
-        if gain >= margin:
-            return ""
-        return (
-            f"search.stop=when_settled: {left} more trials like the {len(found)} finished ones are expected to gain "
-            f"{gain:.2g}, less than the margin of {margin:.2g}"
-        )
+        return settled(self.trials(), self.search.margin, self.meta.bounds, self.meta.maximize)
 
     def device_s(self) -> float:
         """Return the seconds that ended trials held a device."""

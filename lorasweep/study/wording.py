@@ -1,5 +1,6 @@
-"""The answer in sentences: the terminal, report.html, report.md, best.yaml and MLflow's note all say these."""
+"""The answer in sentences, which terminal, report.html, report.md, best.yaml, MLflow's note and export's card say."""
 
+import math
 from collections.abc import Sequence
 
 from lorasweep.config.measures import COSTS
@@ -11,6 +12,8 @@ from lorasweep.tasks.metric import BITS_PER_BYTE
 
 MOST_NAMED = 6
 """Candidates that a sentence names; the table has all."""
+MOST_KEYS = 2
+"""Values that tell what a trial is where several are named; with more, its number does, and the table has them."""
 
 
 def sentences(found: Answer) -> list[str]:
@@ -44,18 +47,25 @@ def _nothing(found: Answer) -> str:
     return f"No trial was completed ({_states(ended)}). There is nothing to choose from."
 
 
+def of_trial(found: Answer, number: int) -> str:
+    """Return what the answer says of one trial, for the card of its adapter; "" where it was not chosen among."""
+    best = found.best
+    one = next((c for c in found.candidates if number in (c.number, *c.scored)), None)
+    if best is None or one is None:
+        return ""
+    if one is best:
+        return " ".join(s for s in (_best(found, best), _unit(found), _unseen(found, best), _trivial(found)) if s)
+    line = f"T{one.label[1:]} has {_metric(found, one)}. The study's best is {best.label} with {_metric(found, best)}"
+    if one.gap is None:
+        return f"{line}; the two were not compared."
+    how = "as good as it, for all these data show" if one.alike else "worse"
+    return f"{line}; this one is {how}: {_gap(found, one)}."
+
+
 def _best(found: Answer, best: Candidate) -> str:
-    sure = f" (95 % interval {best.interval})" if best.interval else ""
-    if best.repeated:
-        seeds = f"the mean of {counted(best.seeds, 'new seed')}" if best.seeds > 1 else "with a new seed"
-        said = f", {seeds}{sure}; the search's own run had {best.searched:.4f}"
-    elif best.seeds > 1:
-        said = f", the mean of {best.seeds} seeds{sure}"
-    else:
-        said = sure
     which = "Of the trials with its eval rows, t" if found.apart else "T"
     begin = f"So far, {which[:1].lower()}{which[1:]}" if found.going_on else which
-    line = f"{begin}{best.label[1:]} is best{_tested(found, best)} with eval {found.metric} {best.value:.4f}{said}."
+    line = f"{begin}{best.label[1:]} is best{_tested(found, best)} with {_metric(found, best)}."
     # Where one is clearly ahead on every resample, choosing it flattered nobody.
     if found.corrected is not None and better(best.value, found.corrected, found.maximize):
         line += f" {_choice(found, best)}; without that choice expect {found.corrected:.4f}."
@@ -71,6 +81,19 @@ def _choice(found: Answer, best: Candidate) -> str:
         return f"{each} the {highest} of {found.evaluations} evaluations on these rows"
     among = f"{found.evaluations} evaluations of {trials} trials" if found.evaluations > trials else trials
     return f"It was chosen as the {highest} of {among} on these rows"
+
+
+def _metric(found: Answer, candidate: Candidate) -> str:
+    """Return a candidate's eval metric, how sure it is, and of which runs."""
+    sure = f" (95 % interval {candidate.interval})" if candidate.interval else ""
+    if candidate.repeated:
+        seeds = f"the mean of {counted(candidate.seeds, 'new seed')}" if candidate.seeds > 1 else "with a new seed"
+        said = f", {seeds}{sure}; the search's own run had {candidate.searched:.4f}"
+    elif candidate.seeds > 1:
+        said = f", the mean of {candidate.seeds} seeds{sure}"
+    else:
+        said = sure
+    return f"eval {found.metric} {candidate.value:.4f}{said}"
 
 
 def _unit(found: Answer) -> str:
@@ -155,8 +178,17 @@ def _others(found: Answer, best: Candidate) -> str:
     if found.worse:
         said.append(f"Worse: {_numbers(found.worse)}.")
     if found.visible is not None and _is_seen(found.visible):
-        said.append(f"A difference under {found.visible:.4f} does not show with {_examples(found)}.")
+        said.append(f"A difference under {found.visible:.4f} does not show with {_examples(found)}{_needed(found)}.")
     return " ".join(said)
+
+
+def _needed(found: Answer) -> str:
+    """Return how many such examples would show a difference of the margin; "" where seeds have a part in it."""
+    if found.by_seeds or found.visible is None or not 0 < found.margin < found.visible:
+        return ""
+    count = found.rows * (found.visible / found.margin) ** 2
+    digits = 10 ** max(0, math.floor(math.log10(count)) - 1)
+    return f"; one of {found.margin:.4f} (search.margin) would take about {round(count / digits) * digits:,}"
 
 
 def _examples(found: Answer) -> str:
@@ -167,7 +199,7 @@ def _examples(found: Answer) -> str:
 
 def _apart(found: Answer) -> str:
     """Return the best candidate on each other set of eval rows."""
-    others = "; ".join(f"{c.label} {c.value:.4f}" for c in found.apart)
+    others = "; ".join(f"{_name(c)} {c.value:.4f}" for c in found.apart)
     rule = "Trials with other eval rows are not compared with it; the best on each of them"
     return f"{rule}: {others}." if others else ""
 
@@ -304,9 +336,13 @@ def _states(counts: dict[str, int]) -> str:
 
 
 def _list(found: Answer, candidates: Sequence[Candidate]) -> str:
-    parts = [f"{c.label}, {_gap(found, c)}" for c in candidates[:MOST_NAMED]]
+    parts = [f"{_name(c)}, {_gap(found, c)}" for c in candidates[:MOST_NAMED]]
     more = len(candidates) - MOST_NAMED
     return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
+
+
+def _name(candidate: Candidate) -> str:
+    return candidate.label if len(candidate.point) <= MOST_KEYS else f"trial {candidate.number}"
 
 
 def _gap(found: Answer, candidate: Candidate) -> str:
@@ -320,7 +356,7 @@ def _gap(found: Answer, candidate: Candidate) -> str:
         return "no difference" + (f" ({low:.4f} to {high:.4f})" if _is_seen(low) or _is_seen(high) else "")
     if gap.value < 0:
         low, high = -high, -low
-    return f"{abs(gap.value):.4f} {word} ({low:.4f} to {high:.4f})"
+    return f"{abs(gap.value):.4f} {word} (95 % {low:.4f} to {high:.4f})"
 
 
 def _numbers(candidates: Sequence[Candidate]) -> str:

@@ -14,6 +14,7 @@ from support import models
 import lorasweep
 from lorasweep.cli import main
 from lorasweep.serving import export, winner
+from lorasweep.study import answer, wording
 from lorasweep.study.study import Study
 
 SMALL = [
@@ -115,6 +116,13 @@ def test_card_tells_data_metrics_and_how_to_make_it_again(classified, tiny_bert,
     line = next(row for row in text.splitlines() if row.startswith("| eval | accuracy |"))
     low, high = line.split("|")[4].split(" to ")
     assert float(low) <= result["metric"]["value"] <= float(high)
+    tested = next(row for row in text.splitlines() if row.startswith("| test | accuracy |"))
+    low, high = tested.split("|")[4].split(" to ")
+    assert float(low) <= result["test"]["accuracy"] <= float(high)
+    found = answer.answer(Study.open(classified))
+    assert export._plain(wording.of_trial(found, 0)) in text and wording.sentences(found)[0] in wording.of_trial(
+        found, 0
+    )
     assert result["rerun"].replace(" tracking=none", "") in text and "tracking" not in text
     assert result["data_fingerprint"] in text and "use_dora: true" in text
     named = json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"]

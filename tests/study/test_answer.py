@@ -209,6 +209,18 @@ def test_study_ends_when_the_trials_that_wait_would_not_change_the_answer(tmp_pa
     assert wide.spent() == "" and wide.claim() is not None
 
 
+def test_study_does_not_end_while_values_wait_that_no_trial_had(tmp_path):
+    """The first half of a grid says nothing about a learning rate, or a rank beyond its own, that comes after it."""
+    study = study_of(tmp_path, [2, 4] * 4 + [16] * 4, stop="when_settled")
+    for i in range(8):
+        end(study, 0.800 + 0.0005 * (i % 3))
+    assert study.settled() == "" and study.claim() is not None
+    between = study_of(tmp_path, [2, 8] * 4 + [4] * 4, stop="when_settled")
+    for i in range(8):
+        end(between, 0.800 + 0.0005 * (i % 3))
+    assert between.settled() and between.claim() is None
+
+
 def test_rows_of_one_group_count_as_one_in_the_answer(tiny_bert, tmp_path, capsys):
     rows = [f"word{i} text number {i},{'ab'[i % 2]},{i // 4}" for i in range(400)]
     (tmp_path / "t.csv").write_text("\n".join(["text,label,customer", *rows]))

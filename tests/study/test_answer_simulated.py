@@ -75,6 +75,15 @@ def test_metric_without_the_choice_is_that_of_the_model():
     assert abs(np.mean(corrected)) < 0.6 * np.mean(chosen)
 
 
+def test_one_poor_configuration_with_two_seeds_does_not_hide_a_far_better_one():
+    draw = right_or_wrong(np.random.default_rng(12), [0.5, 0.6, 0.61, 0.9], own_sd=0.005)
+    study = Drawn(draw)
+    for k, seed in ((0, 0), (1, 0), (2, 0), (3, 0), (0, 1)):
+        study._run(k, seed, {"overrides": [f"lora.r={k}", f"train.seed={seed}"], "swept": {"lora.r": k}})
+    found = answer.answer(study)
+    assert found.best.number == 3 and not found.by_seeds and [c.number for c in found.worse] == [0, 1, 2]
+
+
 def test_configuration_whose_repeat_did_not_end_complete_is_not_chosen():
     study = Drawn(right_or_wrong(np.random.default_rng(5), [0.9, 0.8]), repeats=2, repeat_top=2)
     assert study.search_for(2).best.number == 0
@@ -96,9 +105,10 @@ def test_runs_that_differ_in_their_seed_alone_are_one_configuration():
     assert found.best.value == pytest.approx(np.mean([t.values[0] for t in study.list[:3]]))
 
 
-def test_best_of_many_does_not_replace_an_equally_good_champion():
+@pytest.mark.parametrize(("own_sd", "seed_free"), [(0.0, 0), (0.01, 0), (0.02, 0), (0.01, 8), (0.02, 3)])
+def test_best_of_many_does_not_replace_an_equally_good_champion(own_sd, seed_free):
     rng = np.random.default_rng(7)
-    assert np.mean([challenged(rng, 24, 0.0, 400) for _ in range(60)]) < 0.05
+    assert np.mean([challenged(rng, 24, own_sd, 400, seed_free) for _ in range(60)]) < 0.05
 
 
 def test_test_interval_of_the_winner_holds_its_truth_though_its_eval_metric_is_too_high():

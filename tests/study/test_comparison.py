@@ -38,6 +38,18 @@ def test_equal_candidates_are_told_apart_in_about_one_study_of_twenty(count):
     assert false / studies == pytest.approx(0.05, abs=3 * math.sqrt(0.05 * 0.95 / studies))
 
 
+@pytest.mark.parametrize("examples", [50, 200])
+def test_equal_losses_of_few_documents_are_told_apart_in_about_one_study_of_twenty(examples):
+    """Some pair's error comes out too small where it is estimated from few rows."""
+    rng, weights_RN, studies = np.random.default_rng(examples), weights(examples), 300
+    false = 0
+    for _ in range(studies):
+        loss_KN = -rng.lognormal(0, 0.5, examples) - 0.05 * rng.standard_normal((24, examples))
+        rivals = Rivals(loss_KN.mean(1), loss_KN @ weights_RN.T, independent=examples)
+        false += not all(comparison.confidence_set(rivals).inside)
+    assert false / studies == pytest.approx(0.05, abs=3 * math.sqrt(0.05 * 0.95 / studies))
+
+
 def test_best_candidate_is_in_the_set_and_a_clearly_worse_one_is_not():
     rng, weights_RN = np.random.default_rng(0), weights(2000)
     kept = lost = 0

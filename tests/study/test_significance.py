@@ -45,18 +45,30 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
     assert 0.90 <= covered / 200 <= 0.99
 
 
+def with_seeds(*runs):
+    return [dict(enumerate(values)) for values in runs]
+
+
 def test_error_over_seeds_is_pooled_and_its_interval_students():
-    spread = significance.spread([[1.0, 2.0, 3.0], [7.0]])
+    spread = significance.spread(with_seeds([1.0, 2.0, 3.0], [7.0]))
     assert spread is not None and (spread.error, spread.free) == (1.0, 2) and spread.of_mean(4) == 0.5
     error, found = significance.sure([], [1.0, 2.0, 3.0], spread)
     assert error == pytest.approx(3**-0.5)
     assert (found.low, found.high) == (pytest.approx(2 - 4.3027 / 3**0.5, abs=1e-3), pytest.approx(4.4841, abs=1e-3))
-    assert significance.spread([[0.8], [0.5]]) is None
-    assert significance.spread([[0.8, 0.8], [0.5]]) is None  # that two runs were equal says little
+    assert significance.spread(with_seeds([0.8], [0.5])) is None
+    assert significance.spread(with_seeds([0.8, 0.8], [0.5])) is None  # that two runs were equal says little
+
+
+def test_what_a_seed_does_to_all_alike_is_seen_once_a_seed():
+    seeds = [0.01, -0.02, 0.015, -0.005]
+    alike = significance.spread(with_seeds(*[[0.8 - 0.1 * k + s for s in seeds] for k in range(3)]))
+    assert alike.free == pytest.approx(3) and alike.error == pytest.approx(np.std(seeds, ddof=1))
+    each_by_itself = [{4 * k + s: 0.8 + seeds[s] for s in range(4)} for k in range(3)]
+    assert significance.spread(each_by_itself).free == 9
 
 
 def test_variances_of_examples_and_of_seeds_add_up():
-    spread = significance.spread([[0.5, 0.52, 0.48]])
+    spread = significance.spread(with_seeds([0.5, 0.52, 0.48]))
     error, found = significance.sure([hits(400, 200)], [0.5], spread)
     assert error == pytest.approx((0.5 * 0.5 / 400 + 0.02**2) ** 0.5, rel=0.08)
     assert found.holds(0.5 - 1.9 * error)

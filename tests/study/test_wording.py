@@ -26,7 +26,7 @@ def one_trial(tmp_path):
 
 def two_trials(tmp_path):
     study = study_of(tmp_path, [2, 4])
-    end(study, 0.8, test=0.79, trainable=50, train_s=60.0)
+    end(study, 0.8, test=0.79, trainable=50, train_s=60.0, baseline=0.3)
     end(study, 0.79, shift=9, trainable=100, train_s=120.0)
     return study
 
@@ -127,7 +127,7 @@ SAID = {
     ),
     two_trials: (
         "It was chosen as the highest of 2 on these rows; without that choice expect 0.79",
-        "As good as it, for all these data show: trial 1 (lora.r=4), 0.0100 lower (-0.0",
+        "As good as it, for all these data show: trial 1 (lora.r=4), 0.0100 lower (95 % -0.0",
         "These are 2 trained models, one seed each",
         "No other one has fewer trainable parameters.",
         "at most 6 runs, about 9 minutes).",
@@ -182,7 +182,30 @@ def test_regression_is_said_in_its_own_metric():
     found = Drawn(regressions(RNG(0), [0.5, 0.52, 0.9]), metric="pearson").search_for(3)
     text = wording.text(found)
     assert f"eval pearson {found.best.value:.4f}" in text and "Worse: trial 2." in text and NOT_READ in text
-    assert f"A difference under {found.visible:.4f} does not show with 200 eval examples." in text
+    assert f"A difference under {found.visible:.4f} does not show with 200 eval examples; one of 0.0100" in text
+
+
+def test_rows_that_would_show_the_margin_are_said():
+    found = Drawn(right_or_wrong(RNG(0), [0.8] * 3)).search_for(3)
+    need = int(
+        re.search(r"one of 0.0100 \(search.margin\) would take about ([\d,]+)\.", wording.text(found))[1].replace(
+            ",", ""
+        )
+    )
+    larger = Drawn(right_or_wrong(RNG(0), [0.8] * 3, examples=need)).search_for(3)
+    assert larger.visible == pytest.approx(0.01, rel=0.15)
+
+
+def test_trials_of_many_keys_are_named_by_their_number(tmp_path):
+    """Seven values each, six times, would hide the answer."""
+    study = study_of(tmp_path, [])
+    keys = ("lora.lora_dropout", "lora.lora_alpha", "train.learning_rate")
+    study.enqueue([Entry([f"{k}={n + 1}" for k in keys], {k: n + 1 for k in keys}) for n in range(2)])
+    end(study, 0.8)
+    end(study, 0.79, shift=9)
+    text = wording.text(answer.answer(study))
+    assert "Trial 0 (lora.lora_dropout=1, lora.lora_alpha=1, train.learning_rate=1) is best" in text
+    assert "for all these data show: trial 1, 0.0100 lower" in text
 
 
 def test_more_names_than_a_sentence_holds_are_counted():
@@ -199,6 +222,21 @@ def test_auto_says_how_far_it_came(tmp_path):
     alone = repeated(tmp_path, search=(0.8,), repeats="auto")
     found = answer.answer(alone)
     assert found.again >= 2 and f"leave its mean unsure by {found.doubt.at_most:.4f} (95 %)" in wording.text(found)
+
+
+def test_one_trial_is_said_in_the_words_of_the_answer(tmp_path):
+    found = answer.answer(two_trials(tmp_path))
+    best, other = wording.of_trial(found, 0), wording.of_trial(found, 1)
+    sentences = wording.sentences(found)
+    assert best == " ".join([sentences[0], sentences[1]]) and sentences[1].startswith("To compare with")
+    assert other.startswith("Trial 1 (lora.r=4) has eval accuracy 0.7900 (95 % interval ")
+    assert "The study's best is trial 0 (lora.r=2) with eval accuracy 0.8000" in other
+    assert "this one is as good as it, for all these data show: 0.0100 lower (95 % -0.0" in other
+    assert "python" not in best + other and wording.of_trial(found, 7) == ""
+    again = repeated(tmp_path)
+    found = answer.answer(again)
+    assert "the mean of 2 new seeds" in wording.of_trial(found, found.best.number)
+    assert "the two were not compared" in wording.of_trial(found, 3)
 
 
 def test_terminal_report_and_mlflow_say_the_same(tiny_bert, tmp_path, capsys):

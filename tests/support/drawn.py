@@ -150,13 +150,10 @@ def challenged(rng, count, own_sd, examples, seed_free=0):
     best = 1 + int(np.argmax(values[1:]))
 
     tested = [runs["test"][k][1] for k in (best, 0)]
-    seeds = {"seed_error": own_sd, "seed_free": seed_free} if seed_free else {}
-    ours, theirs = (
-        Score(
-            metric="accuracy", maximize=True, value=values[k], margin=0.01, test=parts.value, test_rows="rows", **seeds
-        )
-        for k, parts in zip((best, 0), tested, strict=True)
-    )
+    known = {"metric": "accuracy", "maximize": True, "margin": 0.01, "test_rows": "rows"}
+    known |= {"seed_error": own_sd, "seed_free": seed_free} if seed_free else {}
+    ours = Score(value=values[best], test=tested[0].value, chosen_among=count, **known)
+    theirs = Score(value=values[0], test=tested[1].value, **known)
     return beats(ours, tested[0], theirs, tested[1])[0]
 
 
