@@ -38,6 +38,8 @@ from lorasweep.tasks.metric import Parts
 BEST = "best.yaml"
 Read = Callable[[int], Parts | None]
 """From a trial's number to what each eval example adds to its metric."""
+OUT_OF_REACH = 6.0
+"""Standard errors below the best from which on an evaluation is the best on no resample."""
 FEWEST_ROWS, FEWEST_GROUPS = 30, 10
 """Eval examples, or groups of them where they belong together, below which nothing is compared."""
 
@@ -65,7 +67,7 @@ class Answer:
     corrected: float | None = None
     """The best one's eval metric without the luck of having been chosen on these rows, among trials and evaluations."""
     evaluations: int = 0
-    """Evaluations among which it was chosen, of all trials compared."""
+    """Evaluations among which it was chosen, of all trials compared, as far as they could have been the best."""
     margin: float = 0.0
     """What a cheaper candidate may be worse by."""
     cheapest: Candidate | None = None
@@ -338,11 +340,14 @@ def _corrected(
     a configuration is, or there is nothing to compare with. None where nothing was chosen.
     """
 
+    maximize = study.meta.maximize
+    reach = math.inf if best.standard_error is None else OUT_OF_REACH * best.standard_error
+
     def found(number: int) -> list[Parts]:
         own = scores(number)
-        return study.evaluations(number) or ([own] if own is not None else [])
+        near = study.evaluations(number, upward(best.value, maximize) - reach)
+        return near or ([own] if own is not None else [])
 
-    maximize = study.meta.maximize
     if rivals is not None and not rivals.by_seeds:
         parts = list(chain.from_iterable(found(n) for n in names))
         return significance.without_choice(parts, maximize), len(parts)

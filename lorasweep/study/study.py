@@ -590,12 +590,14 @@ class Study:
         name = example_scores.TEST_NAME if split == "test" else example_scores.NAME
         return example_scores.read(self.trial_folder(number), name)
 
-    def evaluations(self, number: int) -> "list[Parts]":
-        """Return the same of a trial's evaluations on the eval split: the best few, among which it kept one."""
+    def evaluations(self, number: int, least: float) -> "list[Parts]":
+        """Return the same of a trial's evaluations on the eval split: the best few of those that are at least as good
+        as `least`, where more is better.
+        """
         from lorasweep.study import example_scores
 
-        values = self.trial(number).intermediate_values
-        steps = sorted(values, key=lambda step: (-upward(values[step], self.meta.maximize), step))
+        values = {step: upward(v, self.meta.maximize) for step, v in self.trial(number).intermediate_values.items()}
+        steps = sorted((step for step in values if values[step] >= least), key=lambda step: (-values[step], step))
         return example_scores.read_evaluations(self.trial_folder(number), steps[:MOST_EVALUATIONS])
 
     @storage.patient

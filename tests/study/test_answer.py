@@ -231,3 +231,24 @@ def test_rows_of_one_group_count_as_one_in_the_answer(tiny_bert, tmp_path, capsy
     found = answer.answer(study)
     assert found.groups is not None and found.rows == 4 * found.groups  # a customer's four rows in one split
     assert f"{found.rows} eval examples in {found.groups} groups" in capsys.readouterr().out
+
+
+def test_choice_among_evaluations_is_counted_as_that_among_trials(tmp_path):
+    """Twelve evaluations without a difference: each is right on other rows, and the best of them is luck."""
+    study, rng = study_of(tmp_path, [2, 4]), np.random.default_rng(1)
+    for _ in range(2):
+        right = [rng.random(ROWS) < 0.7 for _ in range(6)]
+        end(study, max(float(one.mean()) for one in right), evaluations=right)
+    found = answer.answer(study)
+    assert found.best is not None and found.corrected is not None and found.evaluations == 12
+    assert found.corrected == pytest.approx(0.7, abs=0.015) and found.best.value > found.corrected + 0.01
+    assert "chosen as the highest of 12 evaluations of 2 trials on these rows" in wording.text(found)
+
+
+def test_single_trial_is_the_best_of_its_evaluations(tmp_path):
+    study, rng = study_of(tmp_path, [2]), np.random.default_rng(2)
+    right = [rng.random(ROWS) < 0.7 for _ in range(8)]
+    end(study, max(float(one.mean()) for one in right), evaluations=right)
+    found = answer.answer(study)
+    assert found.best is not None and found.corrected is not None and found.corrected < found.best.value
+    assert "It is the highest of 8 evaluations on these rows; without that choice expect" in wording.text(found)

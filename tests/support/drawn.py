@@ -54,7 +54,7 @@ class Drawn:
     def scores(self, number, split="eval"):
         return self.drawn[number] if split == "eval" else None
 
-    def evaluations(self, number):
+    def evaluations(self, number, least):
         return []
 
     def trials(self):

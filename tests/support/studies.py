@@ -63,11 +63,12 @@ def end(
     test: float | None = None,
     baseline: float | None = None,
     more: Sequence[float] = (),
+    evaluations: Sequence[np.ndarray] = (),
 ) -> int:
     """End the next trial with a share of right answers (or a mean loss); `shift` says which examples are right.
 
-    `test` is the same on the test split, `baseline` what the majority reaches on both, `more` the values of further
-    objectives.
+    `evaluations` are which examples were right at each of its evaluations. `test` is the same as `value` on the test
+    split, `baseline` what the majority reaches on both, `more` the values of further objectives.
     """
     number = study.claim()
     assert number is not None
@@ -78,6 +79,10 @@ def end(
     task.classes = ["no", "yes"]
     records = [{"group": i % groups} if groups else {} for i in range(ROWS)]
     example_scores.write(folder, task, kind, _predictions(value, shift), records)
+    for step, right in enumerate(evaluations, 1):
+        at_step = [{"row": i, "prediction": int(ok), "label": 1} for i, ok in enumerate(right)]
+        study.report(number, step, float(right.mean()))
+        example_scores.write_evaluation(folder, step, task.metric(kind).parts(at_step))
     if test is not None:
         example_scores.write(folder, task, kind, _predictions(test, shift), records, example_scores.TEST_NAME)
     trivial = {} if baseline is None else {f"majority_{kind}": baseline}
