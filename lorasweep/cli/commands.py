@@ -1,8 +1,10 @@
 """Every command and what it takes. Nothing heavy is imported here, so that --help answers at once."""
 
 from itertools import chain
+from pathlib import Path
 
 from lorasweep.cli.parser import PROGRAM, Command, Parser, number
+from lorasweep.errors import did_you_mean
 
 HYDRA_FLAGS = ("--cfg", "--info", "--hydra-help", "--resolve", "--package", "--shell-completion")
 """Flags that Hydra answers; nothing trains."""
@@ -318,6 +320,13 @@ Often used: lora.r  lora.lora_alpha  lora.lora_dropout  lora.target_modules  lor
 Exit code: 0 all trials ended well, 1 the configuration is wrong, 3 some trials failed, 130 stopped, to be resumed.
 A command's flags and an example: python -m lorasweep COMMAND --help
 """
+
+
+def no_command(word: str) -> str:
+    """Return what is wrong with a word that is no command, and what was probably meant."""
+    if Path(word).expanduser().exists():
+        return f"{word}: no such command; write data.path={word} for data, model.pretrained={word} for a model"
+    return f"{word}: no such command{did_you_mean(word, list(COMMANDS))}"
 
 
 def overview() -> str:

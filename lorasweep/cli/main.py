@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lorasweep.cli import commands
 from lorasweep.credentials import guard_stderr, hide_arguments, redact
-from lorasweep.errors import ConfigError, LorasweepError, did_you_mean
+from lorasweep.errors import ConfigError, LorasweepError
 
 
 def program() -> int:
@@ -55,6 +55,5 @@ def _is_no_setting(word: str) -> bool:
 def _command(name: str) -> commands.Command:
     """Return the command of this name. Raises ConfigError where there is none."""
     if name not in commands.COMMANDS:
-        problem = f"{name}: no such command{did_you_mean(name, list(commands.COMMANDS))}"
-        raise ConfigError([problem], "the command line")
+        raise ConfigError([commands.no_command(name)], "the command line")
     return commands.COMMANDS[name]

@@ -30,7 +30,8 @@ class Parser(argparse.ArgumentParser):
         name = self.prog.removeprefix(PROGRAM).strip()
         if known:
             others = f"; {name} has {', '.join(known)}"
-            problems = [f"{flag}: no such flag{_near(flag, known) or others}" for flag in flags]
+            settings = "; settings are written without dashes, key=value" if name in SETTINGS else ""
+            problems = [f"{flag}: no such flag{_near(flag, known) or others + settings}" for flag in flags]
         else:
             taken = "; ".join(str(place.help) for place in self._get_positional_actions())
             problems = [f"{flag}: {name} has no flags; it takes {taken}" for flag in flags]
@@ -46,6 +47,8 @@ class Parser(argparse.ArgumentParser):
         return " and ".join(WORDS.get(str(place.metavar), str(place.metavar)) for place in places) or "no words"
 
 
+SETTINGS = ("", "check")
+"""Commands whose words are settings; the one without a name trains."""
 WORDS = {"STUDY": "a study", "NAME": "one model", "NUMBER": "a trial's number"}
 """How a refusal calls what a command takes."""
 

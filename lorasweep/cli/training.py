@@ -1,13 +1,15 @@
 """The commands that train, or tell what would happen: one trial, a grid, a study; check."""
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lorasweep.runner.plan import Look, Plan
     from lorasweep.runner.request import Request
 
-from lorasweep.cli.commands import COMMANDS, HYDRA_FLAGS
+from lorasweep.cli.commands import COMMANDS, HYDRA_FLAGS, no_command
 from lorasweep.cli.parser import Options
 from lorasweep.errors import ConfigError, did_you_mean
 
@@ -51,15 +53,32 @@ def _planned(request: "Request", look: "Look") -> "Plan":
 
 def _refuse_commands(words: list[str]) -> None:
     """Raise ConfigError for words that are no settings: they may be meant as commands."""
-    wrong = [w for w in words if "=" not in w and not w.startswith("~")]
     problems = []
-    for word in wrong:
-        if word in COMMANDS:
+    setting, strays = "", [""]
+    for word in words:
+        if "=" in word or word.startswith("~"):
+            setting, strays = word, []
+        elif word in COMMANDS:
             problems.append(f"{word}: a command comes first, then its words and flags; see: {word} --help")
+        elif setting and not Path(word).expanduser().exists() and not _near(word):
+            strays.append(word)
+            if len(strays) == 1:
+                rest = words[words.index(setting) + 1 :]
+                values = [
+                    *filter(None, [setting.partition("=")[2].strip(",")]),
+                    *takewhile(lambda w: "=" not in w, rest),
+                ]
+                whole = f"{setting.partition('=')[0]}={','.join(v.strip(',') for v in values)}"
+                problems.append(f"{word}: no such command; if it belongs to '{setting}', write {whole}, without spaces")
         else:
-            problems.append(f"{word}: no such command{did_you_mean(word, list(COMMANDS))}")
+            problems.append(no_command(word))
     if problems:
         raise ConfigError(problems, "the command line")
+
+
+def _near(word: str) -> bool:
+    """Return whether a word looks like a command that is misspelt."""
+    return "did you mean" in did_you_mean(word, list(COMMANDS))
 
 
 def _hydra_words(options: Options) -> list[str]:

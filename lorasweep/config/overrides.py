@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra.core.override_parser import types as hydra_types
@@ -122,6 +123,24 @@ def says_what(override: hydra_types.Override) -> bool:
     return not is_of_the_study(override.key_or_group)
 
 
+OTHER_NAMES = {
+    **dict.fromkeys(("lr", "learning_rate"), "train.learning_rate"),
+    **dict.fromkeys(("bs", "batch", "per_device_train_batch_size", "train_batch_size"), "train.batch_size"),
+    **dict.fromkeys(("num_epochs", "num_train_epochs", "n_epochs"), "train.epochs"),
+    **dict.fromkeys(("steps", "num_steps", "max_train_steps"), "train.max_steps"),
+    **dict.fromkeys(("wd", "decay"), "train.weight_decay"),
+    **dict.fromkeys(("rank", "lora_rank", "lora_r"), "lora.r"),
+    **dict.fromkeys(("alpha", "lora_alpha"), "lora.lora_alpha"),
+    **dict.fromkeys(("dropout", "lora_dropout"), "lora.lora_dropout"),
+    **dict.fromkeys(("targets", "modules"), "lora.target_modules"),
+    **dict.fromkeys(("max_length", "max_seq_length", "max_seq_len", "cutoff_len", "block_size"), "data.max_tokens"),
+    **dict.fromkeys(("model_name_or_path", "base_model", "pretrained_model_name_or_path"), "model.pretrained"),
+    **dict.fromkeys(("train_file", "dataset", "dataset_name", "data_path"), "data.path"),
+    **dict.fromkeys(("output_dir", "output", "out"), "outputs"),
+}
+"""What keys are called elsewhere -> the key here."""
+
+
 def _key_problems(override: hydra_types.Override) -> list[str]:
     key = override.key_or_group
     if re.split("[./]", key, maxsplit=1)[0] == "hydra":
@@ -135,7 +154,9 @@ def _key_problems(override: hydra_types.Override) -> list[str]:
     if key not in spec.known_keys():
         section = key.partition(".")[0] + "."
         own = [k for k in spec.known_keys() if k.startswith(section)]
-        return [f"{key}: no such key{did_you_mean(key, own or [*spec.known_keys(), *spec.SECTIONS])}"]
+        other = OTHER_NAMES.get(key.rpartition(".")[2].lower())
+        hint = f"; did you mean '{other}'?" if other else did_you_mean(key, own or [*spec.known_keys(), *spec.SECTIONS])
+        return [f"{key}: no such key{hint}"]
     return []
 
 
@@ -151,4 +172,18 @@ def _group_problems(override: hydra_types.Override, options: Sequence[str]) -> l
     names = [str(v.text if isinstance(v, QuotedString) else v) for v in raw]
     known = f"; known: {', '.join(options)}"
     hints = {name: did_you_mean(name, options).partition("; known")[0] for name in names if name not in options}
-    return [f"{key}: no {key} named '{name}'{hint}{known}" for name, hint in hints.items()]
+    own = WITH_PATHS.get(key)
+    return [
+        f"{key}: no {key} named '{name}'; to use a file or folder of yours write {own}={name}"
+        if own and _is_path(name)
+        else f"{key}: no {key} named '{name}'{hint}{known}"
+        for name, hint in hints.items()
+    ]
+
+
+WITH_PATHS = {"data": "data.path", "model": "model.pretrained"}
+"""Groups beside which a key names what a person brings."""
+
+
+def _is_path(name: str) -> bool:
+    return "/" in name or bool(Path(name).suffix) or Path(name).expanduser().exists()

@@ -124,7 +124,7 @@ def find_columns(asked: Mapping[str, str], table: Table, spec: DataSpec) -> Colu
             by_field[name] = found
     open_fields = [f for f in asked if f not in given]
     if open_fields == ["text"] and len(asked) == 1:
-        by_field |= _of_language_model(present)
+        by_field |= _of_language_model(table)
         open_fields = [] if by_field else open_fields
     if "label" in asked and "text" in open_fields and "text_pair" not in asked:
         pair = next((p for p in PAIRS if set(p) <= set(present)), None)
@@ -177,9 +177,13 @@ def _plain(name: str) -> str:
     return name.strip().casefold().replace(" ", "_").replace("-", "_")
 
 
-def _of_language_model(present: Sequence[str]) -> dict[str, str]:
+def _of_language_model(table: Table) -> dict[str, str]:
     """Return the fields of chats, prompts with answers, or plain text, whichever the table has."""
+    present = table.columns
     chat = next((c for word in USUAL["messages"] if (c := same_name(word, present))), None)
+    chosen = same_name("chosen", present)
+    if not chat and chosen and table.rows and isinstance(table.rows[0][chosen], list):
+        chat = chosen  # of a chat that was preferred to another one
     if chat:
         return {"messages": chat}
     for words in PROMPTS:

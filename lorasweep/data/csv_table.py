@@ -8,20 +8,23 @@ import csv
 import io
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from lorasweep.config.spec import DataSpec
 from lorasweep.data import files
+from lorasweep.data.columns import USUAL
 from lorasweep.data.table import Row, Table
 from lorasweep.errors import ConfigError
 
 DELIMITERS = (",", "\t", ";", "|")
 NAMES = {"\t": "tab", "\\t": "tab"}
 SAMPLE_LINES = 200
+MOST_ABOVE = 10
+"""Lines among which a header is sought."""
 INVISIBLE = " \t\u00a0\ufeff\u200b"
 """Taken off both ends of a column's name."""
 
@@ -44,6 +47,10 @@ def read_csv(path: Path, spec: DataSpec) -> Table:
     told = _sep_line(lines[0])
     if told:
         lines, skipped, delimiter = lines[1:], 1, delimiter or told
+    above = _lines_above_header(lines, spec)
+    if above:
+        lines, skipped = lines[above:], skipped + above
+        notes.append(f"the header of {path.name} is line {skipped + 1}; what stands above it is not read")
     if delimiter is None:
         delimiter = find_delimiter(lines, spec)
         if delimiter != ",":
@@ -66,10 +73,32 @@ def _sep_line(line: str) -> str | None:
     return bare[4:] if bare.lower().startswith("sep=") and len(bare) == 5 else None
 
 
+def _lines_above_header(lines: Sequence[str], spec: DataSpec) -> int:
+    """Return how many lines stand above the header, as a title or comments do: none unless two names of columns stand
+    further down alone.
+    """
+    if spec.header is not None:
+        return 0
+    names = {*_wanted(spec), *chain.from_iterable(USUAL.values())}
+    counts = [_most_named(line, names) for line in lines[:MOST_ABOVE]]
+    if not counts or counts[0]:
+        return 0
+    return next((number for number, count in enumerate(counts) if count >= 2), 0)
+
+
+def _most_named(line: str, names: Collection[str]) -> int:
+    """Return how many names of columns stand in a line, however its cells are divided."""
+    return max(sum(cell.strip(f'{INVISIBLE}"\r\n') in names for cell in line.split(d)) for d in DELIMITERS)
+
+
+def _wanted(spec: DataSpec) -> set[str]:
+    columns = {v for k, v in vars(spec).items() if k.endswith("_column") and isinstance(v, str)}
+    return columns | set(spec.label_columns or [])
+
+
 def find_delimiter(lines: Sequence[str], spec: DataSpec) -> str:
     """Return the delimiter that divides the most rows into as many cells as the header; a comma for a single column."""
-    wanted = {v for k, v in vars(spec).items() if k.endswith("_column") and isinstance(v, str)}
-    wanted |= set(spec.label_columns or [])
+    wanted = _wanted(spec)
     best, found = (0, 0.0, 0), ","
     for delimiter in DELIMITERS:
         dialect = {"delimiter": delimiter, "quoting": csv.QUOTE_MINIMAL if spec.quoting else csv.QUOTE_NONE}

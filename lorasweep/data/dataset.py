@@ -7,7 +7,7 @@ Pruning and choosing read `eval`; `test` is read once, after choosing.
 import hashlib
 import json
 import platform
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -17,7 +17,7 @@ from typing import Any
 
 from lorasweep.config.spec import DataSpec
 from lorasweep.data import builtin, labels, readers, text_blocks, word_rows
-from lorasweep.data.carve import by_what, carve
+from lorasweep.data.carve import by_what, carve, classes_of
 from lorasweep.data.columns import USUAL, Columns, find_columns, same_name, value_at
 from lorasweep.data.fields import record_of, words_of
 from lorasweep.data.split_files import stamp
@@ -128,9 +128,9 @@ def _load(spec: DataSpec, asked: Mapping[str, str], view: str, problem_type: str
     notes += _carve(raw, spec, "" if problem_type == "regression" else classes)
     limits = {"train": spec.max_train_samples, "eval": spec.max_eval_samples, "test": spec.max_eval_samples}
     splits = {name: _at_most(raw[name], limits[name]) for name in SPLITS}
-    empty = [f"data.{name}_split: the {name} split is empty" for name in SPLITS if not splits[name]]
+    empty = [name for name in SPLITS if not splits[name]]
     if empty:
-        raise ConfigError(empty)
+        raise ConfigError(_why_empty(empty, raw["train"], columns, classes))
     found = columns.changed(spec) if spec.source != "builtin" else {}
     return Data(
         splits=splits,
@@ -142,6 +142,17 @@ def _load(spec: DataSpec, asked: Mapping[str, str], view: str, problem_type: str
         found=found | ({"label_columns": spec.label_columns} if spec.label_columns else {}),
         skipped=skipped,
     )
+
+
+def _why_empty(empty: Sequence[str], train: Sequence[Record], columns: Columns, classes: str) -> list[str]:
+    """Return a problem for splits that are empty: all at once where it is for what stands in the label column."""
+    found = Counter(chain.from_iterable(classes_of(record, classes) for record in train))
+    if classes and found and max(found.values()) == 1:
+        return [
+            f"data.{classes}_column: '{columns.by_field[classes]}' holds another class in each of {len(train)} rows, "
+            "as the name of a row would; name the column of the classes"
+        ]
+    return [f"data.{name}_split: the {name} split is empty" for name in empty]
 
 
 def _builtin(view: str) -> list[Record]:

@@ -61,6 +61,18 @@ SHAPES: dict[str, Callable[[Any], Any]] = {
 """Fields that are not plain values, and what brings the forms they come in to the one the tasks read."""
 
 
+TEXTS = ("text", "text_pair", "source", "target", "prompt", "completion", "anchor", "positive", "question", "context")
+
+
+def _one_text(value: Any) -> Any:
+    """Return the text of a list that holds one alone. Raises ValueError for a list of several."""
+    if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
+        return value
+    if len(value) > 1:
+        raise ValueError(f"holds a list of {len(value)} texts; join them, or give a row for each")
+    return value[0]
+
+
 def record_of(row: Row, columns: Mapping[str, str], spec: DataSpec) -> tuple[Row, str | None]:
     """Return the row's fields in the tasks' form, and the first thing that is wrong with them."""
     out: Record = {name: value_at(row, column) for name, column in columns.items()}
@@ -72,6 +84,11 @@ def record_of(row: Row, columns: Mapping[str, str], spec: DataSpec) -> tuple[Row
         key = next(iter(out["label"]), "KEY")
         column = columns["label"]
         return row.like(out), f"'{column}' holds an object; say which part of it: data.label_column={column}.{key}"
+    for name in out.keys() & set(TEXTS):
+        try:
+            out[name] = _one_text(out[name])
+        except ValueError as error:
+            return row.like(out), f"'{columns[name]}' {error}"
     for name in out.keys() & SHAPES.keys():
         if out[name] is None and name not in ("tools",):
             continue

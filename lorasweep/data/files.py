@@ -67,6 +67,10 @@ def is_workbook(path: Path) -> bool:
         return "xl/workbook.xml" in archive.namelist()
 
 
+PICKLES = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))
+"""How Python's pickles begin, a DataFrame's and those of torch too."""
+
+
 def _refuse_what_is_no_data(path: Path, data: bytes) -> None:
     start = data[:512].lstrip()
     if not start:
@@ -78,6 +82,17 @@ def _refuse_what_is_no_data(path: Path, data: bytes) -> None:
         b"PK\x03\x04": "is a zip archive, or a broken Excel workbook; unpack it, or save the sheet as CSV",
         b"\xd0\xcf\x11\xe0": "is an old Excel workbook; save the sheet as CSV, or as .xlsx",
         b"SQLite format 3": "is a database; export the table as CSV",
+        b"\x89HDF\r\n": "is an HDF5 file; save the table as CSV or Parquet",
+        b"\x93NUMPY": "is a NumPy array; save the table as CSV or Parquet",
+        b"Obj\x01": "is an Avro file; save the table as CSV or Parquet",
+        b"ORC": "is an ORC file; save the table as CSV or Parquet",
+        b"%PDF-": "is a PDF; export its text, or its table as CSV",
+        b"{\\rtf": "is a text of a word processor (RTF); save it as plain text",
+        b"7z\xbc\xaf": "is a 7-Zip archive; unpack it",
+        b"Rar!\x1a\x07": "is a RAR archive; unpack it",
+        **dict.fromkeys(
+            PICKLES, "is a pickle, which may run any code; save the table as CSV or Parquet where it was made"
+        ),
     }
     for mark, reason in reasons.items():
         if start.startswith(mark) or start.lower().startswith(mark):

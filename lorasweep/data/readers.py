@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,6 +24,9 @@ from lorasweep.data.table import WHOLE, Record, Row, Table, columns_of
 from lorasweep.errors import ConfigError
 
 HUB_WAIT_S = 5.0
+FASTTEXT = "__label__"
+FILE_MARK = b"ARROW1"
+"""How an Arrow file begins, in difference to a stream."""
 
 Read = Callable[[Path, DataSpec], Table | list[Record]]
 
@@ -141,7 +144,23 @@ def read_text(path: Path, spec: DataSpec) -> Table:
     if path.is_dir():
         return class_folders.read(path, spec)
     text, notes = files.text_of(path, spec.encoding)
+    lines = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if lines and all(words[0].startswith(FASTTEXT) for _, words in lines):
+        return _fasttext(path, lines, notes)
     return Table([Row({"text": text}, str(path), 1, WHOLE)], ["text"], notes=notes)
+
+
+def _fasttext(path: Path, lines: Sequence[tuple[int, list[str]]], notes: list[str]) -> Table:
+    """Return fastText's lines, `__label__a __label__b text`, as rows of text and label: lists where any has several."""
+    rows = []
+    for number, words in lines:
+        names = list(takewhile(lambda word: word.startswith(FASTTEXT), words))
+        label = [name.removeprefix(FASTTEXT) for name in names]
+        rows.append(Row({"text": " ".join(words[len(names) :]), "label": label}, str(path), number))
+    if all(len(row["label"]) == 1 for row in rows):
+        for row in rows:
+            row["label"] = row["label"][0]
+    return Table(rows, ["text", "label"], notes=[*notes, f"lines of {path.name} begin with {FASTTEXT} and a class"])
 
 
 @reader(*SUFFIXES["parquet"])
@@ -202,9 +221,13 @@ def read_arrow(path: Path, spec: DataSpec) -> Table:
     from datasets import Dataset
 
     try:
+        if path.is_file() and path.read_bytes()[: len(FILE_MARK)] == FILE_MARK:
+            import pyarrow.feather  # pandas' Feather, and Arrow's own files; datasets writes streams
+
+            return _table(Dataset(pyarrow.feather.read_table(str(path))), str(path))
         return _table(Dataset.load_from_disk(str(path)) if path.is_dir() else Dataset.from_file(str(path)), str(path))
     except Exception as error:
-        raise ConfigError([f"{path}: not an Arrow table ({type(error).__name__}: {error})"]) from error
+        raise ConfigError([f"data.path: {path} is not an Arrow table ({type(error).__name__}: {error})"]) from error
 
 
 def _read_hub(spec: DataSpec, split: str) -> Table:

@@ -29,6 +29,8 @@ def split_files(spec: DataSpec, ends: Collection[str]) -> tuple[dict[str, list[P
     named = {name: split for name, split in wanted.items() if split}
     if not path.exists() and glob.has_magic(str(path)):
         return _of_pattern(path, named)
+    if not path.exists() and re.match(r"(https?|s3|gs|hdfs|ftp):/", str(spec.path)):
+        raise ConfigError([f"data.path: {spec.path} is a web address; download the file and name it here"])
     if not path.exists():
         hub = "; for a data set of the hub give data=hub" if spec.source == "auto" and len(path.parts) <= 2 else ""
         raise ConfigError([f"data.path: no file or folder '{path}' (looked from {Path.cwd()}){hub}"])

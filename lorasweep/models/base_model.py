@@ -61,6 +61,8 @@ def source(spec: ModelSpec) -> str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return str(folder)
+    if folder.is_file():
+        raise ConfigError([f"model.pretrained: {name} is a file; name the folder that it lies in: {folder.parent}"])
     if not name or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ConfigError([f"model.pretrained: no folder '{name}' (looked from {Path.cwd()}), and no hub id looks so"])
     return name

@@ -83,7 +83,7 @@ def _no_model(folder: Path) -> str:
         except (ValueError, AttributeError):
             base = "its base model"
         return f"{folder} holds an adapter, no model; name the model that it belongs to ({base})"
-    inside = sorted(p.parent for p in folder.glob(f"*/{CONFIG}"))
+    inside = sorted(p.parent for p in [*folder.glob(f"*/{CONFIG}"), *folder.glob(f"snapshots/*/{CONFIG}")])
     if inside:
         names = ", ".join(str(p) for p in inside[:3])
         return f"{folder} has no {CONFIG}; meant may be one of its folders: {names}"

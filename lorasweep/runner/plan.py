@@ -51,6 +51,9 @@ def plan(request: Request, asked: Points | None = None, look: Look = torch_calls
     `asked` is what `points` has made of the request, where that has been done.
     """
     asked = asked or points(request)
+    outputs = Path(asked.specs[0].outputs).resolve()
+    if outputs.is_file():
+        raise ConfigError([f"outputs: {outputs} is a file; name a folder"])
     here = not launchers.is_elsewhere(request.launcher)
     found = look(asked, here, not request.launcher)
     kept = _kept(asked, found.first_alike)
@@ -58,7 +61,7 @@ def plan(request: Request, asked: Points | None = None, look: Look = torch_calls
     first = asked.specs[0]
     expected_s = forecast.seconds([found.trials_s[i] for i in kept], asked.entries, first.search, found.divided)
     most_bytes = room.expected_bytes(asked.specs, found.adapter_bytes, found.full_bytes, len(asked.entries))
-    full = room.problem(most_bytes, Path(first.outputs).resolve())
+    full = room.problem(most_bytes, outputs)
     if full and here:
         raise ConfigError(full)
     meta = replace(_meta(request, asked, first, found), expected_s=expected_s)

@@ -196,6 +196,17 @@ def test_diverging_trial_is_pruned_with_its_reason(tiny_bert, tmp_path, monkeypa
         (["-m", "task_type=seq_cls,question_ans"], ["ranked by one metric, got accuracy, f1"]),
         (["--mutlirun", "lora.r=1"], ["did you mean '--multirun'?"]),
         (["train"], ["no such command"]),
+        (["lora.r=8", "16", "32"], ["1 problem", "if it belongs to 'lora.r=8', write lora.r=8,16,32, without spaces"]),
+        (["lora.r=", "8"], ["write lora.r=8, without spaces"]),
+        (
+            ["train.lr=1e-3", "num_train_epochs=3"],
+            ["did you mean 'train.learning_rate'?", "did you mean 'train.epochs'?"],
+        ),
+        (["--lr", "1e-3"], ["settings are written without dashes, key=value"]),
+        (["data=reviews.csv"], ["to use a file or folder of yours write data.path=reviews.csv"]),
+        (["model=some/model"], ["write model.pretrained=some/model"]),
+        ([__file__], [f"write data.path={__file__} for data"]),
+        ([f"outputs={__file__}"], ["is a file; name a folder"]),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(arguments, words, tmp_path, monkeypatch, capsys):

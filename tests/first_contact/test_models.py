@@ -15,7 +15,8 @@ from support.odd_models import POSITIONS, Folders
 from lorasweep import console
 from lorasweep.cli import main
 from lorasweep.config import compose
-from lorasweep.models import base_model
+from lorasweep.errors import ConfigError
+from lorasweep.models import base_model, weight_files
 from lorasweep.runner import preflight
 from lorasweep.training import workload
 
@@ -212,6 +213,16 @@ def test_model_is_refused_in_one_sentence_and_nothing_is_made(
     assert said[0] == "ConfigError: 1 problem in the configuration", said
     assert len(said) == 2 and said[1].startswith(f"  {key}: ") and sentence in said[1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_path_into_a_model_and_the_hubs_cache_lead_to_the_models_folder(folder_of, tmp_path):
+    model = folder_of("encoder")
+    with pytest.raises(ConfigError, match=r"is a file; name the folder that it lies in: .*encoder"):
+        base_model.source(compose.compose_trial([f"model.pretrained={model}/model.safetensors"]).model)
+    (tmp_path / "snapshots").mkdir()
+    (tmp_path / "snapshots/abc").symlink_to(model)
+    (problem,) = weight_files.problems(tmp_path, True, False)
+    assert problem.endswith(f"has no config.json; meant may be one of its folders: {tmp_path}/snapshots/abc")
 
 
 def test_list_of_many_modules_is_cut_for_the_eye_and_says_how_long_it_is():

@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import lzma
+import pickle
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 
 import datasets
 import openpyxl
+import pandas
 import pytest
 
 from lorasweep import tasks
@@ -112,6 +114,12 @@ def parquet(table: list[dict[str, Any]], classes: list[str] | None = None) -> by
         found = found.cast_column("label", datasets.ClassLabel(names=classes))
     out = io.BytesIO()
     found.to_parquet(out)
+    return out.getvalue()
+
+
+def feather(table: list[dict[str, Any]]) -> bytes:
+    out = io.BytesIO()
+    pandas.DataFrame(table).to_feather(out)
     return out.getvalue()
 
 
@@ -243,6 +251,9 @@ CASES: list[Case] = [
     ("said.csv", csv(line='"{text}" he said,{label}'), C, Works()),
     ("escaped.csv", csv(line='"he said \\"{text}\\", loud",{label}'), C, Works(says=('written \\"',))),
     ("lines.csv", csv(line='"{text}\nsecond, line ""{i}""",{label}'), C, Works(first={"text": f'{text(0)}\nsecond, line "0"'})),
+    ("title.csv", b"Survey 2024,\n\n" + csv(), C, Works(says=("the header of title.csv is line 3",))),
+    ("comments.csv", b"# source: shop\n# licence: none\n" + csv(), C, Works(says=("the header of comments.csv is line 3",))),
+    ("ids.csv", csv(line="{text},id{i}"), C, Refused("data.label_column", ("another class in each of 60 rows",))),
     ("null.csv", csv(line="{text}\0,{label}"), C, Works(says=("60 null bytes",))),
     ("long.csv", csv(odd=f"{LONG},neg"), C, Works()),
     ("open.csv", csv(odd=UNCLOSED), C, Works((47, 6, 6), says=("1 of 60 rows left out", "open.csv:22: a quote opens"))),
@@ -265,6 +276,9 @@ CASES: list[Case] = [
     ("sheet.xlsx.csv", b"PK\x03\x04" + bytes(50), C, Refused("data.path", ("Excel",))),
     ("table.csv", parquet(plain()), f"{C} data=csv", Refused("data.source", ("data=parquet",))),
     ("table.csv", parquet(plain()), C, Works(says=("read as parquet",))),
+    ("paper.csv", b"%PDF-1.7\n" + bytes(50), C, Refused("data.path", ("is a PDF",))),
+    ("frame.pkl", pickle.dumps(plain()), C, Refused("data.path", ("is a pickle",))),
+    ("web", {}, f"{C} data.path=https://example.com/x.csv", Refused("data.path", ("is a web address",))),
     # --- encodings and compression ---
     ("cp1252.csv", csv(line="\u201c{text}\u201d it\u2019s,{label}").decode().encode("cp1252"), C, Works(says=("read as cp1252",), first={"text": f"\u201c{text(0)}\u201d it\u2019s"})),
     ("utf16.csv", csv().decode().encode("utf-16"), C, Works(says=("read as utf-16",))),
@@ -294,6 +308,11 @@ CASES: list[Case] = [
     ("twice.jsonl", b"".join(b'{"text": "a %d", "label": "x", "text": "b"}\n' % i for i in range(ROWS)), C, Refused("data.text_column", ("'text'",))),
     ("cut.json", json.dumps(plain(), indent=1).encode()[:-40], C, Works((47, 6, 6), says=("broken JSON",))),
     ("late_column.jsonl", jsonl([{"id": 1}, *plain()]), C, Works((48, 6, 6), says=("1 of 61 rows left out", "late_column.jsonl:1: "))),
+    ("one_text.jsonl", jsonl(rows(text=lambda i: [text(i)], label=label)), C, Works(first={"text": text(0)})),
+    ("texts.jsonl", jsonl(rows(text=lambda i: [text(i), text(i + 1)], label=label)), C, Refused("data.bad_rows", ("holds a list of 2 texts",))),
+    ("fasttext.txt", "\n".join(f"__label__{label(i)} {text(i)}" for i in range(ROWS)).encode(), C, Works(says=("begin with __label__",), first={"text": text(0)})),
+    ("fasttext_several.txt", "\n".join(f"__label__tax __label__{('law', 'war')[i % 2]} {text(i)}" for i in range(ROWS)).encode(), C, MULTI),
+    ("frame.feather", feather(plain()), C, Works(says=("read as arrow",))),
     ("nested.jsonl", jsonl(rows(body=lambda i: {"text": text(i)}, label=label)), f"{C} data.text_column=body.text", Works(first={"text": text(0)})),
     # --- folders ---
     ("shards", {f"train-0000{k}-of-00002.parquet": parquet(plain()) for k in (0, 1)} | {"validation-00000-of-00001.parquet": parquet(plain()[:20])}, C, Works((108, 20, 12), says=("train: 2 files", "eval: validation-00000"))),
@@ -430,6 +449,7 @@ CASES: list[Case] = [
     ("sharegpt.jsonl", jsonl(SHAREGPT), L, Works(classes=(), primary="loss", first={"messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": text(0)}, {"role": "assistant", "content": "good 0"}]})),
     ("string.jsonl", jsonl(rows(messages=lambda i: json.dumps(chat(i)))), L, LM),
     ("parts.jsonl", chats(answer=[{"type": "text", "text": "good"}, {"type": "text", "text": "day"}]), L, Works(classes=(), primary="loss", first={"messages": [{"role": "user", "content": text(0)}, {"role": "assistant", "content": "good\nday"}]})),
+    ("preferred.jsonl", jsonl(rows(chosen=chat, rejected=chat)), L, LM),
     ("image.jsonl", chats(odd=[{"role": "user", "content": [{"type": "image_url"}]}, *chat(1)[1:]]), L, Works((47, 6, 6), (), "loss", says=("image.jsonl:21: 'messages' has a part of the type image_url",))),
     ("tools.jsonl", jsonl(TOOL_CHATS), L, Works(classes=(), primary="loss", first={"tools": TOOLS})),
     ("empty_answer.jsonl", chats(odd=chat(1, "")), L, Works((47, 6, 6), (), "loss", says=("empty_answer.jsonl:21", "with nothing in it"))),
