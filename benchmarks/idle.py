@@ -28,7 +28,7 @@ def main() -> int:
         own = [f"search.workers={options.workers}", f"outputs={folder}", "study=idle", "tracking.reload_check=false"]
         command = [sys.executable, "-m", "lorasweep", "-m", lengths, *own, *overrides]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-        workers = [w for w in Study.open(Path(folder) / "idle").workers().values() if w["busy_s"]]
+        workers = [w for w in Study.open(Path(folder) / "idle").signals.workers().values() if w["busy_s"]]
     busy, idle = ([w[k] for w in workers] for k in ("busy_s", "idle_s"))
     share = sum(idle) / (sum(busy) + sum(idle))
     print(json.dumps({"busy_s": busy, "idle_s": idle, "idle_share": share}))

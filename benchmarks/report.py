@@ -51,7 +51,7 @@ def made_up(folder: Path, trials: int, points: int) -> Study:
     study = Study.create(folder, meta, [])
     draw = random.Random(0)
     frozen = [_trial(samplers.distributions(found), draw, points) for _ in range(trials)]
-    for number, trial in zip(study.take_in(frozen, None), frozen, strict=True):
+    for number, trial in zip(study.queue.take_in(frozen, None), frozen, strict=True):
         _write(study.trial_folder(number), number, trial)
     return study
 

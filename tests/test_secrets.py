@@ -354,7 +354,7 @@ def test_tracebacks_and_warnings_of_libraries_pass_the_same_redaction():
 
 def test_reason_of_a_stop_is_written_without_its_secret(monkeypatch):
     study = Mock()
-    study.end_waiting.return_value = False
+    study.queue.end_waiting.return_value = False
     monkeypatch.setattr(steering, "find", lambda *_: (study, None))
     assert main.main(["stop", "outputs/s", "7", "it", "printed", f"password={S}"]) == 0
-    study.stop.assert_called_once_with(7, "stopped by hand: it printed password=***")
+    study.signals.stop.assert_called_once_with(7, "stopped by hand: it printed password=***")

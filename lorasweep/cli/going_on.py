@@ -79,8 +79,8 @@ def add(options: Options) -> int:
     except KnownPoint as known:
         print(known)
         return 0
-    number = study.enqueue([replace(entry, may_be_pruned=options.may_be_pruned)])[0]
+    number = study.queue.enqueue([replace(entry, may_be_pruned=options.may_be_pruned)])[0]
     print(f"trial {number} waits at the head of the queue of {study.meta.name}")
-    if not study.alive():
+    if not study.owners.alive():
         print(f"no worker runs; start one with: python -m lorasweep resume {console.shown(study.folder)}")
     return 0

@@ -120,7 +120,7 @@ def sync(options: Options) -> int:
     spec = study.first_spec(request.overrides)
     counts = runs.sync(study.folder, spec)
     print(counts)
-    over = not study.running() and not study.ready()
+    over = not study.queue.running() and not study.ready()
     told = model_registry.log_winner(study, spec) if over and not counts.failed else ""
     if told:
         print(told)

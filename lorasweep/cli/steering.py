@@ -28,7 +28,7 @@ def status(options: Options) -> int:
         if options.watch:
             print("\x1b[2J\x1b[H", end="")
         _show(study)
-        if not options.watch or not (study.waiting() + study.running()):
+        if not options.watch or not (study.queue.waiting() + study.queue.running()):
             return 0
         time.sleep(2)
 
@@ -36,7 +36,7 @@ def status(options: Options) -> int:
 def _show(study: Study) -> None:
     meta, trials = study.meta, study.trials()
     progress: dict[int, Any] = {}
-    for worker in study.workers().values():
+    for worker in study.signals.workers().values():
         progress |= {int(number): reached for number, reached in worker["trials"].items()}
     columns = ["trial", *meta.swept, "state", "step", meta.metric, "seconds", "note"]
     console.table(f"study {meta.name}", columns, [_row(study, t, progress) for t in trials])
@@ -47,9 +47,9 @@ def _show(study: Study) -> None:
         print(line)
     for line in _outlook(study, trials):
         print(line)
-    if study.waiting() and study.not_begun():
+    if study.queue.waiting() and study.not_begun():
         print(f"no more trials begin: {study.not_begun()}")
-    elif (study.waiting() or study.running()) and not study.alive():
+    elif (study.queue.waiting() or study.queue.running()) and not study.owners.alive():
         print(f"no worker runs; go on with: python -m lorasweep resume {console.shown(study.folder)}")
 
 
@@ -106,7 +106,7 @@ def stop(options: Options) -> int:
     study, _ = find(options.study, [word for word in options.words if key_of(word) in PLACE and "=" in word])
     words = [word for word in options.words if not (key_of(word) in PLACE and "=" in word)]
     if options.all:
-        study.stop(None, "stop --all")
+        study.signals.stop(None, "stop --all")
         print(f"{study.meta.name} stops; go on with: python -m lorasweep resume {console.shown(study.folder)}")
         return 0
     if not words or not words[0].isdigit():
@@ -116,10 +116,10 @@ def stop(options: Options) -> int:
     if trial.state in ENDED:
         raise ConfigError([f"{number}: this trial has ended, {trial.state.name}"])
     reason = redact(f"stopped by hand: {why}")
-    if study.end_waiting(number, reason):
+    if study.queue.end_waiting(number, reason):
         _leave_result(study, trial, reason)
     else:
-        study.stop(number, reason)
+        study.signals.stop(number, reason)
     print(f"trial {number} ends as PRUNED")
     return 0
 

@@ -21,7 +21,7 @@ class Endings:
 
     def finish(self, running: Running, result: TrialResult) -> None:
         """Write result.json, end the MLflow run, update the study, in this order: what the study names then exists."""
-        self.study.ensure_ours(running.number)
+        self.study.queue.ensure_ours(running.number)
         if result.params is not None:
             running.log_result(result)
         write_result(running.folder, result)
@@ -31,7 +31,7 @@ class Endings:
         """End the MLflow run and tell the study what stands in result.json."""
         running.end_run(result)
         state, values = running.told(result)
-        self.study.tell(running.number, state, values, result.stored())
+        self.study.queue.tell(running.number, state, values, result.stored())
         shown = f"{result.metric.name}={result.metric.value:.4f} " if result.metric else ""
         detail = f"{shown}train_s={result.train_s or 0.0:.1f}"
         self.display.end(running.number, state, f"{detail} reason={result.reason!r}" if result.reason else detail)
@@ -54,13 +54,13 @@ class Endings:
         folder.mkdir(parents=True, exist_ok=True)
         result = TrialResult(number=number, state="FAIL", reason=last, overrides=[], params_swept={}, traceback=error)
         write_result(folder, result)
-        self.study.tell(number, "FAIL", None, result.stored())
+        self.study.queue.tell(number, "FAIL", None, result.stored())
         self.display.say(f"trial={number} state=FAIL reason={last!r}")
 
     def put_back(self, running: Running) -> None:
         """Give a saved trial back to the queue, to go on later."""
         running.track().close("KILLED")
-        self.study.give_back(running.number)
+        self.study.queue.give_back(running.number)
         self.display.end(running.number, "WAITING", f"saved at step {running.step}/{running.total_steps}")
         running.log.info("saved at step %d, put back", running.step)
         self._close(running)

@@ -80,7 +80,7 @@ class Events:
             running.log.info("goes on from step %d", event.step)
         if event.last is not None:
             self._report(running, event.last, trainer)
-        verdict = self.study.verdict(running.number)
+        verdict = self.study.queue.verdict(running.number)
         if verdict:  # its worker died between the pruner's word and the end
             trainer.prune(running.number, verdict)
 
@@ -128,7 +128,7 @@ class Events:
         if not math.isfinite(value):
             trainer.prune(running.number, f"{name} is {value} at step {event.step}")
             return
-        self.study.report(running.number, event.step, value)
+        self.study.queue.report(running.number, event.step, value)
         if event.step == running.step < running.total_steps:  # not one that it was judged by before its checkpoint
             self._reported[running.number] = event
 
@@ -143,18 +143,18 @@ class Events:
                 if self.study.should_prune(number, own.total_steps, own.spec.train.warmup_ratio):
                     name = self.study.meta.metric
                     verdict = f"{self.study.search.pruner}: {name} {event.metrics[name]:.4f} at step {event.step}"
-                    self.study.condemn(number, verdict)
+                    self.study.queue.condemn(number, verdict)
                     trainer.prune(number, verdict)
 
     def _checkpoint(self, running: Running, trainer: Engine) -> None:
         """Save what the trial needs to go on; MLflow may then hold the points up to here."""
-        self.study.ensure_ours(running.number)
+        self.study.queue.ensure_ours(running.number)
         carried = {"tokens": running.tokens, "wall_s": time.perf_counter() - running.began}
         try:
             step = trainer.checkpoint(running.number, running.folder / CHECKPOINT, carried)
         except FileNotFoundError as error:  # the next owner has tidied our half-written file away
             raise LostLease(f"trial {running.number}: {error}") from error
-        self.study.checkpointed(running.number, step)
+        self.study.queue.checkpointed(running.number, step)
         running.covered(step)
         running.saved = time.monotonic()
 

@@ -64,12 +64,14 @@ def run_made(study: Study, planned: Plan, launch: Launch, begin: Begin = torch_c
 
 def _warm_start(study: Study) -> None:
     """Let the sampler see the finished trials of earlier studies, once."""
-    if study.warmed():
+    if study.signals.warmed():
         return
     for other in plan.teachers(study.search, study.meta.metric, study.meta.maximize):
-        taken = study.take_in([t for t in other.trials() if t.state in ENDED and t.values], origin=str(other.folder))
+        taken = study.queue.take_in(
+            [t for t in other.trials() if t.state in ENDED and t.values], origin=str(other.folder)
+        )
         print(f"warm start: {len(taken)} of {len(other.trials())} trials of {other.meta.name} lie in this space")
-    study.set_warmed()
+    study.signals.set_warmed()
 
 
 def carry_on(study: Study, launch: Launch, begin: Begin = torch_calls.here) -> int:
@@ -84,7 +86,7 @@ def carry_on(study: Study, launch: Launch, begin: Begin = torch_calls.here) -> i
     )
     _warm_start(study)
     study.begin()
-    with interrupt.heard(lambda: study.stop(None, "Ctrl-C")) as interrupts:
+    with interrupt.heard(lambda: study.signals.stop(None, "Ctrl-C")) as interrupts:
         _run_workers(study, launch, interrupts)
         while not _stopped(study, interrupts) and (again := repeat_rounds.next_round(study)):
             count = f"{len(again)} trials run" if len(again) > 1 else "1 trial runs"
@@ -100,7 +102,7 @@ def carry_on(study: Study, launch: Launch, begin: Begin = torch_calls.here) -> i
 
 
 def _stopped(study: Study, interrupts: Any) -> bool:
-    return bool(interrupts.count) or "all" in study.stops()
+    return bool(interrupts.count) or "all" in study.signals.stops()
 
 
 def _run_workers(study: Study, launch: Launch, interrupts: Any) -> None:
@@ -116,14 +118,14 @@ def _run_workers(study: Study, launch: Launch, interrupts: Any) -> None:
     while not _stopped(study, interrupts):
         reclaim.settle(study)
         if not study.ready():
-            if not study.running():
+            if not study.queue.running():
                 return
             time.sleep(POLL_S)  # somebody else's workers are still at it
             continue
         before = _state(study)
         failure: Exception | None = None
         try:
-            launch(work, max(1, study.search.workers - study.alive()))
+            launch(work, max(1, study.search.workers - study.owners.alive()))
         except ConfigError:
             raise
         except Exception as error:  # a launcher's own error, or a worker's: what it had goes back

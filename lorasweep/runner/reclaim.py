@@ -7,7 +7,7 @@ from lorasweep.study.study import Study
 
 def settle(study: Study) -> None:
     """Put back what dead workers had; leave a result for a trial whose workers died too often."""
-    for number in study.reclaim():
+    for number in study.owners.reclaim(study.search.max_retries):
         trial, folder = study.trial(number), study.trial_folder(number)
         folder.mkdir(parents=True, exist_ok=True)
         write_result(folder, result_of(trial, folder))

@@ -44,7 +44,7 @@ def resume(study: Study, overrides: Sequence[str], *, failed: bool = False, chan
         _change_search(study, changed)
     if failed:
         again = [t for t in study.failed() if "overrides" in t.user_attrs]
-        study.enqueue([_again(t) for t in again])
+        study.queue.enqueue([_again(t) for t in again])
 
 
 def _look_at_data(study: Study, accepted: bool) -> None:
@@ -122,7 +122,7 @@ def _change_search(study: Study, overrides: Sequence[str]) -> None:
             points = [p for p in study.space.grid()[: now["trials"]] if p not in known]
             more = [Entry(study.space.line(p), dict(p)) for p in points]
     study.change_search({k: now[k] for k in keys})
-    study.enqueue(more)
+    study.queue.enqueue(more)
 
 
 def _room(study: Study, wanted: int) -> int:
@@ -150,19 +150,19 @@ def work(study: Study) -> int:
     """Run trials of a study in this process until none is left; return the exit code."""
     study.refuse_code()
     _look_at_data(study, accepted=False)
-    print(f"study {study.meta.name}: {study.waiting()} trials wait", flush=True)
+    print(f"study {study.meta.name}: {study.queue.waiting()} trials wait", flush=True)
     with interrupt.heard() as interrupts:
-        while not interrupts.count and "all" not in study.stops():
+        while not interrupts.count and "all" not in study.signals.stops():
             reclaim.settle(study)
             if study.ready():
                 from lorasweep.runner import worker  # loads torch
 
                 worker.run_worker(str(study.folder), not container.threads_are_given(), study.trusted)
-            elif study.running():
+            elif study.queue.running():
                 time.sleep(2)  # its owner may die
             else:
                 return launch.EXIT_FAILED_TRIALS if study.failed() else launch.EXIT_OK
-    print(f"stopped, nothing is lost; {study.waiting()} trials wait", flush=True)
+    print(f"stopped, nothing is lost; {study.queue.waiting()} trials wait", flush=True)
     return interrupt.EXIT_INTERRUPTED
 
 
@@ -201,7 +201,7 @@ def take_over(old: Study, planned: plan.Plan) -> Study:
     for trial in ended:
         if not _same_otherwise(trial, study):
             continue
-        for number in study.take_in([trial], None):
+        for number in study.queue.take_in([trial], None):
             done.append(trial.user_attrs["swept"])
             _copy_folder(old.trial_folder(trial.number), study.trial_folder(number), number)
     print(f"extend: {len(done)} of {len(ended)} trials of {old.meta.name} lie in the new space", flush=True)
@@ -209,7 +209,7 @@ def take_over(old: Study, planned: plan.Plan) -> Study:
     if planned.meta.search["sampler"] != "grid":
         wanted = planned.meta.search["trials"] or DEFAULT_TRIALS
         queue = queue[: max(0, wanted - len(done))]
-    study.enqueue(queue)
+    study.queue.enqueue(queue)
     return study
 
 

@@ -123,7 +123,7 @@ class Worker:
     def _listen(self) -> None:
         """Read what was asked to stop, and give a sign of life now and then."""
         try:
-            self._stops = self.study.stops()
+            self._stops = self.study.signals.stops()
             if time.monotonic() - self._said > self.study.search.lease_s / 6 or not self._said:
                 self._said = time.monotonic()
                 if self._divides:
@@ -131,7 +131,7 @@ class Worker:
                 running = list(self._running.values())
                 shown = {r.number: {"step": r.step, "of": r.total_steps, "loss": r.loss} for r in running}
                 busy_s = time.perf_counter() - self._began - self._idle_s
-                self.study.beat(shown, busy_s, self._idle_s, self._first_began)
+                self.study.signals.beat(shown, busy_s, self._idle_s, self._first_began)
         except (OSError, StorageDown) as error:
             logging.getLogger("lorasweep.worker").warning("no sign of life could be written: %s", error)
 
@@ -194,7 +194,7 @@ class Worker:
         """Put what runs back into the queue, as far as the disk takes that: it is not to blame."""
         for running in list(self._running.values()):
             with suppress(OSError, StorageDown, LostLease):
-                self.study.give_back(running.number)
+                self.study.queue.give_back(running.number)
             self._endings.drop(running, "it goes back to the queue: the disk is full")
 
     def _let_go(self) -> None:
@@ -202,7 +202,7 @@ class Worker:
         if self._held is not None:
             held, self._held = self._held, None
             with suppress(OSError, StorageDown, LostLease):  # it goes back when this worker is known to be gone
-                self.study.give_back(held.number)
+                self.study.queue.give_back(held.number)
             held.close()
 
     # --- running -----------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ class Worker:
         if self._stopping() or any(r.trial.is_suspect for r in self._running.values()):
             return None
         if self._running and self.study.search.workers > 1:
-            left = self.study.waiting() + self.study.running()
+            left = self.study.queue.waiting() + self.study.queue.running()
             if len(self._running) >= math.ceil(left / self.study.search.workers):
                 return None
         return self._take()

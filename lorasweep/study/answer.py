@@ -145,10 +145,10 @@ def answer(study: Study) -> Answer:
     empty = Answer(
         metric=study.meta.metric,
         maximize=maximize,
-        going_on=bool(study.ready() + study.running()),
+        going_on=bool(study.ready() + study.queue.running()),
         ended=_ended(trials),
-        waiting=study.waiting(),
-        not_begun=study.not_begun() if study.waiting() else "",
+        waiting=study.queue.waiting(),
+        not_begun=study.not_begun() if study.queue.waiting() else "",
         again=sum(t.state.is_finished() for t in trials if repeats.is_repeat(t)),
         over_memory=sum("never_begun" in t.user_attrs for t in trials),
         objectives=study.search.objectives or (),

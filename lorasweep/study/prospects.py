@@ -122,7 +122,7 @@ def change(study: "Study", trials: Sequence[FrozenTrial]) -> Change | None:
 
 def time_left(study: "Study", now: float) -> float | None:
     """Return the seconds until a study's queue is empty, as of its workers' last sign; None where nothing tells."""
-    signs = [sign for sign in study.workers().values() if sign.get("began")]
+    signs = [sign for sign in study.signals.workers().values() if sign.get("began")]
     if not signs or study.not_begun():
         return None
     last = max(sign["at"] for sign in signs)

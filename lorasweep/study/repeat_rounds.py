@@ -42,7 +42,7 @@ def next_round(study: Study) -> list[int]:
 
     What exists is not queued again, so that a study that was stopped anywhere goes on from there.
     """
-    if not study.search.repeats or study.ready() or study.running() or study.spent():
+    if not study.search.repeats or study.ready() or study.queue.running() or study.spent():
         return []
     found = _chosen(study)
     again = repeats.repeats(study.trials())
@@ -105,7 +105,7 @@ def _worth_a_run(study: Study, most: int) -> list[int]:
 
 def _chosen(study: Study) -> Race:
     """Return the race: the best `repeat_top` and the cheapest near enough, with those that run again already."""
-    found, trials = study.racing(), study.trials()
+    found, trials = study.signals.racing(), study.trials()
     searched = repeats.complete(trials)
     if not searched or (found.candidates and found.searched == len(searched)):
         return found

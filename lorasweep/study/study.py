@@ -4,7 +4,6 @@ The queue is the budget: every trial waits in it from the start, and workers cla
 under the store's lock, and its owner is written beside it, so that a dead owner's trial can go back.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
@@ -19,29 +18,26 @@ from lorasweep.config import compose, trust
 from lorasweep.config.overrides import overlaid
 from lorasweep.config.spec import TrialSpec
 from lorasweep.credentials import without_password
-from lorasweep.errors import ConfigError, LostLease
+from lorasweep.errors import ConfigError
 from lorasweep.files import read_json
-from lorasweep.hardware import container
-from lorasweep.search import pruners, samplers
-from lorasweep.search.order import ADDED, Line
+from lorasweep.search import samplers
+from lorasweep.search.order import Line
 from lorasweep.search.space import Space
-from lorasweep.study import lease, repeats, same_point, storage
-from lorasweep.study.direction import better, upward
+from lorasweep.study import budget, lease, pruning, repeats, same_point, storage
+from lorasweep.study.direction import upward
 from lorasweep.study.drawing import BY_HAND, LEFT_OUT, Drawing, points
 from lorasweep.study.meta import STUDY, Entry, StudyMeta, next_name, read_meta, search_spec, write_meta
-from lorasweep.study.result import RESULT, STORED
+from lorasweep.study.owners import Owners
+from lorasweep.study.queue import LOOK_AT, Queue
 from lorasweep.study.same_point import Identity
 from lorasweep.study.settling import settled
+from lorasweep.study.signals import Signals
 from lorasweep.study.trial import Trial
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-MAY_BE_PRUNED = "may_be_pruned"
-"""User attribute of a trial that a person added: whether the pruner may end it."""
 MOST_EVALUATIONS = 8
 """Evaluations of a trial that might have been its best on other rows."""
-LOOK_AT = 32
-"""Waiting trials among which one is sought that shares what a worker has loaded."""
 KEPT_SPECS = 8 * LOOK_AT
 """A trial that was looked at while it waited is composed already when its turn comes."""
 
@@ -61,12 +57,12 @@ class Study:
         self.space = Space.from_json(meta.space)
         self.search = search_spec(meta.search)
         self._compose = lru_cache(KEPT_SPECS)(compose.compose_trial)
-        self._beats = 0
-        self._watch = lease.Watch(self.search.lease_s)
         self._store = storage.open_store(folder, meta.storage)
         self._optuna = _optuna_study(meta, self._store, len(self.search.objectives or []), create)
-        self._id = self._optuna._study_id
-        self._ids: dict[int, int] = {}
+        self.queue = Queue(self._optuna, self._store, self.space, self.owner)
+        self.signals = Signals(self._optuna, self._store, self.owner)
+        watch = lease.Watch(self.search.lease_s)
+        self.owners = Owners(folder, self.queue, self.signals, self._store, self.owner, watch)
 
     # --- making and opening ------------------------------------------------------------------------------------------
 
@@ -96,7 +92,7 @@ class Study:
         except ConfigError:
             folder.rmdir()
             raise
-        study.enqueue(queue)
+        study.queue.enqueue(queue)
         study._write_meta()
         return study
 
@@ -172,38 +168,6 @@ class Study:
 
     # --- the queue ---------------------------------------------------------------------------------------------------
 
-    def enqueue(self, queue: Sequence[Entry]) -> list[int]:
-        """Add waiting trials; return their numbers."""
-        space = samplers.distributions(self.space)
-        numbers = []
-        for entry in queue:
-            attributes: dict[str, Any] = {"extra": entry.extra} if entry.extra else {}
-            if entry.added:
-                attributes |= {ADDED: True, MAY_BE_PRUNED: entry.may_be_pruned}
-            if entry.start_from is not None:
-                attributes["start_from"] = entry.start_from
-            if entry.retry_of is not None:
-                attributes["retry_of"] = entry.retry_of
-            if entry.repeat_of is not None:
-                attributes |= {"repeat_of": entry.repeat_of, "repeat": entry.repeat}
-            inside = {k: v for k, v in entry.given.items() if k in space and samplers.holds(space[k], v)}
-            if entry.baseline:
-                attributes["baseline"] = entry.baseline
-            if entry.overrides is not None:
-                attributes |= {"overrides": entry.overrides, "swept": entry.given}
-            frozen = optuna.create_trial(
-                state=TrialState.WAITING,
-                params=inside if entry.overrides is not None else {},
-                distributions={k: space[k] for k in inside} if entry.overrides is not None else {},
-                user_attrs=attributes,
-                system_attrs={} if entry.overrides is not None else {"fixed_params": inside},
-            )
-            trial_id = self._store.optuna.create_new_trial(self._id, template_trial=frozen)
-            numbers.append(self._store.optuna.get_trial_number_from_id(trial_id))
-            if entry.added:
-                self._optuna.set_user_attr(f"first:{trial_id}", True)
-        return numbers
-
     @storage.patient
     def claim(self, shares: Callable[[list[str]], bool] | None = None) -> int | None:
         """Return the number of a waiting trial that nobody else has; None: none waits, those that do wait for others'
@@ -211,21 +175,7 @@ class Study:
 
         `shares` tells of a trial's overrides whether its base is loaded: of the next trials, such a one goes first.
         """
-        with self._store.exclusive():
-            trial_id = self._dropped_answer()
-            if trial_id is None:
-                waiting = self._may_begin(self._ready())
-                if not waiting:
-                    return None
-                first = self._attributes()
-                trial_id = next((i for i in waiting if f"first:{i}" in first), None)
-                if trial_id is None:
-                    trial_id = self._alike(waiting[:LOOK_AT], shares)
-                self._store.optuna.set_trial_state_values(trial_id, TrialState.RUNNING)
-                self._store.optuna.set_trial_user_attr(trial_id, "owner", self.owner.to_dict())
-        number = self._store.optuna.get_trial(trial_id).number
-        self._ids[number] = trial_id
-        return number
+        return self.queue.claim(lambda: self._may_begin(self._ready()), shares)
 
     def _may_begin(self, waiting: Sequence[int]) -> list[int]:
         """Return which of the waiting trials need no result that is not there: those whose point is known, and the
@@ -245,21 +195,12 @@ class Study:
         waiting = self._ready()
         return bool(waiting) and not self._may_begin(waiting)
 
-    def _alike(self, waiting: Sequence[int], shares: Callable[[list[str]], bool] | None) -> int:
-        """Return the first trial whose point is known and shares what is loaded, or else the first."""
-        for trial_id in waiting if shares else ():
-            known = self._store.optuna.get_trial(trial_id).user_attrs
-            if "overrides" in known and shares is not None and shares(known["overrides"]):
-                return trial_id
-        return waiting[0]
-
-    def _dropped_answer(self) -> int | None:
-        """Return a trial that is ours without our knowing: the database took a claim and the answer was lost."""
-        for trial_id in self._store.ids(self._id, TrialState.RUNNING):
-            owner = self._store.optuna.get_trial(trial_id).user_attrs.get("owner") or {}
-            if owner.get("name") == self.owner.name and trial_id not in self._ids.values():
-                return trial_id
-        return None
+    @storage.patient
+    def sharing(self) -> int:
+        """Return how many workers share this machine: all while trials wait that may begin, then those that live and
+        hold one, and this one.
+        """
+        return self.search.workers if self._may_begin(self.queue.ids(TrialState.WAITING)) else self.owners.here()
 
     @storage.patient
     def drawn(self, number: int, identity: Identity = same_point.identity) -> Trial:
@@ -269,7 +210,7 @@ class Study:
         out then.
         """
         drawing = Drawing(self._optuna, self._store, self.search, self.space, self.spec, identity)
-        trial = drawing.settled(self._store.optuna.get_trial(self._ids[number]), lambda: self.ensure_ours(number))
+        trial = drawing.settled(self.queue.held(number), lambda: self.queue.ensure_ours(number))
         known = trial.user_attrs
         return Trial(
             number,
@@ -292,22 +233,13 @@ class Study:
     @storage.patient
     def spent(self) -> str:
         """Return which budget is used up, in words, or nothing."""
-        budget = self.search
-        if budget.wall_hours and time.time() - self._attributes().get("began", time.time()) > 3600 * budget.wall_hours:
-            return f"search.wall_hours={budget.wall_hours:g} are over"
-        if budget.device_hours and self.device_s() > 3600 * budget.device_hours:
-            return f"search.device_hours={budget.device_hours:g} are used"
-        if budget.max_cost is not None and self.cost() >= budget.max_cost:
-            return f"search.max_cost={budget.max_cost:g} is spent"
-        if budget.target is not None:
-            best = self.best()
-            if best is not None and not better(budget.target, best.values[0], self.meta.maximize):
-                return f"search.target={budget.target:g} is reached by trial {best.number}"
-        return ""
+        return budget.spent(
+            self.search, self.trials, self.best, self.meta.maximize, self.signals.all().get("began"), self.cost
+        )
 
     def cost(self) -> float:
         """Return what the workers' hours have cost so far; 0 without search.cost_per_hour."""
-        spent_s = sum(sign.get("busy_s", 0.0) + sign.get("idle_s", 0.0) for sign in self.workers().values())
+        spent_s = sum(sign.get("busy_s", 0.0) + sign.get("idle_s", 0.0) for sign in self.signals.workers().values())
         return spent_s / 3600 * (self.search.cost_per_hour or 0.0)
 
     @storage.patient
@@ -316,12 +248,12 @@ class Study:
         return len(self._ready())
 
     def _ready(self) -> list[int]:
-        waiting = self._store.ids(self._id, TrialState.WAITING)
+        waiting = self.queue.ids(TrialState.WAITING)
         if not waiting or self.spent():
             return []
         if not self.settled():
             return waiting
-        return [i for i in waiting if not repeats.is_searched(self._store.optuna.get_trial(i))]
+        return [i for i in waiting if not repeats.is_searched(self.queue.by_id(i))]
 
     def not_begun(self) -> str:
         """Return why trials that wait do not begin, or nothing."""
@@ -336,246 +268,30 @@ class Study:
 
     def device_s(self) -> float:
         """Return the seconds that ended trials held a device."""
-        return sum(t.user_attrs.get("device_s", 0.0) for t in self.trials())
-
-    # --- what the owner of a trial does ------------------------------------------------------------------------------
-
-    @storage.patient
-    def report(self, number: int, step: int, value: float) -> None:
-        """Store the primary metric at a step."""
-        self._store.optuna.set_trial_intermediate_value(self._ids[number], step, value)
+        return budget.device_s(self.trials())
 
     @storage.patient
     def should_prune(self, number: int, total_steps: int, warmup_ratio: float = 0.0) -> bool:
         """Return whether the pruner ends the trial at the step it reported last."""
-        trial = self._store.optuna.get_trial(self._ids[number])
-        looks = pruners.window(self.search, total_steps, warmup_ratio)
-        is_the_searchs = repeats.is_searched(trial) and trial.user_attrs.get(MAY_BE_PRUNED, True)
-        if not is_the_searchs or trial.last_step not in looks:
-            return False
-        line = self._line(self._optuna.get_trials(deepcopy=False))
-        in_order = samplers.learns(self.search) and number in line
-        seen = line.seen_by(number) if in_order else None
-        searched = [t for t in self.trials() if repeats.is_searched(t)] if seen is None else seen
-        rivals = [*searched, *(line.after(number) if in_order else ())]
-        if pruners.is_spared(trial, rivals, self.search.min_complete, self.meta.maximize):
-            return False
-        if any(pruners.is_spared(trial, group, 1, self.meta.maximize) for group in self._asked_about(trial, searched)):
-            return False
-        pruner = pruners.make_pruner(self.search, total_steps, warmup_ratio)
-        rungs = pruners.rungs(self.search, total_steps, warmup_ratio)
-        return pruners.should_prune(pruner, self._optuna, trial, rungs, seen)
-
-    def _asked_about(self, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> list[list[FrozenTrial]]:
-        """Return for each key that search.question asks about the trials that have what a trial has for it."""
-        asked = self.search.question if isinstance(self.search.question, list) else []
-        dimensions = [d for d in self.space.dimensions if d.key in asked and d.key in trial.user_attrs["swept"]]
-        groups = []
-        for d in dimensions:
-            own = d.part(trial.user_attrs["swept"][d.key])
-            known = [t for t in trials if d.key in t.user_attrs.get("swept", {})]
-            groups.append([t for t in known if d.part(t.user_attrs["swept"][d.key]) == own])
-        return groups
-
-    @storage.patient
-    def checkpointed(self, number: int, step: int) -> None:
-        """Remember that a trial can go on from a step. Raises LostLease where it is no longer ours."""
-        self.ensure_ours(number)
-        self._store.optuna.set_trial_user_attr(self._ids[number], "checkpoint_step", step)
-
-    @storage.patient
-    def condemn(self, number: int, verdict: str) -> None:
-        """Store why a trial is to end: a pruner asked again at the same step may answer otherwise."""
-        self._store.optuna.set_trial_user_attr(self._ids[number], "verdict", verdict)
-
-    @storage.patient
-    def verdict(self, number: int) -> str:
-        """Return what `condemn` stored, or nothing."""
-        return self._store.optuna.get_trial(self._ids[number]).user_attrs.get("verdict", "")
-
-    @storage.patient
-    def tell(self, number: int, state: str, values: Sequence[float] | None, attributes: Mapping[str, Any]) -> None:
-        """End a trial as COMPLETE, PRUNED or FAIL. Raises LostLease where it is no longer ours."""
-        with self._store.exclusive():
-            if self._told(number, state):
-                return
-            self.ensure_ours(number)
-            for key, entry in attributes.items():
-                self._store.optuna.set_trial_user_attr(self._ids[number], key, entry)
-            self._store.optuna.set_trial_state_values(self._ids[number], TrialState[state], values)
-
-    @storage.patient
-    def give_back(self, number: int) -> None:
-        """Put a trial of ours back into the queue; it goes on from its checkpoint."""
-        with self._store.exclusive():
-            self.ensure_ours(number)
-            self._put_back(self._ids[number])
-
-    def _told(self, number: int, state: str) -> bool:
-        """Return whether the trial has ended so by us: the answer to an earlier call may have been lost."""
-        trial = self._store.optuna.get_trial(self._ids[number])
-        owner = trial.user_attrs.get("owner") or {}
-        return trial.state == TrialState[state] and owner.get("name") == self.owner.name
-
-    @storage.patient
-    def ensure_ours(self, number: int) -> None:
-        """Raises LostLease where a trial is no longer ours."""
-        trial = self._store.optuna.get_trial(self._ids[number])
-        owner = trial.user_attrs.get("owner") or {}
-        if trial.state != TrialState.RUNNING or owner.get("name") != self.owner.name:
-            raise LostLease(f"trial {number} was given to another worker while this one gave no sign of life")
-
-    def _put_back(self, trial_id: int) -> None:
-        self._store.optuna.set_trial_user_attr(trial_id, "owner", None)
-        self._store.optuna.set_trial_state_values(trial_id, TrialState.WAITING)
-
-    # --- signs of life -----------------------------------------------------------------------------------------------
-
-    @storage.patient
-    def beat(
-        self, progress: Mapping[int, Mapping[str, float]], busy_s: float, idle_s: float, began: float | None = None
-    ) -> None:
-        """Give a sign of life, with how far each trial of ours is, the seconds with and without one so far, and when
-        the first one began.
-        """
-        self._beats += 1
-        shown = {str(n): dict(p) for n, p in progress.items()}
-        spent = {"busy_s": round(busy_s, 3), "idle_s": round(idle_s, 3)}
-        sign = {"beat": self._beats, "trials": shown, "host": self.owner.host, **spent}
-        sign |= {"began": began, "at": time.time()}
-        sign["oom_kills"] = container.oom_kills()
-        self._optuna.set_user_attr(f"worker:{self.owner.name}", sign)
-
-    @storage.patient
-    def reclaim(self) -> list[int]:
-        """Put the trials of dead owners back; return those given up, whose owners died too often without progress.
-
-        Progress is a step further than at the last death: a kill from outside is not a trial's fault.
-        """
-        given_up = []
-        for trial_id in self._store.ids(self._id, TrialState.RUNNING):
-            if not self._orphaned(trial_id):
-                continue
-            with self._store.exclusive():
-                if self._orphaned(trial_id) and self._bury(trial_id):
-                    given_up.append(self._store.optuna.get_trial_number_from_id(trial_id))
-        return given_up
-
-    def _orphaned(self, trial_id: int) -> bool:
-        trial = self._store.optuna.get_trial(trial_id)
-        if trial.state != TrialState.RUNNING:
-            return False
-        owner = trial.user_attrs.get("owner")
-        beat = self._attributes().get(f"worker:{owner['name']}", {}).get("beat", 0) if owner else 0
-        return self._watch.dead(owner, beat)
-
-    def _bury(self, trial_id: int) -> bool:
-        """Put a dead owner's trial back, or fail it; return whether it failed."""
-        trial = self._store.optuna.get_trial(trial_id)
-        attributes = trial.user_attrs
-        if (self.trial_folder(trial.number) / RESULT).exists():  # it has ended: the next owner only tells it
-            self._put_back(trial_id)
-            return False
-        sign = self._attributes().get(f"worker:{(attributes.get('owner') or {}).get('name')}", {})
-        running = sign.get("trials", {})
-        self._store.optuna.set_trial_user_attr(trial_id, "killed", attributes.get("killed", 0) + 1)
-        if running and str(trial.number) not in running:  # it was claimed, others ran
-            self._put_back(trial_id)
-            return False
-        reached = max(attributes.get("checkpoint_step", 0), running.get(str(trial.number), {}).get("step", 0))
-        deaths = 0 if reached > attributes.get("step_at_death", 0) else attributes.get("deaths", 0) + 1
-        self._store.optuna.set_trial_user_attr(trial_id, "deaths", deaths)
-        self._store.optuna.set_trial_user_attr(trial_id, "step_at_death", reached)
-        for_memory = lease.is_here(sign.get("host", "")) and container.oom_kills() > sign.get("oom_kills", 0)
-        if deaths <= (min(1, self.search.max_retries) if for_memory else self.search.max_retries):
-            self._put_back(trial_id)
-            return False
-        reason = f"its workers died {deaths} times without getting further than step {reached}"
-        if for_memory:
-            reason = f"out of memory: the kernel killed its worker {deaths} times at step {reached}"
-        self._store.optuna.set_trial_user_attr(trial_id, "reason", reason)
-        self._store.optuna.set_trial_state_values(trial_id, TrialState.FAIL)
-        return True
-
-    # --- steering ----------------------------------------------------------------------------------------------------
+        return pruning.should_prune(
+            self.queue.held(number),
+            self.trials(),
+            self._line(self._optuna.get_trials(deepcopy=False)),
+            self._optuna,
+            self.search,
+            self.space,
+            maximize=self.meta.maximize,
+            total_steps=total_steps,
+            warmup_ratio=warmup_ratio,
+        )
 
     def begin(self) -> None:
         """Start the wall clock, forget an earlier `stop --all`, and write a damaged study.json again."""
         if read_json(self.folder / STUDY) is None:
             self._write_file()
-        if "began" not in self._attributes():
-            self._optuna.set_user_attr("began", time.time())
-        self._optuna.set_user_attr("stop:all", None)
-
-    def warmed(self) -> bool:
-        """Return whether search.warm_start has been done."""
-        return bool(self._attributes().get("warmed"))
-
-    def set_warmed(self) -> None:
-        self._optuna.set_user_attr("warmed", True)
-
-    def stop(self, number: int | None, reason: str) -> None:
-        """Ask the workers to end one trial as PRUNED, or all of them to stop as after Ctrl-C."""
-        self._optuna.set_user_attr("stop:all" if number is None else f"stop:{number}", reason)
-
-    @storage.patient
-    def stops(self) -> dict[str, str]:
-        """Return what was asked to stop, `all` or a trial's number, with the reason."""
-        found = self._attributes().items()
-        return {k.removeprefix("stop:"): v for k, v in found if k.startswith("stop:") and v}
-
-    def end_waiting(self, number: int, reason: str) -> bool:
-        """End a trial as PRUNED that has not begun; return whether it was waiting."""
-        with self._store.exclusive():
-            trial = self.trial(number)
-            if trial.state != TrialState.WAITING:
-                return False
-            self._store.optuna.set_trial_user_attr(trial._trial_id, "reason", reason)
-            self._store.optuna.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
-            self._store.optuna.set_trial_state_values(trial._trial_id, TrialState.PRUNED)
-        return True
-
-    def take_in(self, trials: Sequence[FrozenTrial], origin: str | None) -> list[int]:
-        """Add ended trials of another study as far as their values lie in this space; return their new numbers.
-
-        With an origin they serve the sampler alone; without, they are this study's own.
-        """
-        space = samplers.distributions(self.space)
-        numbers = []
-        for trial in trials:
-            if not repeats.is_searched(trial):
-                continue
-            swept = trial.user_attrs.get("swept", trial.params)
-            if trial.values is not None and len(trial.values) != len(self._optuna.directions):
-                continue
-            inside = {k: v for k, v in swept.items() if k in space and samplers.holds(space[k], v)}
-            if not inside or not self.space.contains(inside):
-                continue
-            kept = ("reason", *STORED) if origin else ("reason", "point", *STORED)  # that stays true
-            attributes = {k: v for k, v in trial.user_attrs.items() if k in kept}
-            attributes |= {"swept": inside, "overrides": self.space.line(inside)} | (
-                {"origin": origin} if origin else {}
-            )
-            frozen = optuna.create_trial(
-                state=trial.state,
-                values=trial.values,
-                params=inside,
-                distributions={k: space[k] for k in inside},
-                user_attrs=attributes,
-                intermediate_values=trial.intermediate_values,
-            )
-            trial_id = self._store.optuna.create_new_trial(self._id, template_trial=frozen)
-            numbers.append(self._store.optuna.get_trial_number_from_id(trial_id))
-        return numbers
+        self.signals.begin()
 
     # --- what there is -----------------------------------------------------------------------------------------------
-
-    def _attributes(self) -> dict[str, Any]:
-        return self._store.optuna.get_study_user_attrs(self._id)
-
-    def workers(self) -> dict[str, dict[str, Any]]:
-        """Return the last sign of life of every worker, by name."""
-        return {k.removeprefix("worker:"): v for k, v in self._attributes().items() if k.startswith("worker:")}
 
     @storage.patient
     def trials(self) -> list[FrozenTrial]:
@@ -615,34 +331,6 @@ class Study:
         redone = {t.user_attrs.get("retry_of") for t in trials if t.state != TrialState.FAIL}
         return [t for t in trials if t.state == TrialState.FAIL and t.number not in redone]
 
-    @storage.patient
-    def waiting(self) -> int:
-        return len(self._store.ids(self._id, TrialState.WAITING))
-
-    @storage.patient
-    def alive(self) -> int:
-        """Return how many workers hold a trial and live."""
-        return len({owner.get("name") for owner in self._living()})
-
-    def _living(self) -> list[dict[str, Any]]:
-        """Return the owner of each running trial, where it lives."""
-        ids = [i for i in self._store.ids(self._id, TrialState.RUNNING) if not self._orphaned(i)]
-        return [self._store.optuna.get_trial(i).user_attrs.get("owner") or {} for i in ids]
-
-    @storage.patient
-    def sharing(self) -> int:
-        """Return how many workers share this machine: all while trials wait that may begin, then those that live and
-        hold one, and this one.
-        """
-        if self._may_begin(self._store.ids(self._id, TrialState.WAITING)):
-            return self.search.workers
-        here = {owner["name"] for owner in self._living() if owner.get("host") == self.owner.host}
-        return len(here | {self.owner.name})
-
-    @storage.patient
-    def running(self) -> int:
-        return len(self._store.ids(self._id, TrialState.RUNNING))
-
     def best(self) -> FrozenTrial | None:
         """Return the complete trial with the best primary metric; of equals, the first.
 
@@ -650,17 +338,13 @@ class Study:
         """
         return repeats.leader(self.trials(), self.meta.maximize)
 
-    def racing(self) -> repeats.Race:
-        """Return which trials run again with other seeds."""
-        return repeats.Race.from_dict(self._attributes().get("race"))
-
     def run_again(self, found: repeats.Race, round_: Sequence[Entry]) -> list[int]:
         """Store a race and queue what of its next round is not there yet; return the new numbers."""
         with self._store.exclusive():
-            self._optuna.set_user_attr("race", found.to_dict())
+            self.signals.set_racing(found)
             there = repeats.repeats(self.trials())
             new = [e for e in round_ if e.repeat_of is None or e.repeat not in there.get(e.repeat_of, {})]
-            return self.enqueue(new)
+            return self.queue.enqueue(new)
 
 
 def _optuna_study(meta: StudyMeta, store: storage.Store, more_objectives: int, create: bool) -> optuna.Study:

@@ -83,7 +83,7 @@ def made(folder: Path, trials: int = 12, name: str = "s", question: str = "Which
                 user_attrs=result.stored(),
             )
         )
-    for number, result in zip(study.take_in(frozen, None), results, strict=True):
+    for number, result in zip(study.queue.take_in(frozen, None), results, strict=True):
         place = study.trial_folder(number)
         place.mkdir()
         write_result(place, result)
@@ -203,7 +203,7 @@ def test_markdown_has_tables_that_data_cannot_break(written):
 
 def test_report_of_a_running_study_and_of_an_empty_one(tmp_path):
     study = made(tmp_path)
-    study.enqueue([Entry(["lora.r=4"], {"lora.r": 4}), Entry(["lora.r=8"], {"lora.r": 8})])
+    study.queue.enqueue([Entry(["lora.r=4"], {"lora.r": 4}), Entry(["lora.r=8"], {"lora.r": 8})])
     assert study.claim() == 12
     text = " ".join(read(html_page.write(study)[0])[1].text)
     assert "1 running, 1 waiting" in text

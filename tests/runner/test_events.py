@@ -18,6 +18,7 @@ from lorasweep.runner.events import Events
 from lorasweep.runner.failures import Failures
 from lorasweep.runner.trial_run import Running
 from lorasweep.runner.worker import Worker
+from lorasweep.study.queue import Queue
 from lorasweep.study.result import Metric, Params
 from lorasweep.study.study import Study
 from lorasweep.study.trial import Trial
@@ -70,7 +71,7 @@ def test_evaluation_is_reported_and_the_pruner_asked_once_all_have_reported(tmp_
     assert trainer.pruned == {}
     events.judge(running, trainer)
     assert trainer.pruned == {0: "threshold: accuracy 0.3000 at step 2"}
-    assert study.verdict(0) and not study.verdict(1)
+    assert study.queue.verdict(0) and not study.queue.verdict(1)
     assert study.trial(1).intermediate_values == {2: 0.7}
 
 
@@ -94,7 +95,7 @@ def test_result_is_there_before_the_study_is_told(tmp_path, monkeypatch):
     def killed(*_) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Study, "tell", killed)
+    monkeypatch.setattr(Queue, "tell", killed)
     with pytest.raises(KeyboardInterrupt):
         endings.finish(running, result)
     assert json.loads((running.folder / "result.json").read_text())["metric"]["value"] == 0.7
@@ -124,7 +125,7 @@ def test_failure_of_a_trial_that_another_worker_has_leaves_nothing(tmp_path, mon
     def lost(*_) -> None:
         raise LostLease("given away")
 
-    monkeypatch.setattr(Study, "ensure_ours", lost)
+    monkeypatch.setattr(Queue, "ensure_ours", lost)
     endings.fail(running, "RuntimeError: out of luck")
     assert not (running.folder / "result.json").exists() and forgotten == [0]
 

@@ -122,7 +122,7 @@ def test_interrupted_study_is_saved_and_resumed_to_the_same_end(tiny_bert, tmp_p
     assert code == 130, said
     assert "go on with: python -m lorasweep resume" in said
     study = Study.open(tmp_path / "s")
-    assert not study.running() and study.waiting()
+    assert not study.queue.running() and study.queue.waiting()
     saved = [p for p in tmp_path.glob("s/*/checkpoint.pt")]
     assert saved
     again = subprocess.run(
@@ -152,8 +152,8 @@ def test_second_interrupt_ends_at_once_and_the_study_can_be_resumed(tiny_bert, t
     assert process.returncode in (130, -signal.SIGINT)
     assert time.monotonic() - began < 10
     study = Study.open(tmp_path / "s")
-    study.reclaim()
-    assert study.waiting() == 2
+    study.owners.reclaim(study.search.max_retries)
+    assert study.queue.waiting() == 2
 
 
 @pytest.mark.slow

@@ -99,13 +99,13 @@ def test_study_whose_parent_is_killed_and_whose_terminal_is_closed_ends_as_a_cal
     workers = command.children(recursive=True)
     command.kill()
     started.until(lambda: all(map(started.gone, workers)), LEAVE_S)
-    assert not study.running() and list(study.folder.glob("*/checkpoint.pt"))
+    assert not study.queue.running() and list(study.folder.glob("*/checkpoint.pt"))
 
     command = zygote.go_on(study)
     started.until(lambda: started.trains(study))
     os.killpg(command.pid, signal.SIGHUP)
     started.until(lambda: started.gone(command), LEAVE_S)
-    assert not study.running() and study.waiting()
+    assert not study.queue.running() and study.queue.waiting()
 
     calm = zygote.make(*words, "study=calm")
     for command in (zygote.go_on(study), zygote.go_on(calm)):

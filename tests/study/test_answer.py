@@ -130,8 +130,8 @@ def test_trial_without_predictions_is_not_compared(tmp_path):
 def test_pruned_and_failed_trials_are_counted(tmp_path):
     study = study_of(tmp_path, [2, 4, 8])
     end(study, 0.8)
-    study.tell(study.claim(), "PRUNED", [0.1], {"reason": "asha"})
-    study.tell(study.claim(), "FAIL", None, {"reason": "out of memory"})
+    study.queue.tell(study.claim(), "PRUNED", [0.1], {"reason": "asha"})
+    study.queue.tell(study.claim(), "FAIL", None, {"reason": "out of memory"})
     text = wording.text(answer.answer(study))
     assert "Of 3 trials 1 was pruned, 1 failed." in text
 

@@ -43,7 +43,7 @@ def test_rate_by_the_rule_is_multiplied():
 def compared(tmp_path, few_resamples) -> Study:
     study = study_of(tmp_path, [2, 4])
     beside = [Entry(SPACE.line({"lora.r": 8}), {"baseline": n}, baseline=n) for n in ("head", "full")]
-    study.enqueue(beside)
+    study.queue.enqueue(beside)
     for value, trainable in ((0.8, 100), (0.82, 200), (0.7, 50), (0.9, 6600)):
         end(study, value, trainable=trainable)
     return study

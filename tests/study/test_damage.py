@@ -74,7 +74,7 @@ def test_lines_of_the_journal_that_ran_into_each_other_lose_no_trial(study):
     journal.write_bytes(b"".join([*lines[: makes[0]], bytes(100), b"\n", *lines[makes[1] + 1 :]]))
     again = Study.open(study.folder)
     assert len(again.trials()) == 3
-    again.enqueue([])
+    again.queue.enqueue([])
     assert len(Study.open(study.folder).trials()) == 3
 
 

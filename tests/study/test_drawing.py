@@ -40,7 +40,7 @@ def run(study: Study, *, state: str = "COMPLETE") -> list[dict]:
         except KnownPoint:
             continue
         points.append(trial.swept(study.space))
-        study.tell(number, state, [float(trial.spec.lora.r)] if state != "FAIL" else None, {})
+        study.queue.tell(number, state, [float(trial.spec.lora.r)] if state != "FAIL" else None, {})
     return points
 
 
@@ -50,7 +50,7 @@ def test_sampler_draws_each_point_of_a_small_space_once_and_no_more(tmp_path, sa
     found = run(study)
     assert sorted((p["lora.r"], p["train.seed"]) for p in found) == [(r, s) for r in (2, 4, 6) for s in (0, 1)]
     assert [t.state.name for t in study.trials()] == ["COMPLETE"] * 6
-    assert study.failed() == [] and study.waiting() == study.running() == 0
+    assert study.failed() == [] and study.queue.waiting() == study.queue.running() == 0
     assert [line.split(" was not")[0] for line in study.left_out()] == ["trial 6", "trial 7", "trial 8"]
 
 
@@ -115,8 +115,8 @@ def test_worker_that_dies_while_it_draws_or_leaves_out_leaves_nothing_half(tmp_p
         with suppress(KeyboardInterrupt, KnownPoint):
             study.drawn(number)
         monkeypatch.undo()
-        if study.running():
-            study._put_back(study._ids.pop(number))
+        if study.queue.running():
+            study.queue.put_back(study.queue._ids.pop(number))
     assert sorted(p["lora.r"] for p in run(study)) == [2, 4]
 
 
@@ -139,14 +139,14 @@ def play(study: Study, at_once: int, clock: int) -> list[tuple]:
         now, number, place, point, pace = heappop(running)
         value = 1 - abs(math.log10(point["train.learning_rate"]) + 3) / 4 - 0.3 / point["lora.r"]
         value -= 0.2 / steps[place] * chance_of(point)
-        study.report(number, steps[place], value)
+        study.queue.report(number, steps[place], value)
         if steps[place] == STEPS:
-            study.tell(number, "COMPLETE", [value], {})
+            study.queue.tell(number, "COMPLETE", [value], {})
         elif study.should_prune(number, STEPS):
-            study.tell(number, "PRUNED", None, {"step": steps[place]})
+            study.queue.tell(number, "PRUNED", None, {"step": steps[place]})
         else:
             heappush(running, (now + pace * (steps[place + 1] - steps[place]), number, place + 1, point, pace))
-    assert study.waiting() == 0 and not study.left_out()
+    assert study.queue.waiting() == 0 and not study.left_out()
     return [(t.user_attrs["swept"], t.state.name, t.user_attrs.get("step")) for t in study.trials()]
 
 
@@ -178,7 +178,7 @@ def test_trial_that_is_added_stands_in_no_line_and_counts_once_it_has_ended(tmp_
     search = {"sampler": "tpe", "startup_trials": 2, "in_flight": 1}
     study = make(tmp_path, TWO_KEYS, 4, **search)
     line = ["lora.r=64"]
-    added = study.enqueue([Entry(line, {"lora.r": 64}, added=True)])[0]
+    added = study.queue.enqueue([Entry(line, {"lora.r": 64}, added=True)])[0]
     first = study.claim()
     assert first == added
     study.drawn(first)
@@ -188,8 +188,8 @@ def test_trial_that_is_added_stands_in_no_line_and_counts_once_it_has_ended(tmp_
     for number in (first, 0):
         assert study.claim() is None, "the next point waits for all before it"
         assert study.awaits_results()
-        study.tell(number, "COMPLETE", [0.5], {})
-    study.tell(1, "PRUNED", None, {})
+        study.queue.tell(number, "COMPLETE", [0.5], {})
+    study.queue.tell(1, "PRUNED", None, {})
     assert not study.awaits_results()
     assert study.claim() == 2
     assert study.drawn(2) and study.trial(2).user_attrs[RESULTS] == 3

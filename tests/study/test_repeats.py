@@ -58,7 +58,7 @@ def test_winner_is_the_one_that_all_runs_speak_for_not_the_best_run(tmp_path):
 def test_mean_of_the_winner_leaves_out_the_run_that_the_search_chose(tmp_path):
     study = searched(tmp_path, values=(0.5, 0.9), repeats=3, repeat_top=1)
     while repeat_rounds.next_round(study):
-        while study.waiting():
+        while study.queue.waiting():
             end(study, 0.7)
     best = answer.answer(study).best
     assert best.number == 1 and best.searched == 0.9 and best.value == pytest.approx(0.7)
@@ -160,7 +160,7 @@ def test_auto_does_not_repeat_what_fails_without_end(tmp_path):
     study = searched(tmp_path, values=(0.6,), repeats="auto", device_hours=1.0)
     for number in repeat_rounds.next_round(study):
         assert study.claim() == number
-        study.tell(number, "FAIL", None, {"reason": "out of luck"})
+        study.queue.tell(number, "FAIL", None, {"reason": "out of luck"})
     assert repeat_rounds.next_round(study) == []
 
 
@@ -207,9 +207,9 @@ def test_single_configuration_runs_with_all_seeds(tmp_path):
 def test_half_queued_round_is_completed_and_no_seed_comes_twice(tmp_path):
     study = searched(tmp_path)
     repeat_rounds.next_round(study)
-    study.end_waiting(study.trials()[-1].number, "stopped")
+    study.queue.end_waiting(study.trials()[-1].number, "stopped")
     half = Study.open(study.folder)
-    found = half.racing()
+    found = half.signals.racing()
     assert half.run_again(found, [repeat_rounds._entry(half.trial(n), found, 1) for n in found.candidates]) == []
     end(half, 0.8)
     repeat_rounds.next_round(half)
@@ -232,11 +232,11 @@ def test_study_prunes_by_comparison_neither_in_a_warm_up_nor_in_the_last_tenth(t
     for value in (0.8, 0.9):
         number = study.claim()
         for step in (30, 50, 95):
-            study.report(number, step, value)
-        study.tell(number, "COMPLETE", [value], {})
+            study.queue.report(number, step, value)
+        study.queue.tell(number, "COMPLETE", [value], {})
     number, ended = study.claim(), {}
     for step in (30, 50, 95):
-        study.report(number, step, 0.1)
+        study.queue.report(number, step, 0.1)
         ended[step] = study.should_prune(number, 100, warmup_ratio=0.2)
     assert ended == {30: False, 50: True, 95: False}
 
@@ -245,7 +245,7 @@ def test_samplers_and_pruners_do_not_see_repeats(tmp_path):
     study = searched(tmp_path, pruner="median", pruner_startup_trials=1)
     repeat_rounds.next_round(study)
     number = study.claim()
-    study.report(number, 1, 0.0)
+    study.queue.report(number, 1, 0.0)
     assert not study.should_prune(number, 10)
     seen = pruners._OwnTrials.of(study._optuna).get_trials(deepcopy=False)
     assert [t.number for t in seen] == [0, 1, 2, 3]
@@ -261,7 +261,7 @@ def test_failed_repeat_is_done_again_as_the_same_repeat(tmp_path):
     study = searched(tmp_path)
     repeat_rounds.next_round(study)
     number = study.claim()
-    study.tell(number, "FAIL", None, {"reason": "out of luck"})
+    study.queue.tell(number, "FAIL", None, {"reason": "out of luck"})
     end(study, 0.8)
     resume.resume(study, [], failed=True)
     again = study.trials()[-1].user_attrs
@@ -276,12 +276,12 @@ def test_budget_that_is_spent_ends_the_race(tmp_path):
 
 def test_stopped_study_goes_on_with_its_repeats(tiny_bert, tmp_path, monkeypatch, capsys):
     rounds = repeat_rounds.next_round
-    monkeypatch.setattr(repeat_rounds, "next_round", lambda s: s.stop(None, "here") or rounds(s))
+    monkeypatch.setattr(repeat_rounds, "next_round", lambda s: s.signals.stop(None, "here") or rounds(s))
     model = [f"model.pretrained={tiny_bert}"]
     keys = ["search.repeats=2", "search.repeat_top=1", "lora.r=2,4", f"outputs={tmp_path}", "study=s"]
     assert main.main(["-m", *keys, *model, *SMALL, "tracking=none"]) == launch.EXIT_INTERRUPTED
     study = Study.open(tmp_path / "s")
-    assert study.waiting() >= 1
+    assert study.queue.waiting() >= 1
     monkeypatch.setattr(repeat_rounds, "next_round", rounds)
     assert main.main(["resume", str(tmp_path / "s")]) == 0
     found = seeds(study)

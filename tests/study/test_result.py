@@ -79,7 +79,7 @@ def test_device_time_of_a_failed_trial_elsewhere_is_all_its_time(tmp_path):
     study = study_of(tmp_path, [4])
     number = study.claim()
     failed = TrialResult(number=number, state="FAIL", reason="so", overrides=[], params_swept={}, wall_s=2.5)
-    study.tell(number, "FAIL", None, failed.stored())
+    study.queue.tell(number, "FAIL", None, failed.stored())
     found = result_of(study.trial(number), tmp_path / "elsewhere")
     assert (found.device_s, found.reason, found.trainable) == (2.5, "so", None)
     assert study.device_s() == 2.5

@@ -63,9 +63,9 @@ def claim(study: Study) -> Trial | None:
 
 def bury(study: Study, number: int) -> None:
     """Let the owner of a trial be a process that is no more."""
-    name = study._store.optuna.get_trial(study._ids[number]).user_attrs["owner"]["name"]
+    name = study._store.optuna.get_trial(study.queue._ids[number]).user_attrs["owner"]["name"]
     dead = lease.me().to_dict() | {"pid": 2**22 - 1, "name": name}
-    study._store.optuna.set_trial_user_attr(study._ids[number], "owner", dead)
+    study._store.optuna.set_trial_user_attr(study.queue._ids[number], "owner", dead)
 
 
 def test_each_trial_is_claimed_once_and_drawn_in_the_space(make):
@@ -88,7 +88,7 @@ def test_threads_are_divided_among_all_while_trials_wait_then_among_those_that_h
     claim(second)
     assert first.sharing() == second.sharing() == 2
     for number in (1, 2):
-        second.tell(number, "COMPLETE", [0.5], {})
+        second.queue.tell(number, "COMPLETE", [0.5], {})
     assert first.sharing() == 1
     assert second.sharing() == 2, "it and the other one"
 
@@ -97,7 +97,7 @@ def _claim_all(folder: Path, answer) -> None:
     study, mine = Study.open(folder), []
     while (claimed := claim(study)) is not None:
         mine.append(claimed.number)
-        study.tell(claimed.number, "COMPLETE", [0.5], {})
+        study.queue.tell(claimed.number, "COMPLETE", [0.5], {})
     answer.put(mine)
 
 
@@ -119,9 +119,9 @@ def test_trial_of_a_dead_owner_goes_back_and_keeps_its_point(make):
     study, heir = make(1), None
     first = claim(study)
     heir = other(study)
-    assert heir.reclaim() == [] and claim(heir) is None  # the owner lives
+    assert heir.owners.reclaim(heir.search.max_retries) == [] and claim(heir) is None  # the owner lives
     bury(study, 0)
-    assert heir.reclaim() == []
+    assert heir.owners.reclaim(heir.search.max_retries) == []
     again = claim(heir)
     assert again is not None and (again.number, again.spec) == (0, first.spec)
 
@@ -131,13 +131,13 @@ def test_owner_thought_dead_may_neither_save_nor_tell(make):
     claim(study)
     bury(study, 0)
     heir = other(study)
-    heir.reclaim()
+    heir.owners.reclaim(heir.search.max_retries)
     claim(heir)
     with pytest.raises(LostLease):
-        study.checkpointed(0, 5)
+        study.queue.checkpointed(0, 5)
     with pytest.raises(LostLease):
-        study.tell(0, "COMPLETE", [0.9], {})
-    heir.tell(0, "COMPLETE", [0.5], {})
+        study.queue.tell(0, "COMPLETE", [0.9], {})
+    heir.queue.tell(0, "COMPLETE", [0.5], {})
     assert study.trial(0).values == [0.5]
 
 
@@ -145,20 +145,20 @@ def test_only_deaths_without_progress_count(make):
     study = make(1, max_retries=1)
     for step in (5, 10, 15):
         claim(study)
-        study.checkpointed(0, step)
+        study.queue.checkpointed(0, step)
         bury(study, 0)
-        assert study.reclaim() == []
+        assert study.owners.reclaim(study.search.max_retries) == []
     for step in (16, 17, 18):  # killed before the next checkpoint, but further than the time before
         claim(study)
-        study.beat({0: {"step": step}}, 1.0, 0.0)
+        study.signals.beat({0: {"step": step}}, 1.0, 0.0)
         bury(study, 0)
-        assert study.reclaim() == []
+        assert study.owners.reclaim(study.search.max_retries) == []
     assert study.trial(0).user_attrs["deaths"] == 0
     for given_up in ([], [0]):
         claim(study)
-        study.beat({0: {"step": 18}}, 1.0, 0.0)
+        study.signals.beat({0: {"step": 18}}, 1.0, 0.0)
         bury(study, 0)
-        assert study.reclaim() == given_up
+        assert study.owners.reclaim(study.search.max_retries) == given_up
     assert study.trial(0).state.name == "FAIL"
     assert "died 2 times without getting further than step 18" in study.trial(0).user_attrs["reason"]
 
@@ -166,9 +166,9 @@ def test_only_deaths_without_progress_count(make):
 def test_trial_that_waited_while_others_ran_is_not_to_blame(make):
     study = make(2, max_retries=0)
     claim(study), claim(study)
-    study.beat({0: {"step": 1}}, 1.0, 0.0)
+    study.signals.beat({0: {"step": 1}}, 1.0, 0.0)
     bury(study, 1)
-    assert study.reclaim() == []
+    assert study.owners.reclaim(study.search.max_retries) == []
     assert "deaths" not in study.trial(1).user_attrs
 
 
@@ -176,10 +176,10 @@ def test_trial_for_which_the_kernel_kills_twice_fails_and_says_why(make, monkeyp
     study = make(1, max_retries=9)
     for count, given_up in ((1, []), (2, [0])):
         claim(study)
-        study.beat({0: {"step": 0}}, 1.0, 0.0)
+        study.signals.beat({0: {"step": 0}}, 1.0, 0.0)
         monkeypatch.setattr(container, "oom_kills", lambda count=count: count)
         bury(study, 0)
-        assert study.reclaim() == given_up
+        assert study.owners.reclaim(study.search.max_retries) == given_up
     assert study.trial(0).user_attrs["reason"] == "out of memory: the kernel killed its worker 2 times at step 0"
 
 
@@ -202,14 +202,14 @@ def test_trial_with_a_result_is_told_and_never_failed(make):
     study.trial_folder(0).mkdir()
     (study.trial_folder(0) / "result.json").write_text("{}")
     bury(study, 0)
-    assert study.reclaim() == []
+    assert study.owners.reclaim(study.search.max_retries) == []
     assert study.trial(0).state.name == "WAITING"
 
 
 def test_claim_whose_answer_was_lost_is_taken_up(make):
     study = make(3)
     assert study.claim() == 0
-    del study._ids[0]  # as if the answer had not come
+    del study.queue._ids[0]  # as if the answer had not come
     assert study.claim() == 0
     study.drawn(0)
     assert study.claim() == 1
@@ -218,21 +218,21 @@ def test_claim_whose_answer_was_lost_is_taken_up(make):
 def test_told_twice_is_told_once(make):
     study = make(1)
     claim(study)
-    study.tell(0, "COMPLETE", [0.5], {})
-    study.tell(0, "COMPLETE", [0.5], {})
+    study.queue.tell(0, "COMPLETE", [0.5], {})
+    study.queue.tell(0, "COMPLETE", [0.5], {})
     with pytest.raises(LostLease):
-        study.tell(0, "PRUNED", None, {})
+        study.queue.tell(0, "PRUNED", None, {})
 
 
 def test_verdict_of_the_pruner_outlives_its_worker(make):
     study = make(1)
     claim(study)
-    study.condemn(0, "asha: too slow")
+    study.queue.condemn(0, "asha: too slow")
     bury(study, 0)
     heir = other(study)
-    heir.reclaim()
+    heir.owners.reclaim(heir.search.max_retries)
     claim(heir)
-    assert heir.verdict(0) == "asha: too slow"
+    assert heir.queue.verdict(0) == "asha: too slow"
 
 
 def test_target_of_a_loss_is_reached_from_above(tmp_path):
@@ -243,13 +243,13 @@ def test_target_of_a_loss_is_reached_from_above(tmp_path):
     for value, spent in ((0.6, False), (0.5, True)):
         number = study.claim()
         study.drawn(number)
-        study.tell(number, "COMPLETE", [value], {})
+        study.queue.tell(number, "COMPLETE", [value], {})
         assert bool(study.spent()) is spent
 
 
 def test_added_trial_goes_first(make):
     study = make(3)
-    study.enqueue([Entry(["train.epochs=1", "lora.r=64"], {"lora.r": 64}, added=True)])
+    study.queue.enqueue([Entry(["train.epochs=1", "lora.r=64"], {"lora.r": 64}, added=True)])
     claimed = claim(study)
     assert claimed is not None and claimed.number == 3
     assert claimed.swept(study.space)["lora.r"] == claimed.spec.lora.r == 64
@@ -258,7 +258,7 @@ def test_added_trial_goes_first(make):
 
 def test_recipe_keeps_its_values_and_the_sampler_gives_the_rest(make):
     study = make(0)
-    study.enqueue([Entry(given={"lora.r": 8}, extra=["lora.lora_dropout=0.3"])])
+    study.queue.enqueue([Entry(given={"lora.r": 8}, extra=["lora.lora_dropout=0.3"])])
     claimed = claim(study)
     assert claimed is not None and claimed.spec.lora.r == 8
     assert claimed.spec.lora.lora_dropout == 0.3
@@ -273,36 +273,36 @@ def test_no_trial_begins_once_a_budget_is_used_up(make, budget, words):
     study = make(2, **budget)
     study.begin()
     claim(study)
-    study.tell(0, "COMPLETE", [0.7], {"device_s": 3700.0})
+    study.queue.tell(0, "COMPLETE", [0.7], {"device_s": 3700.0})
     study._optuna.set_user_attr("began", time.time() - 3700)
     assert claim(study) is None
     assert words in study.spent()
-    assert study.waiting() == 1
+    assert study.queue.waiting() == 1
 
 
 def test_stops_are_told_and_forgotten_at_the_next_start(make):
     study = make(2)
-    study.stop(1, "slow")
-    study.stop(None, "Ctrl-C")
-    assert other(study).stops() == {"1": "slow", "all": "Ctrl-C"}
+    study.signals.stop(1, "slow")
+    study.signals.stop(None, "Ctrl-C")
+    assert other(study).signals.stops() == {"1": "slow", "all": "Ctrl-C"}
     study.begin()
-    assert study.stops() == {"1": "slow"}
-    assert study.end_waiting(1, "not needed")
+    assert study.signals.stops() == {"1": "slow"}
+    assert study.queue.end_waiting(1, "not needed")
     assert study.trial(1).state.name == "PRUNED"
     claim(study)
-    assert not study.end_waiting(0, "too late")
+    assert not study.queue.end_waiting(0, "too late")
 
 
 def test_ended_trials_of_another_study_count_where_they_lie_in_the_space(make):
     old = make(2)
     for value in (0.1, 0.2):
         claimed = claim(old)
-        old.tell(claimed.number, "COMPLETE", [value], {})
-    outside = old.enqueue([Entry(["lora.r=64"], {"lora.r": 64})])[0]
+        old.queue.tell(claimed.number, "COMPLETE", [value], {})
+    outside = old.queue.enqueue([Entry(["lora.r=64"], {"lora.r": 64})])[0]
     claim(old)
-    old.tell(outside, "COMPLETE", [0.9], {})
+    old.queue.tell(outside, "COMPLETE", [0.9], {})
     new = make(1)
-    assert len(new.take_in(old.trials(), origin="old")) == 2
+    assert len(new.queue.take_in(old.trials(), origin="old")) == 2
     assert len(new.trials()) == 1 and new.best() is None
     assert len(new._optuna.get_trials()) == 3
 
@@ -326,8 +326,8 @@ def test_second_machine_joins_by_url(make, tmp_path):
 
 def test_sign_of_life_tells_how_far_the_trials_are(make):
     study = make(1)
-    study.beat({0: {"step": 3, "of": 10, "loss": 0.5}}, busy_s=2.0, idle_s=0.1)
-    (worker,) = other(study).workers().values()
+    study.signals.beat({0: {"step": 3, "of": 10, "loss": 0.5}}, busy_s=2.0, idle_s=0.1)
+    (worker,) = other(study).signals.workers().values()
     assert worker["trials"] == {"0": {"step": 3, "of": 10, "loss": 0.5}}
     assert (worker["beat"], worker["busy_s"], worker["idle_s"]) == (1, 2.0, 0.1)
 
@@ -386,9 +386,9 @@ def test_lost_connections_are_made_again(postgres, tmp_path):
         cut()
         assert claim(study).number == number
         cut()
-        study.report(number, 1, 0.5)
+        study.queue.report(number, 1, 0.5)
         cut()
-        study.tell(number, "COMPLETE", [0.5], {})
+        study.queue.tell(number, "COMPLETE", [0.5], {})
     assert [t.state.name for t in study.trials()] == ["COMPLETE"] * 3
 
 

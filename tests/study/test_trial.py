@@ -77,6 +77,6 @@ def test_waiting_trial_that_was_looked_at_is_not_composed_again(tmp_path, monkey
 
 def test_trial_begins_with_the_weights_of_the_one_that_is_named(tmp_path):
     study = study_of(tmp_path, [2])
-    number = study.enqueue([Entry(study.space.line({"lora.r": 4}), {"lora.r": 4}, start_from=0, added=True)])[0]
+    number = study.queue.enqueue([Entry(study.space.line({"lora.r": 4}), {"lora.r": 4}, start_from=0, added=True)])[0]
     assert study.claim() == number
     assert (study.drawn(number).start_from, study.drawn(number).spec.lora.r) == (0, 4)

@@ -35,12 +35,12 @@ def asha(tmp_path):
     """Points that differ in a key beside the rank."""
     study = study_of(tmp_path, [])
     lines = [[*SPACE.line({"lora.r": 2}), f"lora.lora_dropout={k / 40}"] for k in range(24)]
-    study.enqueue([Entry(line, {"lora.r": 2, "lora.lora_dropout": k / 40}) for k, line in enumerate(lines)])
+    study.queue.enqueue([Entry(line, {"lora.r": 2, "lora.lora_dropout": k / 40}) for k, line in enumerate(lines)])
     for k in range(5):
         end(study, 0.78 + 0.005 * k, shift=3 * k, trainable=100 + k, train_s=600.0, test=0.79 if k == 4 else None)
     for _ in range(18):
-        study.tell(study.claim(), "PRUNED", [0.5], {"reason": "asha"})
-    study.tell(study.claim(), "FAIL", None, {"reason": "out of memory"})
+        study.queue.tell(study.claim(), "PRUNED", [0.5], {"reason": "asha"})
+    study.queue.tell(study.claim(), "FAIL", None, {"reason": "out of memory"})
     return study
 
 
@@ -89,7 +89,7 @@ def all_failed_but_one(tmp_path):
     study = study_of(tmp_path, [2, 4, 8, 16])
     end(study, 0.8, test=0.79, train_s=100.0)
     for _ in range(3):
-        study.tell(study.claim(), "FAIL", None, {"reason": "out of memory"})
+        study.queue.tell(study.claim(), "FAIL", None, {"reason": "out of memory"})
     return study
 
 
@@ -98,7 +98,7 @@ def failed_repeat(tmp_path):
     end(study, 0.8)
     (number,) = repeat_rounds.next_round(study)
     assert study.claim() == number
-    study.tell(number, "FAIL", None, {"reason": "out of memory"})
+    study.queue.tell(number, "FAIL", None, {"reason": "out of memory"})
     return study
 
 
@@ -112,8 +112,8 @@ def drawn_twice(tmp_path):
 
 def none_complete(tmp_path):
     study = study_of(tmp_path, [2, 4])
-    study.tell(study.claim(), "FAIL", None, {"reason": "out of memory"})
-    study.tell(study.claim(), "PRUNED", [0.1], {"reason": "stopped by hand"})
+    study.queue.tell(study.claim(), "FAIL", None, {"reason": "out of memory"})
+    study.queue.tell(study.claim(), "PRUNED", [0.1], {"reason": "stopped by hand"})
     return study
 
 

@@ -33,6 +33,8 @@ class Drawn:
         )
         self.search = SearchSpec(**search)
         self.draw, self.list, self.race, self.drawn = draw, [], repeats.Race(), {}
+        self.queue = SimpleNamespace(waiting=lambda: 0, running=lambda: 0)
+        self.signals = SimpleNamespace(racing=lambda: self.race)
 
     def search_for(self, count, trainable=lambda k: 100.0 * (k + 1)):
         self.repeat_all(count, trainable)
@@ -69,23 +71,14 @@ class Drawn:
     def best(self):
         return repeats.leader(self.list, self.meta.maximize)
 
-    def waiting(self):
-        return 0
-
     def ready(self):
         return 0
 
     def not_begun(self):
         return ""
 
-    def running(self):
-        return 0
-
     def spent(self):
         return ""
-
-    def racing(self):
-        return self.race
 
     def run_again(self, race, entries):
         self.race = race

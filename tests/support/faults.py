@@ -21,10 +21,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from lorasweep.lora import adapter
 from lorasweep.runner import endings, reclaim, worker
+from lorasweep.study.queue import Queue
 from lorasweep.study.study import Study
 from lorasweep.training.engine import Engine
 
-MOMENTS = ((adapter, "save"), (endings, "write_result"), (Study, "tell"), (Engine, "checkpoint"), (Study, "claim"))
+MOMENTS = ((adapter, "save"), (endings, "write_result"), (Queue, "tell"), (Engine, "checkpoint"), (Queue, "claim"))
 
 SELF_KILL = 0.04
 """Chance that a worker dies at one of the moments it is most vulnerable at."""
@@ -94,7 +95,7 @@ def _over(fork: Any, folder: str) -> bool:
 def _ask(folder: str, answer: Any) -> None:
     study = Study.open(Path(folder))
     reclaim.settle(study)
-    answer.put(study.waiting() + study.running())
+    answer.put(study.queue.waiting() + study.queue.running())
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def until(holds: Callable[[], object], seconds: float = 60) -> None:
 def trains(study: Study) -> bool:
     """Return whether a trial of a study runs that has been evaluated, in a worker that lives."""
     trials = study.trials()
-    return bool(study.alive()) and any(t.state.name == "RUNNING" and t.intermediate_values for t in trials)
+    return bool(study.owners.alive()) and any(t.state.name == "RUNNING" and t.intermediate_values for t in trials)
 
 
 def gone(process: psutil.Process) -> bool:

@@ -105,5 +105,5 @@ def end(
         peak_gib=1.0,
     )
     write_result(folder, result)
-    study.tell(number, "COMPLETE", [value, *more], result.stored())
+    study.queue.tell(number, "COMPLETE", [value, *more], result.stored())
     return number
