@@ -21,7 +21,7 @@ def test_takes_a_study(postgres):
     study = optuna.create_study(study_name="ten", storage=storage)
     for _ in range(10):
         trial = study.ask()
-        study.queue.tell(trial, trial.suggest_float("x", -1, 1) ** 2)
+        study.tell(trial, trial.suggest_float("x", -1, 1) ** 2)
     again = optuna.load_study(study_name="ten", storage=storage)
     assert [t.state for t in again.trials] == [optuna.trial.TrialState.COMPLETE] * 10
     assert again.best_value == min(t.value for t in again.trials)

@@ -48,7 +48,7 @@ def tpe_search(rng: np.random.Generator, count: int) -> list[SimpleNamespace]:
             "dropout": asked.suggest_int("dropout", 0, 4) / 10,
         }
         found.append(trial(point, metric(point) + NOISE * rng.standard_normal()))
-        study.queue.tell(asked, found[-1].value)
+        study.tell(asked, found[-1].value)
     return found
 
 
