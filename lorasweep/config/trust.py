@@ -8,6 +8,8 @@ from lorasweep.config.spec import TrialSpec
 from lorasweep.errors import ConfigError
 
 FLAG = "--trust-remote-code"
+FUNCTIONS = "task_type.metrics"
+"""Key of metrics, of which those with a colon are functions to call."""
 CODE = {"trust_remote_code": True, "use_safetensors": False}
 """Keys of `model` with the value that runs a checkpoint's Python code, or opens its pickles."""
 
@@ -34,7 +36,7 @@ LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm", "ray")
 def code_of(spec: TrialSpec) -> list[str]:
     """Return the settings of a trial that run code, as overrides."""
     functions = [name for name in spec.task_type.metrics or () if ":" in name]
-    own = [f"task_type.metrics=[{','.join(functions)}]"] if functions else []
+    own = [f"{FUNCTIONS}=[{','.join(functions)}]"] if functions else []
     return own + [f"model.{key}={str(v).lower()}" for key, v in CODE.items() if getattr(spec.model, key) is v]
 
 
@@ -42,19 +44,23 @@ def without_code(spec: TrialSpec) -> TrialSpec:
     """Return the trial with the settings that run no code."""
     if not code_of(spec):
         return spec
+    plain = replace(spec, model=replace(spec.model, trust_remote_code=False, use_safetensors=True))
+    return without_functions(plain)
+
+
+def without_functions(spec: TrialSpec) -> TrialSpec:
+    """Return the trial without metrics that are functions: who answers with it needs none."""
     metrics = [name for name in spec.task_type.metrics or () if ":" not in name]
-    return replace(
-        spec,
-        model=replace(spec.model, trust_remote_code=False, use_safetensors=True),
-        task_type=replace(spec.task_type, metrics=metrics or None),
-    )
+    return replace(spec, task_type=replace(spec.task_type, metrics=metrics or None))
 
 
 def refuse_code(specs: Sequence[TrialSpec], where: object) -> None:
     """Raise ConfigError where trials that came with a study would run code of their checkpoint."""
     asked = dict.fromkeys((word, spec.model.pretrained) for spec in specs for word in code_of(spec))
     problems = [
-        f"{word}: {where} asks to run code that comes with '{name}'; if you trust both, add {FLAG}"
+        f"{word}: {where} asks to call these functions of this machine's modules; if you trust it, add {FLAG}"
+        if word.startswith(FUNCTIONS)
+        else f"{word}: {where} asks to run code that comes with '{name}'; if you trust both, add {FLAG}"
         for word, name in asked
     ]
     if problems:

@@ -81,7 +81,7 @@ def save(folder: Path, place: Path, bases: Path, *, trusted: bool = False) -> No
     from mlflow.exceptions import MlflowException
 
     if not trusted:
-        trust.refuse_code([task_state.settings(folder)], folder)
+        trust.refuse_code([trust.without_functions(task_state.settings(folder))], folder)
     with _quiet():
         try:
             _save(folder, place, bases, trusted)

@@ -59,7 +59,7 @@ def load(folder: Path, *, ordinary: bool = False, trusted: bool = False, **task_
     can go into those unrounded. `trusted` lets code run that comes with the base. `task_keys` change keys of task_type.
     Raises ConfigError where base, adapter or settings are gone, or ask for such code.
     """
-    found = task_state.settings(folder)
+    found = trust.without_functions(task_state.settings(folder))
     if not trusted:
         trust.refuse_code([found], folder)
     attention = found.model.attn_implementation.replace("flash_attention_2", "auto")  # may not run here

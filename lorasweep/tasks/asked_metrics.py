@@ -14,7 +14,6 @@ import importlib
 import inspect
 import math
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -28,8 +27,6 @@ from lorasweep.errors import ConfigError, did_you_mean
 from lorasweep.tasks.metric import Metric, Parts, Prediction, ratio
 
 KEY = "task_type.metrics"
-FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-
 Called = Callable[[Sequence[Prediction]], tuple[list[int], float | list[float]]]
 """From predictions to rows and what the function says of them."""
 

@@ -66,6 +66,8 @@ def test_value_a_row_ranks_with_intervals_and_comparisons(tiny_bert, tmp_path, o
     result = json.loads((tmp_path / "s" / "0" / "result.json").read_text())
     assert {"auroc", "accuracy", "long_and_right"} <= result["metrics"].keys()
     assert "test" in json.loads((tmp_path / "s" / str(found.best.number) / "result.json").read_text())
+    (tmp_path / f"{own}.py").unlink()  # who answers needs no metric
+    assert main.main(["predict", str(tmp_path / "s"), "How are lists sorted?"]) == 0
 
 
 def test_one_value_for_all_ranks_without_an_interval(tiny_bert, tmp_path, own):
@@ -105,6 +107,9 @@ def test_functions_that_came_with_a_study_are_not_called_unasked():
     spec = compose.compose_trial(["task_type.metrics=[mine:f,auroc]"])
     assert trust.code_of(spec) == ["task_type.metrics=[mine:f]"]
     assert trust.without_code(spec).task_type.metrics == ["auroc"]
+    with pytest.raises(ConfigError, match="s asks to call these functions of this machine's modules"):
+        trust.refuse_code([spec], "s")
+    trust.refuse_code([trust.without_functions(spec)], "s")
 
 
 def test_generated_texts_have_further_metrics():
