@@ -20,11 +20,10 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
-from simulated import Point, Result, pass_time
-from surrogate import Surrogate
+from simulated import Curves, Point, Result, pass_time
 
 from lorasweep.config.overrides import key_of
-from lorasweep.config.spec import SearchSpec
+from lorasweep.config.spec import SearchSpec, TrainSpec
 from lorasweep.runner.points import split_point
 from lorasweep.search import pruners, samplers, study_view
 from lorasweep.search.dimension import parsed_value
@@ -33,8 +32,7 @@ from lorasweep.study import storage
 from lorasweep.study.meta import Entry, StudyMeta
 from lorasweep.study.study import Study
 
-FIRST_TRIALS = 10
-"""Of Optuna's samplers, drawn at random."""
+WARMUP_RATIO = TrainSpec().warmup_ratio
 
 
 def settings_of(overrides: Sequence[str]) -> dict[str, Any]:
@@ -84,7 +82,7 @@ class Ours:
         entries = [Entry(given=given, extra=extra) for given, extra in recipes]
         self.study.enqueue(entries + [Entry()] * ((search.trials or 0) - len(entries)))
         self.total = total
-        self.eval_steps = pruners.rungs(search, total)
+        self.eval_steps = pruners.rungs(search, total, WARMUP_RATIO)
 
     def ask(self, running: int) -> tuple[int, Mapping[str, Any]] | None:
         number = self.study.claim()
@@ -97,7 +95,7 @@ class Ours:
         self.study.report(number, step, value)
 
     def should_prune(self, number: int) -> bool:
-        return self.study.should_prune(number, self.total)
+        return self.study.should_prune(number, self.total, WARMUP_RATIO)
 
     def tell(self, number: int, complete: bool, value: float) -> None:
         self.study.tell(number, "COMPLETE" if complete else "PRUNED", [value], {})
@@ -268,7 +266,7 @@ class Listed:
 
 
 def chunked(
-    curves: Surrogate, settings: Sequence[Mapping[str, Any]], slots: int, workers: int, seed: int, chunks: int = 4
+    curves: Curves, settings: Sequence[Mapping[str, Any]], slots: int, workers: int, seed: int, chunks: int = 4
 ) -> Result:
     """Return a study by RapidFire's rule: all settings go through the data side by side, chunk by chunk, however few
     the slots; after each chunk, those below the median stop.

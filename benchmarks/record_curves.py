@@ -7,9 +7,9 @@ r"""Learning curves of real LoRA runs, recorded once, for benchmarks/replay.py: 
 MiniLM or the model of the overrides, packed, without pruning. A third of the settings is drawn from sweeps/lora_search,
 the others near published recipes: a multiple of train.learning_rate=auto from 1/16 to 16. Some settings run again with
 another seed. The evaluations lie at the twentieths of a run that TWENTIETHS names, on --eval-rows rows of the eval
-split; at the end --test-rows of the test split are scored too. It may be stopped at any time and goes on behind the lines
-that are there. On a small machine add lora.layers_to_transform=[5]: what the lower layers make of a text is then computed
-once.
+split; at the end --test-rows of the test split are scored too. It may be stopped at any time and goes on behind the
+lines that are there. On a small machine add lora.layers_to_transform=[5]: what the lower layers make of a text is then
+computed once.
 """
 
 import argparse

@@ -15,6 +15,8 @@ import argparse
 import itertools
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -25,14 +27,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import optuna
+from landscapes import Landscape
 from methods import BohbSampler, Listed, Optuna, Ours, RayAsha, chunked, settings_of
 from scipy.stats import qmc, spearmanr
-from simulated import LOOKS, Method, Result, Simulation, pass_time
-from surrogate import INITS, MODULES, Surrogate, surrogates
+from simulated import LOOKS, Curves, Method, Result, Simulation, pass_time
+from surrogate import INITS, MODULES, surrogates
 
 from lorasweep.config import compose
 from lorasweep.config.spec import SearchSpec
 from lorasweep.runner.request import Request
+from lorasweep.search import choice
 from lorasweep.search.dimension import Dimension
 from lorasweep.search.space import Space, read
 from lorasweep.study.meta import search_spec
@@ -46,14 +50,9 @@ MARGIN = 0.01
 POOL = 4096
 """Points of the space among which the best is looked for."""
 WIDE, NARROW = "lora_search", "recipes_24"
-RECIPES = [
-    "train.lr_multiple=1 lora.r=16 lora.target_modules=all-linear lora.lora_dropout=0.0",
-    "train.lr_multiple=3 lora.r=16 lora.target_modules=all-linear lora.lora_dropout=0.0",
-    "train.lr_multiple=0.33 lora.r=16 lora.target_modules=all-linear lora.lora_dropout=0.0",
-    "train.lr_multiple=2 lora.r=64 lora.target_modules=all-linear lora.lora_dropout=0.0",
-    "train.lr_multiple=2 lora.r=16 lora.target_modules=attention lora.lora_dropout=0.0",
-    "train.lr_multiple=1 lora.r=16 lora.target_modules=all-linear lora.lora_dropout=0.1",
-]
+RECIPE = "lora.r=16 lora.target_modules=all-linear lora.lora_alpha=32 train.learning_rate=auto train.lr_multiple="
+RATES = (1, 3, 0.33)
+"""Multiples of the rule that a person tries at one good recipe."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def sweep(name: str, *words: str) -> Sweep:
 class Setup:
     """One cell of the score: a study to be run by each method."""
 
-    curves: Surrogate
+    curves: Curves
     sweep: Sweep
     budget: int
     slots: int
@@ -133,16 +132,16 @@ def _shuffled_grid(s: Setup) -> Method:
 
 def _three_rates(s: Setup) -> Method:
     """A grid of three rates at one good recipe."""
-    lines = [r.split() for r in RECIPES[:3]]
-    return Listed([settings_of([*line, "train.learning_rate=auto", "lora.lora_alpha=32"]) for line in lines])
+    return Listed([settings_of(f"{RECIPE}{rate}".split()) for rate in RATES])
 
 
 def ours(**changed: Any) -> Make:
     """Return lorasweep's own study with other search settings."""
 
     def make(s: Setup) -> Method:
-        search = replace(s.sweep.search, trials=s.trials, seed=s.seed, workers=s.workers, **changed)
-        return Ours(s.sweep.space, search, s.curves.total)
+        asked = replace(s.sweep.search, trials=s.budget, seed=s.seed, workers=s.workers, **changed)
+        search = choice.settled(asked, s.sweep.space, s.slots)
+        return Ours(s.sweep.space, replace(search, trials=s.trials), s.curves.total)
 
     return make
 
@@ -179,7 +178,7 @@ class Score:
 
 
 @cache
-def best_of(curves: Surrogate) -> float:
+def best_of(curves: Curves) -> float:
     """Return the best held-out metric of the spaces."""
     found = []
     for name in (WIDE, NARROW):
@@ -215,7 +214,7 @@ def run(setup: Setup, make: Make | None, until: float = math.inf) -> Result:
 class Cell:
     """One cell of the score's table."""
 
-    curves: Surrogate
+    curves: Curves
     budget: int
     slots: int
     workers: int
@@ -249,8 +248,9 @@ class Entrant:
 def entrants() -> dict[str, Entrant]:
     out = {name: Entrant(make) for name, make in ANCHORS.items()}
     out[CHUNKS] = Entrant(None)
-    out["ours, same space"] = Entrant(ours(sampler="tpe", pruner="asha"))
-    out["ours"] = Entrant(ours(enqueue=RECIPES), NARROW)
+    out["ours without recipes"] = Entrant(ours(enqueue=None))
+    out["ours"] = Entrant(ours())
+    out["ours, recipes_24"] = Entrant(ours(), NARROW)
     return out
 
 
@@ -259,26 +259,48 @@ def entrants() -> dict[str, Entrant]:
 
 def score(given: argparse.Namespace) -> None:
     """Print a table for each budget's meaning and place: methods by budgets, mean regret over data sets and seeds."""
-    found = surrogates(Path(given.folder))
+    found = [Landscape(i) for i in range(given.landscapes)] or surrogates(Path(given.folder))
     chosen = {n: e for n, e in entrants().items() if not given.methods or any(m in n for m in given.methods)}
+    kind = "invented" if given.landscapes else "recorded"
+    lines = [f"{len(found)} {kind} data sets, {given.seeds} seeds each, commit {commit()}."]
     for in_time, (slots, workers) in itertools.product(given.in_time, given.places):
         what = "device time of so many whole trials" if in_time else "so many trials"
-        print(f"\n{slots} slots, {workers} workers; budget: {what}; regret in points, device time in whole trials\n")
-        print("| method | " + " | ".join(map(str, given.budgets)) + " | mean | to margin |")
-        print("|---|" + "--:|" * (len(given.budgets) + 2))
+        lines += ["", f"{slots} slots, {workers} workers; budget: {what}:", ""]
+        lines += ["| method | " + " | ".join(map(str, given.budgets)) + " | mean | to margin |"]
+        lines += ["|---|" + "--:|" * (len(given.budgets) + 2)]
         for name, entrant in chosen.items():
-            cells, means, to_margin = [], [], []
-            for budget in given.budgets:
-                got = []
-                for curves in found:
-                    cell = Cell(curves, budget, slots, workers, in_time)
-                    within = sweep(entrant.within)
-                    got += [cell.score(entrant.make, seed, within) for seed in range(given.seeds)]
-                regrets = [g.regret for g in got]
-                means.append(float(np.mean(regrets)))
-                cells.append(f"{interval(regrets)} ({np.mean([g.device for g in got]):.0f})")
-                to_margin = [g.to_margin for g in got]
-            print(f"| {name} | {' | '.join(cells)} | {np.mean(means):.2f} | {np.median(to_margin):.0f} |", flush=True)
+            cells = [Cell(c, b, slots, workers, bool(in_time)) for b in given.budgets for c in found]
+            lines.append(row(name, entrant, cells, given))
+            sys.stderr.write(lines[-1] + "\n")
+    print("\n".join(lines))
+    if given.into:
+        write(Path(given.into), f"Searches replayed on {kind} curves", lines)
+
+
+def row(name: str, entrant: Entrant, cells: Sequence[Cell], given: argparse.Namespace) -> str:
+    """Return a method's line: mean regret and device time by budget, and what the largest budget has for the margin."""
+    within, shown, means, to_margin = sweep(entrant.within), [], [], [math.inf]
+    for budget in given.budgets:
+        own = itertools.product([c for c in cells if c.budget == budget], range(given.seeds))
+        got = [cell.score(entrant.make, seed, within) for cell, seed in own]
+        means.append(float(np.mean([g.regret for g in got])))
+        shown.append(f"{interval([g.regret for g in got])} ({np.mean([g.device for g in got]):.0f})")
+        to_margin = [g.to_margin for g in got]
+    return f"| {name} | {' | '.join(shown)} | {np.mean(means):.2f} | {np.median(to_margin):.0f} |"
+
+
+def write(path: Path, heading: str, lines: Sequence[str]) -> None:
+    """Put the lines under a heading of a Markdown file, in the place of what is there; a new one comes last."""
+    before, there, rest = path.read_text().partition(f"## {heading}\n")
+    after = rest.partition("\n## ")
+    text = "\n".join([f"## {heading}", "", __doc__.split("\n\n")[2].strip() if __doc__ else "", "", *lines, ""])
+    following = f"\n## {after[2]}" if there and after[1] else ""
+    path.write_text(before.rstrip("\n") + "\n\n" + text + following)
+
+
+def commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 def rungs(given: argparse.Namespace) -> None:
@@ -336,6 +358,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--folder", default=str(Path(__file__).resolve().parent / "curves"))
+    parser.add_argument("--landscapes", type=int, default=0, help="score on so many invented data sets instead")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS)
     parser.add_argument("--methods", nargs="*", help="parts of their names")
@@ -343,6 +366,7 @@ def main() -> None:
     parser.add_argument(
         "--in-time", nargs="+", type=int, default=[1, 0], help="1: budgets of device time, 0: of trials"
     )
+    parser.add_argument("--into", help="a Markdown file that takes the tables, e.g. benchmarks/RESULTS.md")
     given = parser.parse_args()
     PARTS[given.part](given)
 

@@ -7,11 +7,11 @@ clock.
 
 import heapq
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from surrogate import Curve, Surrogate
+from surrogate import Array, Curve
 
 OVERHEAD = 1.0
 """What a pass costs by itself, in steps of a trial: eight slots are then 1.8 times as fast as one."""
@@ -25,6 +25,18 @@ def pass_time(trials: int, slots: int, workers: int, steps: int, overhead: float
     last = min(slots, math.ceil(left / workers))
     passes = full * (overhead + slots) + (overhead + last if left else 0.0)
     return steps * passes / (overhead + 1)
+
+
+class Curves(Protocol):
+    """A data set: recorded (surrogate.py) or invented (landscapes.py)."""
+
+    name: str
+    total: int
+    """Optimiser steps of a run."""
+
+    def curve(self, setting: Mapping[str, Any], seed: Sequence[int]) -> Curve: ...
+
+    def means(self, settings: Sequence[Mapping[str, Any]]) -> Array: ...
 
 
 class Method(Protocol):
@@ -104,7 +116,7 @@ class Simulation:
     """One study."""
 
     def __init__(
-        self, curves: Surrogate, method: Method, *, slots: int, workers: int, seed: int, overhead: float = OVERHEAD
+        self, curves: Curves, method: Method, *, slots: int, workers: int, seed: int, overhead: float = OVERHEAD
     ) -> None:
         self._curves = curves
         self._method = method

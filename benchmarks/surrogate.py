@@ -181,4 +181,7 @@ def _rule_rate(run: Mapping[str, Any]) -> float:
 
 def surrogates(folder: Path = FOLDER) -> list[Surrogate]:
     """Return the surrogate of each recorded data set."""
-    return [Surrogate(path) for path in sorted(folder.glob("*.jsonl"))]
+    found = [Surrogate(path) for path in sorted(folder.glob("*.jsonl"))]
+    if not found:
+        raise SystemExit(f"{folder}: no recorded curves; make them with benchmarks/record_curves.py")
+    return found

@@ -23,6 +23,7 @@ from lorasweep.config import registry
 from lorasweep.config.spec import SearchSpec
 from lorasweep.search import order, study_view
 from lorasweep.search.dimension import Dimension, Value, close, same
+from lorasweep.search.expected_end import with_ends
 from lorasweep.search.space import Space
 from lorasweep.search.study_view import FirstObjective
 
@@ -208,7 +209,7 @@ def tpe(search: SearchSpec, number: int, seed: int) -> BaseSampler:
 
 @sampler(learns=True, starts_up=True)
 def gp(search: SearchSpec, number: int, seed: int) -> BaseSampler:
-    return optuna.samplers.GPSampler(seed=seed, n_startup_trials=order.startup(search), warn_independent_sampling=False)
+    return _Gp(seed=seed, n_startup_trials=order.startup(search), warn_independent_sampling=False)
 
 
 def _cmaes_problems(search: SearchSpec, space: Space) -> list[str]:
@@ -234,6 +235,16 @@ def qmc(search: SearchSpec, number: int, seed: int) -> BaseSampler:
 def nsga2(search: SearchSpec, number: int, seed: int) -> BaseSampler:
     size = min(50, max(4, (search.trials or 20) // GENERATIONS))
     return optuna.samplers.NSGAIISampler(population_size=size, seed=seed)
+
+
+class _Gp(optuna.samplers.GPSampler):
+    """A Gaussian process that learns from pruned trials too; Optuna's sees those alone that ended complete."""
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        ended = with_ends(study._get_trials(deepcopy=False))
+        return super().sample_relative(study_view.Seen.of(study, ended), trial, search_space)
 
 
 class _Tpe(optuna.samplers.TPESampler):
