@@ -28,9 +28,10 @@ class Choice:
 def choose(trials: int, dimensions: int, slots: int | str, workers: int) -> Choice:
     """Return what suits so many trials of a space of so many dimensions, where not every point can be tried.
 
-    Regret in points on 12 invented data sets (benchmarks/landscapes.py, sweeps/recipes_24's recipes and space, the device
-    time of so many whole trials; 95 % intervals are 0.5 to 1.9): at 12 trials qmc 3.2, tpe 3.7, random 3.9, which chance
-    may order; at 24 random 3.6, qmc 3.3, tpe 2.6, with asha 2.3 to 2.4, with median 2.2. No real curves have said so yet.
+    Regret in points on 12 invented data sets (benchmarks/landscapes.py; recipes and space of sweeps/recipes_24; the
+    device time of so many whole trials; 95 % intervals are 0.5 to 1.9): at 12 trials qmc 3.2, tpe 3.7, random 3.9,
+    which chance may order; at 24 random 3.6, qmc 3.3, tpe 2.6, with asha 2.3 to 2.4, with median 2.2. No real curves
+    have said so yet.
     """
     models, prunes = trials >= FEWEST_TO_MODEL, trials >= FEWEST_TO_PRUNE
     return Choice(
