@@ -309,7 +309,7 @@ def _judged(
     for k, number in enumerate(names):
         if number == best:
             continue
-        value, low, high = comparison.difference_interval(rivals, place, k)
+        value, low, high = comparison.difference_interval(rivals, place, k, told.threshold)
         gap = Gap(value, Interval(low, high), comparison.worst_loss(rivals, place, k))
         # The best by all runs may have left the set where another one is clearer on these rows: then nothing is
         # told apart from it.

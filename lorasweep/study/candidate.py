@@ -32,7 +32,7 @@ class Gap:
 
     value: float
     interval: Interval
-    """95 %."""
+    """95 %, for all candidates together."""
     at_most: float
     """Upper end of the one-sided 95 % interval."""
 

@@ -123,10 +123,14 @@ class Rivals:
         return values_R[np.isfinite(values_R)]
 
 
-def difference_interval(rivals: Rivals, first: int, second: int, level: float = LEVEL) -> tuple[float, float, float]:
-    """Return first minus second (positive: the first is better) and the ends of its two-sided interval."""
+def difference_interval(rivals: Rivals, first: int, second: int, far: float = 0.0) -> tuple[float, float, float]:
+    """Return first minus second (positive: the first is better) and the ends of its two-sided 95 % interval.
+
+    With the threshold of the confidence set as `far`, the intervals of all pairs hold together: those of candidates
+    that are not told apart hold 0.
+    """
     value = float(rivals.mean_K[first] - rivals.mean_K[second])
-    half = quantile((1 + level) / 2, rivals.degrees(first, second)) * rivals.error(first, second)
+    half = max(far, quantile((1 + LEVEL) / 2, rivals.degrees(first, second))) * rivals.error(first, second)
     return value, value - half, value + half
 
 

@@ -54,6 +54,12 @@ def test_interval_of_the_winner_holds_the_mean_of_its_configuration():
     assert 0.89 <= held / studies <= 1.0
 
 
+def test_what_may_be_as_good_has_an_interval_that_holds_no_difference():
+    for seed in range(40):
+        found = Drawn(right_or_wrong(np.random.default_rng(seed), [0.8, 0.8, 0.79, 0.78, 0.76, 0.75])).search_for(6)
+        assert all(c.gap.interval.low <= 1e-3 for c in found.alike)
+
+
 def test_cheapest_is_not_one_that_the_same_rows_tell_apart():
     rng, studies, apart, worse = np.random.default_rng(3), 100, 0, 0
     excess = [0.06, 0.03, 0.01, 0.005, 0.0]
