@@ -70,6 +70,8 @@ class Answer:
     """Evaluations among which it was chosen, of all trials compared, as far as they could have been the best."""
     margin: float = 0.0
     """What a cheaper candidate may be worse by."""
+    rising: tuple[tuple[int, float], tuple[int, float]] | None = None
+    """Step and metric of the best one's last two evaluations, where the last is better by more than the margin."""
     cheapest: Candidate | None = None
     """Fewest trainable parameters of those shown to be within the margin. May be the best itself; None: unknown."""
     fronts: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -183,6 +185,7 @@ def answer(study: Study) -> Answer:
         corrected=corrected,
         evaluations=evaluations,
         margin=margin,
+        rising=_rising(first, margin, maximize),
         cheapest=cheapest(best, list(judged.values()), margin),
         fronts={cost: front([judged[n] for n in here], cost, maximize) for cost in COSTS},
         apart=_best_of_others(list(judged.values()), best, maximize),
@@ -210,6 +213,16 @@ def _with_next(found: Answer, study: Study, names: Sequence[int], rivals: Rivals
     others = [c for c in found.candidates if c is not best and not c.failed and c.is_comparable(best)]
     first = [*found.alike, *(c for c in in_order(others, found.maximize) if c not in found.alike)]
     return replace(found, next=more_seeds(study.meta.place, study.search, best, first, found.again))
+
+
+def _rising(trial: FrozenTrial, margin: float, maximize: bool) -> tuple[tuple[int, float], tuple[int, float]] | None:
+    """Return the last two evaluations of a run that had not ended learning: the last is the best, by far."""
+    evaluations = sorted(trial.intermediate_values.items())
+    if len(evaluations) < 2:
+        return None
+    before, last = evaluations[-2:]
+    earlier = max(upward(value, maximize) for _, value in evaluations[:-1])
+    return (before, last) if upward(last[1], maximize) - earlier > margin else None
 
 
 def _best_of_others(candidates: Sequence[Candidate], best: Candidate, maximize: bool) -> list[Candidate]:

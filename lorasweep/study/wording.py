@@ -30,7 +30,15 @@ def sentences(found: Answer) -> list[str]:
         _front(found),
         _seeds(found, best),
     ]
-    out = [_best(found, best), _unit(found), _unseen(found, best), _trivial(found), _baselines(found, best), *compared]
+    out = [
+        _best(found, best),
+        _unit(found),
+        _unseen(found, best),
+        _trivial(found),
+        _baselines(found, best),
+        _rising(found),
+        *compared,
+    ]
     out += [_apart(found), _left_out(found), _not_begun(found), _next(found)]
     return [s for s in out if s]
 
@@ -148,6 +156,17 @@ def _baseline(other: Baseline, best: Candidate, maximize: bool) -> str:
     return line
 
 
+def _rising(found: Answer) -> str:
+    """Return that the best one had not ended learning."""
+    if found.rising is None:
+        return ""
+    (step, value), (last, reached) = found.rising
+    return (
+        f"It was still getting better when it ended: eval {found.metric} {value:.4f} at step {step}, {reached:.4f} at "
+        f"step {last}. Longer training may gain more than another configuration."
+    )
+
+
 def _tested(found: Answer, best: Candidate) -> str:
     """Return the test metric, which chose nothing, and whose it is."""
     tested = found.tested
@@ -168,7 +187,7 @@ def _others(found: Answer, best: Candidate) -> str:
         if found.is_too_few:
             why = f"{_examples(found)} {'are' if found.rows != 1 or found.groups else 'is'} too few"
         elif best.repeated or best.seeds > 1:
-            why = "too few configurations ran with several seeds"
+            why = "too few runs have other seeds to tell how far a seed moves one"
         else:
             why = "nothing tells how sure the choice is"
         return f"It was compared with no other: {why}."
@@ -336,7 +355,7 @@ def _states(counts: dict[str, int]) -> str:
 
 
 def _list(found: Answer, candidates: Sequence[Candidate]) -> str:
-    parts = [f"{_name(c)}, {_gap(found, c)}" for c in candidates[:MOST_NAMED]]
+    parts = [f"{_name(c)}, {_gap(found, c, '' if k else '95 % ')}" for k, c in enumerate(candidates[:MOST_NAMED])]
     more = len(candidates) - MOST_NAMED
     return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
 
@@ -345,7 +364,7 @@ def _name(candidate: Candidate) -> str:
     return candidate.label if len(candidate.point) <= MOST_KEYS else f"trial {candidate.number}"
 
 
-def _gap(found: Answer, candidate: Candidate) -> str:
+def _gap(found: Answer, candidate: Candidate, level: str = "95 % ") -> str:
     gap = candidate.gap
     if gap is None:
         return "not compared"
@@ -356,7 +375,7 @@ def _gap(found: Answer, candidate: Candidate) -> str:
         return "no difference" + (f" ({low:.4f} to {high:.4f})" if _is_seen(low) or _is_seen(high) else "")
     if gap.value < 0:
         low, high = -high, -low
-    return f"{abs(gap.value):.4f} {word} (95 % {low:.4f} to {high:.4f})"
+    return f"{abs(gap.value):.4f} {word} ({level}{low:.4f} to {high:.4f})"
 
 
 def _numbers(candidates: Sequence[Candidate]) -> str:

@@ -196,6 +196,19 @@ def test_rows_that_would_show_the_margin_are_said():
     assert larger.visible == pytest.approx(0.01, rel=0.15)
 
 
+@pytest.mark.parametrize(
+    ("curve", "said"), [((0.5, 0.7, 0.8), True), ((0.7, 0.795, 0.8), False), ((0.85, 0.7, 0.8), False)]
+)
+def test_best_that_had_not_ended_learning_is_said_to_want_more_steps(tmp_path, curve, said):
+    study = study_of(tmp_path, [2])
+    number = study.claim()
+    for step, value in zip((10, 20, 30), curve, strict=True):
+        study.report(number, step, value)
+    study.tell(number, "COMPLETE", [0.8], {})
+    line = "It was still getting better when it ended: eval accuracy 0.7000 at step 20, 0.8000 at step 30."
+    assert (line in wording.text(answer.answer(study))) is said
+
+
 def test_trials_of_many_keys_are_named_by_their_number(tmp_path):
     """Seven values each, six times, would hide the answer."""
     study = study_of(tmp_path, [])

@@ -50,7 +50,13 @@ class Drawn:
     def _run(self, k, seed, known):
         number = len(self.list)
         value, self.drawn[number] = self.draw(k, seed)
-        trial = {"number": number, "state": TrialState.COMPLETE, "values": [float(value)], "params": {}}
+        trial = {
+            "number": number,
+            "state": TrialState.COMPLETE,
+            "values": [float(value)],
+            "params": {},
+            "intermediate_values": {},
+        }
         self.list.append(SimpleNamespace(**trial, user_attrs=known))
 
     def scores(self, number, split="eval"):
