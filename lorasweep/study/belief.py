@@ -31,6 +31,8 @@ class Belief:
     variance: Mapping[int, float]
     run_variance: float
     """Of one run around its configuration's true metric."""
+    pulled: Mapping[int, float]
+    """By how much each expected metric is below the mean of its runs: what of that mean is taken for luck."""
 
     @property
     def best(self) -> int:
@@ -84,7 +86,7 @@ def belief(runs: Mapping[int, Mapping[int, float]], maximize: bool) -> Belief:
     prior = max(between - chance, SMALLEST_PRIOR_SHARE * between, smallest)
     variance = {k: 1 / (1 / prior + n / run_variance) for k, n in counts.items()}
     expected = {k: variance[k] * (centre / prior + counts[k] * means[k] / run_variance) for k in means}
-    return Belief(expected, variance, run_variance)
+    return Belief(expected, variance, run_variance, {k: means[k] - expected[k] for k in means})
 
 
 @dataclass(frozen=True)

@@ -45,11 +45,12 @@ def test_equal_configurations_with_repeats_are_seldom_told_apart(count, studies)
     assert of_models / studies > 0.5  # what the former rule said of configurations
 
 
-def test_interval_of_the_winner_holds_the_mean_of_its_configuration():
-    rng, studies, held = np.random.default_rng(2), 150, 0
+@pytest.mark.parametrize(("count", "own_sd", "common_sd"), [(6, 0.015, 0.01), (24, 0.01, 0.02)])
+def test_interval_of_the_winner_holds_the_mean_of_its_configuration(count, own_sd, common_sd):
+    rng, studies, held = np.random.default_rng(2), 100, 0
     for _ in range(studies):
-        draw = right_or_wrong(rng, [0.8] * 6, own_sd=0.015, common_sd=0.01, examples=400)
-        found = Drawn(draw, repeats=3, repeat_top=3).search_for(6)
+        draw = right_or_wrong(rng, [0.8] * count, own_sd=own_sd, common_sd=common_sd, examples=400)
+        found = Drawn(draw, repeats=3, repeat_top=3).search_for(count)
         held += found.best.interval.holds(0.8)
     assert 0.89 <= held / studies <= 1.0
 
