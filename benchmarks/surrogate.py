@@ -35,6 +35,8 @@ MODULES = ("qv", "attention", "mlp", "all-linear")
 INITS = ("true", "gaussian", "pissa_niter_4", "olora", "eva")
 LENGTH_BOUNDS = (0.2, 20.0)
 FOLDS = 10
+FEWEST_RUNS = 40
+"""Of a data set, to say anything of settings between them."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,9 @@ def _rule_rate(run: Mapping[str, Any]) -> float:
 
 def surrogates(folder: Path = FOLDER) -> list[Surrogate]:
     """Return the surrogate of each recorded data set."""
-    found = [Surrogate(path) for path in sorted(folder.glob("*.jsonl"))]
-    if not found:
-        raise SystemExit(f"{folder}: no recorded curves; make them with benchmarks/record_curves.py")
-    return found
+    enough = [path for path in sorted(folder.glob("*.jsonl")) if len(path.read_text().splitlines()) > FEWEST_RUNS]
+    if not enough:
+        raise SystemExit(
+            f"{folder}: no data set has {FEWEST_RUNS} recorded runs; go on with benchmarks/record_curves.py"
+        )
+    return [Surrogate(path) for path in enough]
