@@ -233,6 +233,7 @@ def _facts(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         for name, text in {
             "rows": _counts(data.get("rows", {})),
             "rows left out": _counts(data.get("left_out", {})),
+            "notes": "; ".join(data.get("notes", [])),
             **run.get("versions", {}),
             **{k: run.get(k) for k in ("python", "machine", "commit")},
         }.items():

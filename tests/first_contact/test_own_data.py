@@ -18,7 +18,8 @@ def test_file_that_changed_ends_a_resume_with_both_fingerprints_unless_it_is_acc
     run = json.loads((folder / "0" / "run.json").read_text())
     assert run["data"]["rows"] == {"train": 48, "eval": 6, "test": 6} and run["data"]["left_out"] == {"train": 1}
     assert any("mine.csv:62: has no label" in note for note in run["data"]["notes"])
-    assert "rows left out" in (folder / "report.html").read_text(encoding="utf8")
+    report = (folder / "report.html").read_text(encoding="utf8")
+    assert "rows left out" in report and "has no label" in report and "data.max_tokens=128 by the data" in report
     assert main.main(["resume", str(folder)]) == 0
     path.write_text(path.read_text().replace("a text 7,", "another text 7,"))
     capsys.readouterr()
