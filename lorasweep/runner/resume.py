@@ -51,10 +51,14 @@ def _look_at_data(study: Study, accepted: bool) -> None:
     """Raises StudyMismatch where the rows are not those that the study began with, unless that is accepted."""
     now, problems = _data_now(study)
     if problems and not accepted:
-        way_out = "trials on other rows do not compare; put the file back, or go on with resume --changed-data"
-        raise StudyMismatch("\n  ".join([f"{console.shown(study.folder)}: its data are others", *problems, way_out]))
+        raise _other_data(study, problems)
     if now != study.meta.data:
         study.change_data(now)
+
+
+def _other_data(study: Study, problems: Sequence[str]) -> StudyMismatch:
+    way_out = "trials on other rows do not compare; put the file back, or go on with resume --changed-data"
+    return StudyMismatch("\n  ".join([f"{console.shown(study.folder)}: its data are others", *problems, way_out]))
 
 
 def _data_now(study: Study) -> tuple[list[dict[str, Any]], list[str]]:
@@ -149,7 +153,9 @@ def _search_overrides(values: Mapping[str, Any]) -> list[str]:
 def work(study: Study) -> int:
     """Run trials of a study in this process until none is left; return the exit code."""
     study.refuse_code()
-    _look_at_data(study, accepted=False)
+    _, problems = _data_now(study)  # not stored: each machine that works has its own times of the files
+    if problems:
+        raise _other_data(study, problems)
     print(f"study {study.meta.name}: {study.queue.waiting()} trials wait", flush=True)
     with interrupt.heard() as interrupts:
         while not interrupts.count and "all" not in study.signals.stops():

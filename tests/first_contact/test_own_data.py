@@ -28,6 +28,7 @@ def test_file_that_changed_ends_a_resume_with_both_fingerprints_unless_it_is_acc
     before = run["data"]["fingerprint"][:12]
     assert f"mine.csv has changed: fingerprint {before}, now " in said.out + said.err
     assert "--changed-data" in said.out + said.err
+    assert main.main(["work", str(folder)]) == 1
     assert main.main(["resume", str(folder), "--changed-data"]) == 0
     assert main.main(["resume", str(folder)]) == 0, "what was accepted is known"
     assert main.main(["predict", str(folder), "a text"]) == 0
