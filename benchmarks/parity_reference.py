@@ -4,6 +4,7 @@ Tokens come from the tokenizer, batches from transformers' own collators, losses
 it has none), metrics from scikit-learn, seqeval and torchmetrics. Shapes: B rows, T tokens, D hidden.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -351,6 +352,9 @@ class QuestionAns(Reference):
 
 @dataclass
 class LanguageModel(Reference):
+    learned: ClassVar[str]
+    """Field whose text is learned."""
+
     def collator(self, model: Any) -> Any:
         return T.DataCollatorForSeq2Seq(self.tokenizer, model=model)
 
@@ -364,7 +368,9 @@ class LanguageModel(Reference):
         kept = labels_BT != IGNORE
         ppl = float(perplexity(logits_BTV, labels_BT, ignore_index=IGNORE))
         right = accuracy_score(labels_BT[kept], logits_BTV.argmax(-1)[kept])
-        return {"loss": float(out.loss), "perplexity": ppl, "token_accuracy": right}
+        text_bytes = sum(len(record[self.learned].encode()) for record in self.eval)
+        bits = float(out.loss) * int(kept.sum()) / math.log(2) / text_bytes
+        return {"loss": float(out.loss), "perplexity": ppl, "token_accuracy": right, "bits_per_byte": bits}
 
     def _aligned(self, logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and the labels that they are for."""
@@ -374,6 +380,7 @@ class LanguageModel(Reference):
 @dataclass
 class CausalLM(LanguageModel):
     auto = "AutoModelForCausalLM"
+    learned = "completion"
 
     def features(self, record: Record) -> dict[str, Any]:
         prompt = self.tokenizer(record["prompt"] + "\n")["input_ids"]
@@ -402,6 +409,7 @@ class CausalLM(LanguageModel):
 @dataclass
 class Seq2SeqLM(LanguageModel):
     auto = "AutoModelForSeq2SeqLM"
+    learned = "target"
 
     def features(self, record: Record) -> dict[str, Any]:
         return {
