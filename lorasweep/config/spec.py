@@ -52,9 +52,11 @@ class ModelSpec:
     """Where the tokenizer comes from, if not from `pretrained`."""
     base_dropout: bool = setting(False, affects=BASE)
     """Keep the frozen base's dropout on while training (BERT's 0.1). Off: only the adapters' lora_dropout acts."""
-    pooling: str = one_of("model", "model", "mean", affects=BASE)
-    """What a classification head reads: the model's own pooled token, or the mean over tokens, which is how
-    sentence-transformers models were trained. With mean, other code that loads the adapter has to pool so too."""
+    pooling: str = one_of("model", "model", "mean", "cls", "last", affects=BASE)
+    """What a classification head reads: the model's own pooled token, or the mean over tokens, which is how most
+    sentence-transformers models were trained. With mean, other code that loads the adapter has to pool so too. What
+    FEATURE_EXTRACTION makes a vector of: the mean over tokens, the first or the last one; model takes what a
+    sentence-transformers checkpoint says (1_Pooling/config.json), else the mean."""
     attn_implementation: str = one_of("auto", "auto", "sdpa", "eager", "flash_attention_2", affects=BASE)
     """Attention kernel, transformers' name; auto: flash_attention_2 on a GPU in bf16 or fp16 where it is installed,
     else sdpa where the model has it, else eager."""
@@ -384,6 +386,12 @@ class DataSpec:
     """Column of the text that the anchor is to find."""
     negative_column: str | None = setting(None, affects=TOKENS)
     """Column of a text that the anchor is not to find; null for none."""
+    anchor_prefix: str | None = setting(None, affects=TOKENS)
+    """Text before each anchor, and before both texts of pairs with a score. null takes the prompt of a
+    sentence-transformers checkpoint (config_sentence_transformers.json): query; for scored pairs STS, else the default
+    one."""
+    positive_prefix: str | None = setting(None, affects=TOKENS)
+    """Text before each positive and negative; null takes the checkpoint's prompt for documents."""
     delimiter: str | None = setting(None, affects=TOKENS, earlier=",")
     """Character between the cells of a CSV file; `tab` for tabulators; null finds it."""
     quoting: bool = setting(True, affects=TOKENS)
@@ -466,7 +474,7 @@ class TrainSpec:
     eval_batch_size: int = ranged(32, 1, affects=MEMORY)
     """Examples per forward pass of an evaluation."""
     eval_every: int | None = ranged(None, 1, affects=MEMORY)
-    """Optimiser steps between evaluations; null evaluates after each epoch."""
+    """Optimiser steps between evaluations; null evaluates after each epoch, and four times at least."""
     keep: str = one_of("best", "best", "last", affects=MEMORY)
     """Which evaluation a trial's score and its adapter are of: the best by the metric that ranks trials, of equals the
     first, or the last. Evaluations that a pruner alone asks for do not count."""

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from lorasweep.config.spec import ModelSpec, TrainSpec
 from lorasweep.errors import ConfigError
 from lorasweep.hardware.device import attention, device_of, dtype_of, set_up
-from lorasweep.models import finished_head, quantization, row_order, token_limits, weight_files
+from lorasweep.models import finished_head, pooling, quantization, row_order, token_limits, weight_files
 from lorasweep.models.fetch import fetched
 from lorasweep.tasks.task import Task
 
@@ -185,8 +185,7 @@ def load(spec: ModelSpec, train: TrainSpec, task: Task, tokenizer: Any) -> Base:
         auto = getattr(transformers, task.auto_class)
         model, keys = _loaded(spec, auto, new_head=new_head, **kwargs, **task.model_kwargs())
         _check_filled(spec, model, keys)
-    if spec.pooling == "mean":
-        pool_by_mean(model)
+    _settle_pooling(spec, model, task)
     task.trim(model, keys)
     quantization.install(model)
     if spread:
@@ -392,8 +391,7 @@ def skeleton(spec: ModelSpec, task: Task, tokenizer: Any) -> Base:
                 model = getattr(transformers, task.auto_class).from_config(config, trust_remote_code=trust)
         except UNLOADABLE as error:
             raise ConfigError([_unloadable(spec, error)]) from error
-    if spec.pooling == "mean":
-        pool_by_mean(model)
+    _settle_pooling(spec, model, task)
     task.trim(model)
     base = _ready(model, tokenizer, (), spec)
     base.notes += tuple(notes)
@@ -402,6 +400,18 @@ def skeleton(spec: ModelSpec, task: Task, tokenizer: Any) -> Base:
         names = [n for n, m in model.named_modules() if isinstance(m, LINEAR)]
         base.small = tuple(n for n in names if not any(f"{n}.".startswith(f"{w}.") for w in whole))
     return base
+
+
+def _settle_pooling(spec: ModelSpec, model: Any, task: Task) -> None:
+    """Let the task, or the model's head, pool as it is asked for. Raises ConfigError where it cannot."""
+    if task.pools:
+        task.pooling = pooling.way(spec, source(spec))
+    elif spec.pooling == "mean":
+        pool_by_mean(model)
+    elif spec.pooling != "model":
+        raise ConfigError(
+            [f"model.pooling: a head reads model or mean, got {spec.pooling}; cls and last are FEATURE_EXTRACTION's"]
+        )
 
 
 def pool_by_mean(model: Any) -> None:

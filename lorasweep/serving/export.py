@@ -155,7 +155,7 @@ def card(study: Study, number: int, loaded: Loaded, *, merged: bool) -> str:
         f"---\n{yaml.safe_dump(_front(study, result, spec, merged), sort_keys=False, allow_unicode=True)}---\n",
         f"# {_plain(title)}\n",
         f"{kind} for {spec.task_type.name}, on {_plain(base_model.name_of(spec.model))}.\n",
-        f"## Use\n\n```python\n{_use(loaded, merged)}```\n{_pooling(spec)}",
+        f"## Use\n\n```python\n{_use(loaded, merged)}```\n{_pooling(loaded)}",
         f"## Metrics\n\n{_metrics(study, number, result)}",
         f"## Data\n\n{_data(result, spec)}",
         f"## Settings\n\n```yaml\n{_settings(spec)}```\n",
@@ -236,9 +236,16 @@ def _use(loaded: Loaded, merged: bool) -> str:
     return "\n".join([*lines, ""])
 
 
-def _pooling(spec: TrialSpec) -> str:
+VECTORS = {"mean": "the mean over the token vectors", "cls": "the first token's vector", "last": "the last token's"}
+
+
+def _pooling(loaded: Loaded) -> str:
     """Return what other code has to do like the training did, where that is not the model's own way."""
-    notes = []
+    notes, spec = [], loaded.spec
+    if loaded.task.pools:
+        notes.append(f"A text's vector is {VECTORS[loaded.task.pooling]}, of length 1 (`model.pooling`).")
+        prefixes = {"anchors": spec.data.anchor_prefix, "positives": spec.data.positive_prefix}
+        notes += [f"Before {what} stands {text!r}." for what, text in prefixes.items() if text]
     if spec.model.pooling == "mean" and not tasks.kind(spec.task_type.name).pools:
         notes.append(
             "The head was trained on the mean over the token vectors (`model.pooling=mean`), not on the model's "

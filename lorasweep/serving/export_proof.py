@@ -140,7 +140,7 @@ def _dtype(loaded: Loaded) -> torch.dtype:
 def _as_the_card_says(model: Any, loaded: Loaded) -> Any:
     with contextlib.suppress(AttributeError):  # a config of a family without padding
         model.config.pad_token_id = loaded.tokenizer.pad_token_id
-    if loaded.spec.model.pooling == "mean":
+    if loaded.spec.model.pooling == "mean" and not loaded.task.pools:
         base_model.pool_by_mean(model)
     loaded.task.trim(model)  # what nobody reads, such as the pooler beside vectors of tokens
     quantization.install(model)

@@ -132,12 +132,20 @@ class FeatureExtraction(Task):
         if getattr(model, "pooler", None) is not None:
             model.pooler = None
 
+    def prefixes(self, spec: DataSpec, prompts: Mapping[str, str]) -> dict[str, str]:
+        """Return what stands before anchors, the prompt for queries, and before the others, that for documents."""
+        every = prompts.get("", "")
+        first = prompts.get("STS", every) if self.scored else prompts.get("query", every)
+        second = next((prompts[name] for name in ("document", "passage") if name in prompts), every)
+        found = {"anchor_prefix": first} | ({} if self.scored else {"positive_prefix": second})
+        return {key: text for key, text in found.items() if getattr(spec, key) is None}
+
     def encode(self, records: Sequence[Record], tokenizer: Any, spec: DataSpec) -> list[Example]:
         """The first text is the example's input; the target holds the others' inputs and the score from 0 to 1."""
         names = [n for n in ("text", "text_pair", "anchor", "positive", "negative") if n in records[0]]
         texts = []
         for name in names:
-            column = {"text": [str(record[name]) for record in records]}
+            column = {"text": [_prefix(name, spec) + str(record[name]) for record in records]}
             tokens, cut = too_long.tokenised(tokenizer, column, spec.max_tokens, return_token_type_ids=False)
             texts.append(tokens["input_ids"])
             self.notes += too_long.cut_notes(spec, records, cut, f"texts in '{name}'")
@@ -173,7 +181,7 @@ class FeatureExtraction(Task):
         return replace(batch, others=tuple(o.inputs for o in made), tokens=tokens, lengths=lengths)
 
     def row_losses(self, model: Any, batch: Batch) -> Tensor:
-        return self._losses(embeddings(model, batch), batch)
+        return self._losses(embeddings(model, batch, self.pooling), batch)
 
     def _losses(self, vectors: Sequence[Tensor], batch: Batch) -> Tensor:
         if self.scored:
@@ -182,7 +190,7 @@ class FeatureExtraction(Task):
 
     def predict(self, model: Any, batch: Batch) -> list[Prediction]:
         """Return cosine and score of each pair, or the vectors of each row, on the CPU; `loss` is the batch's."""
-        vectors = embeddings(model, batch)
+        vectors = embeddings(model, batch, self.pooling)
         losses = self._losses(vectors, batch).tolist()
         found: list[Prediction] = [
             {"row": r, "loss": loss, "supervised": 1} for r, loss in zip(batch.rows, losses, strict=True)
@@ -221,7 +229,7 @@ class FeatureExtraction(Task):
         """Return the cosine of a pair, the unit vector of a text."""
         found: dict[int, Answer] = {}
         for batch in batches:
-            vectors = embeddings(model, batch)
+            vectors = embeddings(model, batch, self.pooling)
             if len(vectors) > 1:
                 cosines = (vectors[0] * vectors[1]).sum(-1).tolist()
                 found |= {row: {"similarity": v} for row, v in zip(batch.rows, cosines, strict=True)}
@@ -260,14 +268,28 @@ def _columns(predictions: Sequence[Prediction]) -> tuple[list[Tensor], list[Any]
     return vectors, [p["info"] for p in predictions]
 
 
-def embeddings(model: Any, batch: Batch) -> list[Tensor]:
-    """Return the unit vectors of each text column, [B, D] each: the mean over the tokens that are not padding."""
+def _prefix(name: str, spec: DataSpec) -> str:
+    return (spec.anchor_prefix if name in ("text", "text_pair", "anchor") else spec.positive_prefix) or ""
+
+
+def embeddings(model: Any, batch: Batch, pooling: str = "mean") -> list[Tensor]:
+    """Return the unit vectors of each text column, [B, D] each."""
     out = []
     for inputs in (batch.inputs, *batch.others):
-        hidden_BTD = model(**inputs).last_hidden_state
-        weights_BT1 = inputs["attention_mask"][..., None].float()
-        out.append(normalize((hidden_BTD.float() * weights_BT1).sum(1) / weights_BT1.sum(1), dim=-1))
+        hidden_BTD = model(**inputs).last_hidden_state.float()
+        out.append(normalize(pooled(hidden_BTD, inputs["attention_mask"], pooling), dim=-1))
     return out
+
+
+def pooled(hidden_BTD: Tensor, mask_BT: Tensor, pooling: str) -> Tensor:
+    """Return one vector of each text, [B, D]: the mean of the tokens that are not padding, their first or last."""
+    if pooling == "mean":
+        weights_BT1 = mask_BT[..., None].float()
+        return (hidden_BTD * weights_BT1).sum(1) / weights_BT1.sum(1)
+    places_T = torch.arange(1, mask_BT.shape[1] + 1, device=mask_BT.device)
+    order_T = places_T if pooling == "last" else places_T.flip(0)
+    chosen_B = (mask_BT.to(places_T.dtype) * order_T).argmax(1)
+    return hidden_BTD[torch.arange(len(hidden_BTD), device=hidden_BTD.device), chosen_B]
 
 
 def search_losses(vectors: Sequence[Tensor], infos: Sequence[Any], temperature: float) -> Tensor:

@@ -113,7 +113,9 @@ class Task(ABC):
     joins_decoder: ClassVar[bool] = False
     """Whether a model may be joined of an encoder and a decoder."""
     pools: ClassVar[bool] = False
-    """Whether the task makes one vector of a text's tokens itself: model.pooling then changes nothing."""
+    """Whether the task makes one vector of a text's tokens itself."""
+    pooling: str = "mean"
+    """How it does: mean, cls or last. What loads the model sets it."""
 
     def __init__(self, spec: TaskSpec) -> None:
         self.spec = spec
@@ -214,6 +216,10 @@ class Task(ABC):
         """Look at what the freshly loaded model makes of some of train, before anything trains on it; return what is
         added, by its name, to a parameter that its checkpoint lacks, however that is drawn.
         """
+        return {}
+
+    def prefixes(self, spec: DataSpec, prompts: Mapping[str, str]) -> dict[str, str]:
+        """Return the keys of data.* that the checkpoint's prompts, by name, settle; "" is that of every text."""
         return {}
 
     def restore(self, facts: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from lorasweep.data import dataset
 from lorasweep.errors import ConfigError
 from lorasweep.hardware import device
 from lorasweep.memory import estimate
-from lorasweep.models import base_model, token_limits
+from lorasweep.models import base_model, pooling, token_limits
 from lorasweep.tasks import chat_template, token_cache, token_lengths
 from lorasweep.tasks.task import Example, Task
 
@@ -140,12 +140,13 @@ def workload(spec: TrialSpec) -> Workload:
     template = chat_template.give_template(tokenizer, spec.data.chat_template)
     base_model.take_order_of_head(spec.model, task)
     skeleton = base_model.skeleton(spec.model, task, tokenizer)
+    prefixes, said = _prefixes(spec, task)
     data, notes = token_lengths.settle_max_tokens(
-        task, rows.splits["train"], tokenizer, replace(spec.data, **rows.found)
+        task, rows.splits["train"], tokenizer, replace(spec.data, **rows.found, **prefixes)
     )
-    rows = replace(rows, notes=(*rows.notes, *notes))
+    rows = replace(rows, notes=(*rows.notes, *said, *notes))
     data, notes = token_limits.fitted(data, skeleton.model)
-    task.found = {**rows.found, "max_tokens": data.max_tokens, "max_target_tokens": data.max_target_tokens}
+    task.found = {**rows.found, **prefixes, "max_tokens": data.max_tokens, "max_target_tokens": data.max_target_tokens}
     if template is not None:
         task.found["chat_template"] = template
     for split in ("eval", "test"):
@@ -172,6 +173,19 @@ def workload(spec: TrialSpec) -> Workload:
         raise ConfigError(problems)
     task.records = rows.splits
     return Workload(task, rows, tokenizer, examples, place, data, skeleton, (*skeleton.notes, *notes), told=told)
+
+
+def _prefixes(spec: TrialSpec, task: Task) -> tuple[dict[str, str], list[str]]:
+    """Return the texts that a sentence-transformers checkpoint puts before others, and notes on how its vectors are
+    made; nothing for a task that makes none.
+    """
+    if not task.pools:
+        return {}, []
+    place = base_model.source(spec.model)
+    found = task.prefixes(spec.data, pooling.prompts(spec.model, place))
+    notes = [f"data.{key}={text!r}, by the checkpoint's prompts" for key, text in found.items() if text]
+    notes += [f"model.pooling={task.pooling}, by the checkpoint"] if task.pooling != "mean" else []
+    return found, [*notes, *pooling.left_out(spec.model, place)]
 
 
 def load_rows(spec: TrialSpec, task: Task) -> dataset.Data:

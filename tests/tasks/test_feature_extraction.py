@@ -1,5 +1,8 @@
 """FEATURE_EXTRACTION: losses by hand, slots that do not see each other, ranks, and the STS benchmark's files."""
 
+import json
+import shutil
+
 import pytest
 import torch
 import transformers
@@ -8,11 +11,13 @@ from support import real_data
 from support.models import wordpiece
 from torch.nn.functional import cosine_similarity, cross_entropy
 
+from lorasweep.config import compose
 from lorasweep.config.spec import DataSpec, ModelSpec, TaskSpec, TrainSpec
 from lorasweep.data import builtin, dataset
 from lorasweep.errors import ConfigError
 from lorasweep.tasks import feature_extraction, make
 from lorasweep.tasks.feature_extraction import FeatureExtraction, search_losses, search_ranks
+from lorasweep.training import workload
 
 STSB = real_data.FOLDER / "stsb"
 SEARCH = [
@@ -101,6 +106,39 @@ def test_padding_and_the_batch_do_not_change_a_vector(bert):
             alone = feature_extraction.embeddings(bert, task.collate([[example]], 0))
             for ours, theirs in zip(together, alone, strict=True):
                 torch.testing.assert_close(ours[i], theirs[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize(("way", "place"), [("cls", 0), ("last", -1)])
+def test_first_or_last_token_makes_the_vector_on_either_side_of_the_padding(way, place, side):
+    hidden, mask = torch.randn(2, 4, 3), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    mask = mask if side == "right" else mask.flip(1)
+    found = feature_extraction.pooled(hidden, mask, way)
+    for row in range(2):
+        torch.testing.assert_close(found[row], hidden[row][mask[row].bool()][place])
+
+
+def test_checkpoint_says_how_vectors_are_made_and_what_stands_before_texts(tiny_bert, tmp_path):
+    """Its prompts go before anchors and positives, its pooling makes the vectors, and the trial's state holds both."""
+    place = tmp_path / "model"
+    shutil.copytree(tiny_bert, place)
+    (place / "1_Pooling").mkdir()
+    (place / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
+    said = {"prompts": {"query": "search ", "document": "text of "}}
+    (place / "config_sentence_transformers.json").write_text(json.dumps(said))
+    words = ["task_type=feature_extraction", f"model.pretrained={place}", f"outputs={tmp_path}"]
+    words += ["data.max_train_samples=16", "data.max_eval_samples=8"]
+    work = workload.workload(compose.compose_trial(words))
+    assert work.task.pooling == "cls"
+    assert work.task.found["anchor_prefix"] == "search " and work.task.found["positive_prefix"] == "text of "
+    assert any("model.pooling=cls" in note for note in work.data.notes)
+    first = work.examples["train"][0]
+    assert work.tokenizer.decode(first.inputs["input_ids"], skip_special_tokens=True).startswith("search")
+    plain = workload.workload(compose.compose_trial([*words, "data.anchor_prefix=''", "model.pooling=mean"]))
+    assert plain.task.pooling == "mean" and plain.task.found.get("anchor_prefix", "") == ""
+    assert len(plain.examples["train"][0]) < len(first)
+    with pytest.raises(ConfigError, match="a head reads model or mean"):
+        workload.workload(compose.compose_trial([f"model.pretrained={place}", "model.pooling=last", *words[2:]]))
 
 
 # --- metrics ---------------------------------------------------------------------------------------------------------
