@@ -474,7 +474,7 @@ class TrainSpec:
     eval_batch_size: int = ranged(32, 1, affects=MEMORY)
     """Examples per forward pass of an evaluation."""
     eval_every: int | None = ranged(None, 1, affects=MEMORY)
-    """Optimiser steps between evaluations; null evaluates after each epoch, and four times at least."""
+    """Optimiser steps between evaluations; null evaluates after each epoch."""
     keep: str = one_of("best", "best", "last", affects=MEMORY)
     """Which evaluation a trial's score and its adapter are of: the best by the metric that ranks trials, of equals the
     first, or the last. Evaluations that a pruner alone asks for do not count."""

@@ -146,6 +146,8 @@ def time_left(study: "Study", now: float) -> float | None:
             ended.append(1.0 if trial.state == TrialState.COMPLETE else min(1.0, taken / most))
         else:
             waiting += 1
+    if not running and not waiting:
+        return None
     left = seconds_left(ended, running, waiting, _covered([(sign["began"], sign["at"]) for sign in signs]))
     return None if left is None else max(0.0, left - max(0.0, now - last))
 
