@@ -175,7 +175,7 @@ def workload(spec: TrialSpec) -> Workload:
     return Workload(task, rows, tokenizer, examples, place, data, skeleton, (*skeleton.notes, *notes), told=told)
 
 
-def _prefixes(spec: TrialSpec, task: Task) -> tuple[dict[str, str], list[str]]:
+def _prefixes(spec: TrialSpec, task: Task) -> tuple[dict[str, Any], list[str]]:
     """Return the texts that a sentence-transformers checkpoint puts before others, and notes on how its vectors are
     made; nothing for a task that makes none.
     """
