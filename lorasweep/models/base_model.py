@@ -410,7 +410,7 @@ def _settle_pooling(spec: ModelSpec, model: Any, task: Task) -> None:
         pool_by_mean(model)
     elif spec.pooling != "model":
         raise ConfigError(
-            [f"model.pooling: a head reads model or mean, got {spec.pooling}; cls and last are FEATURE_EXTRACTION's"]
+            [f"model.pooling: a head reads model or mean, got {spec.pooling}; cls and last make vectors of texts"]
         )
 
 
