@@ -203,8 +203,8 @@ def test_best_that_had_not_ended_learning_is_said_to_want_more_steps(tmp_path, c
     study = study_of(tmp_path, [2])
     number = study.claim()
     for step, value in zip((10, 20, 30), curve, strict=True):
-        study.report(number, step, value)
-    study.tell(number, "COMPLETE", [0.8], {})
+        study.queue.report(number, step, value)
+    study.queue.tell(number, "COMPLETE", [0.8], {})
     line = "It was still getting better when it ended: eval accuracy 0.7000 at step 20, 0.8000 at step 30."
     assert (line in wording.text(answer.answer(study))) is said
 
@@ -213,7 +213,7 @@ def test_trials_of_many_keys_are_named_by_their_number(tmp_path):
     """Seven values each, six times, would hide the answer."""
     study = study_of(tmp_path, [])
     keys = ("lora.lora_dropout", "lora.lora_alpha", "train.learning_rate")
-    study.enqueue([Entry([f"{k}={n + 1}" for k in keys], {k: n + 1 for k in keys}) for n in range(2)])
+    study.queue.enqueue([Entry([f"{k}={n + 1}" for k in keys], {k: n + 1 for k in keys}) for n in range(2)])
     end(study, 0.8)
     end(study, 0.79, shift=9)
     text = wording.text(answer.answer(study))

@@ -81,7 +81,7 @@ def end(
     example_scores.write(folder, task, kind, _predictions(value, shift), records)
     for step, right in enumerate(evaluations, 1):
         at_step = [{"row": i, "prediction": int(ok), "label": 1} for i, ok in enumerate(right)]
-        study.report(number, step, float(right.mean()))
+        study.queue.report(number, step, float(right.mean()))
         example_scores.write_evaluation(folder, step, task.metric(kind).parts(at_step))
     if test is not None:
         example_scores.write(folder, task, kind, _predictions(test, shift), records, example_scores.TEST_NAME)
