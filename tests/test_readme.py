@@ -128,7 +128,7 @@ def test_extras_and_pinned_versions_are_there():
             assert set(group.split(",")) <= extras, page
     table = ENGLISH.read_text(encoding="utf8").partition("| extra |")[2].partition("\n\n")[0]
     assert {e for e in extras if f"`{e}`" in table} == extras
-    assert f"torch is pinned to {version_of('torch')} there" in ENGLISH.read_text(encoding="utf8")
+    assert f"torch is pinned to {version_of('torch')}" in ENGLISH.read_text(encoding="utf8")
 
 
 def version_of(name: str) -> str:
@@ -143,9 +143,12 @@ def test_make_targets_are_there():
         assert named <= targets, page
 
 
-def test_sweep_file_in_readme_is_the_one_that_runs():
-    shown = ENGLISH.read_text(encoding="utf8").partition("```yaml\n")[2].partition("```")[0]
-    assert shown == (ROOT / "sweeps" / "lora_search.yaml").read_text(encoding="utf8")
+def test_sweep_file_in_readme_is_the_one_that_runs_up_to_its_recipes():
+    file, recipes = (ROOT / "sweeps" / "lora_search.yaml").read_text(encoding="utf8").split("  enqueue:\n")
+    for page in (ENGLISH, CHINESE):
+        shown = page.read_text(encoding="utf8").partition("```yaml\n")[2].partition("```")[0]
+        assert shown == file
+    assert recipes.count("- >-") == 6, "as the sentence behind it says"
 
 
 # --- commands compose ------------------------------------------------------------------------------------------------

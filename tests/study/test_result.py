@@ -22,7 +22,7 @@ def result(**known) -> TrialResult:
 
 def test_every_number_says_what_it_is_and_where_it_goes():
     hints = get_type_hints(TrialResult)
-    numbers = {name for name, hint in hints.items() if {float, int} & set(get_args(hint))}
+    numbers = {name for name, hint in hints.items() if {float, int} & set(get_args(hint))} - {"kept_step"}  # a place
     assert numbers | {"trainable", "device_s"} == set(MEASURES)
     assert all(measure.phrase for measure in COSTS.values())
 
