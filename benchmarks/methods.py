@@ -80,7 +80,7 @@ class Ours:
         )
         self.study = StudyInMemory(meta)
         entries = [Entry(given=given, extra=extra) for given, extra in recipes]
-        self.study.enqueue(entries + [Entry()] * ((search.trials or 0) - len(entries)))
+        self.study.queue.enqueue(entries + [Entry()] * ((search.trials or 0) - len(entries)))
         self.total = total
         self.eval_steps = pruners.rungs(search, total, WARMUP_RATIO)
 
@@ -92,13 +92,13 @@ class Ours:
         return number, settings_of(trial.spec)  # type: ignore[arg-type]
 
     def report(self, number: int, step: int, value: float) -> None:
-        self.study.report(number, step, value)
+        self.study.queue.report(number, step, value)
 
     def should_prune(self, number: int) -> bool:
         return self.study.should_prune(number, self.total, WARMUP_RATIO)
 
     def tell(self, number: int, complete: bool, value: float) -> None:
-        self.study.tell(number, "COMPLETE" if complete else "PRUNED", [value], {})
+        self.study.queue.tell(number, "COMPLETE" if complete else "PRUNED", [value], {})
 
     def best(self) -> int | None:
         best = self.study.best()

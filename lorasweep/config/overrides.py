@@ -186,4 +186,9 @@ WITH_PATHS = {"data": "data.path", "model": "model.pretrained"}
 
 
 def _is_path(name: str) -> bool:
-    return "/" in name or bool(Path(name).suffix) or Path(name).expanduser().exists()
+    if "/" in name or Path(name).suffix:
+        return True
+    try:
+        return Path(name).expanduser().exists()
+    except OSError:  # too long for a name, for example
+        return False

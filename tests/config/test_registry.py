@@ -97,7 +97,7 @@ def test_a_pruner_is_one_decorated_function(restored):
         compose.compose_trial(["search.pruner=early"])
     search = compose.compose_trial(["search.pruner=early", "search.lower=0.5"]).search
     assert isinstance(pruners.make_pruner(search, 64), optuna.pruners.ThresholdPruner)
-    assert pruners.rungs(search, 64) == {4, 16}
+    assert pruners.rungs(search, 64) == {8, 32}
 
 
 def test_a_name_of_no_entry_is_an_error():

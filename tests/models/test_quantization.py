@@ -188,11 +188,9 @@ def test_saved_adapter_scores_the_same_on_the_base_quantised_again(tiny_bert, wi
     spec, work = spec_of("seq_cls", folder, *own, f"model.quantization={kind}"), workload_of("seq_cls", folder)
     made, jobs = trainer(spec, work), [engine.Job(0, spec)]
     for event in made.run(lambda: jobs.pop() if jobs else None):
-        if isinstance(event, engine.EvalEvent):
-            last = event
         if isinstance(event, engine.TrialEnded):
             adapter.save(event.attached, tmp_path)
-            found = outcome.reload(tmp_path, spec, last, work, made, "accuracy")
+            found = outcome.reload(tmp_path, spec, event.kept, work, made, "accuracy")
             assert found.same, found
             unquantised = replace(spec, model=replace(spec.model, quantization="none"))
             other = outcome.reload(tmp_path, unquantised, last, work, made, "accuracy")

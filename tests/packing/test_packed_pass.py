@@ -43,6 +43,9 @@ ALONE: dict[str, tuple[str, ...]] = {
 """Options with one slot."""
 
 ELSEWHERE = {
+    "lora.full": "trains alone",
+    "train.keep": "tests/training/test_best.py",
+    "train.patience": "tests/training/test_best.py",
     "lora.eva_rho": "sizes the ranks that option eva packs",
     "train.epochs": "a number of steps",
     "train.max_steps": "SMALL and option steps",

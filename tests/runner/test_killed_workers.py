@@ -116,7 +116,7 @@ def mlflow_agrees(study: Study, outputs: Path) -> None:
             history = client.get_metric_history(run.info.run_id, key)
             mine = [(s, v) for s, k, v in points(study.trial_folder(trial.number)) if k == key]
             assert sorted((m.step, m.value) for m in history) == mine
-        assert run.data.metrics["eval_accuracy"] == pytest.approx(trial.values[0])
+        assert run.data.metrics["objective"] == pytest.approx(trial.values[0])
 
 
 @pytest.fixture(scope="module")

@@ -33,9 +33,9 @@ def test_grid_trains_words_for_the_same_modules_once_and_add_tells_the_result(ru
     assert main.main(["add", "outputs/s", "lora.target_modules=[value,query]"]) == 0
     value = finished().trial(0).values[0]
     assert f"trial 0 is this point already (accuracy {value:.4f}), it is not trained again" in capsys.readouterr().out
-    assert finished().waiting() == 0
+    assert finished().queue.waiting() == 0
     assert main.main(["add", "outputs/s", "lora.target_modules=[value,query]", "train.seed=1"]) == 0
-    assert finished().waiting() == 1
+    assert finished().queue.waiting() == 1
 
 
 def test_sampler_of_a_small_space_ends_early_and_says_so(run, capsys):
