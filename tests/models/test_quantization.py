@@ -193,7 +193,7 @@ def test_saved_adapter_scores_the_same_on_the_base_quantised_again(tiny_bert, wi
             found = outcome.reload(tmp_path, spec, event.kept, work, made, "accuracy")
             assert found.same, found
             unquantised = replace(spec, model=replace(spec.model, quantization="none"))
-            other = outcome.reload(tmp_path, unquantised, last, work, made, "accuracy")
+            other = outcome.reload(tmp_path, unquantised, event.kept, work, made, "accuracy")
             assert other.loss_relative_difference > 3 * found.loss_relative_difference
 
 
