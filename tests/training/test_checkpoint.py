@@ -274,7 +274,9 @@ def damaged(content: bytes, how: str) -> bytes:
         "cut short": content[:middle],
         "empty": b"",
         "another file": b"something else",
-        "a bit flipped": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+        "a bit flipped": content[:middle]
+        + bytes(b ^ 1 for b in content[middle : middle + 256])
+        + content[middle + 256 :],
     }[how]
 
 
