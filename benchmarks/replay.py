@@ -6,9 +6,9 @@
     python benchmarks/replay.py quality        how well the surrogate predicts settings that it has not seen
 
 Regret: the best held-out metric that the spaces have by the surrogate, less that of the chosen setting, in points.
-Two budgets: so many trials; and the device time that so many whole trials take, in which a method that prunes may begin
-more. `to margin`: device time, in whole trials, after which the chosen setting was within one point of the best for
-good; the median over seeds of studies with the largest budget.
+Two budgets: a number of trials; and the device time that as many whole trials take, in which a method that prunes may
+begin more. `to margin`: device time, in whole trials, after which the chosen setting was within one point of the best
+for good; the median over seeds of studies with the largest budget.
 """
 
 import argparse
@@ -140,7 +140,7 @@ def ours(**changed: Any) -> Make:
 
     def make(s: Setup) -> Method:
         asked = replace(s.sweep.search, trials=s.budget, seed=s.seed, workers=s.workers, **changed)
-        search = choice.settled(asked, s.sweep.space, s.slots)
+        search = choice.settled(asked, s.sweep.space)
         return Ours(s.sweep.space, replace(search, trials=s.trials), s.curves.total)
 
     return make
@@ -164,7 +164,7 @@ CHUNKS = "RapidFire's chunks"
 
 
 def reference_time(total: int, trials: int, slots: int, workers: int) -> float:
-    """Return the device time of so many whole trials."""
+    """Return the device time of a number of whole trials."""
     return workers * pass_time(trials, slots, workers, total)
 
 
@@ -219,7 +219,7 @@ class Cell:
     slots: int
     workers: int
     in_time: bool
-    """Whether the budget is the device time of so many whole trials, or so many trials."""
+    """Whether the budget is the device time of whole trials, or a number of trials."""
 
     def score(self, make: Make | None, seed: int, within: Sweep) -> Score:
         curves, best = self.curves, best_of(self.curves)

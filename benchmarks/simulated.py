@@ -20,7 +20,7 @@ LOOKS = 10
 
 
 def pass_time(trials: int, slots: int, workers: int, steps: int, overhead: float = OVERHEAD) -> float:
-    """Return the time on the wall of so many steps of each of the trials, spread over the workers' slots."""
+    """Return the time on the wall of `steps` of each of the trials, spread over the workers' slots."""
     full, left = divmod(trials, slots * workers)
     last = min(slots, math.ceil(left / workers))
     passes = full * (overhead + slots) + (overhead + last if left else 0.0)

@@ -42,7 +42,7 @@ def said(expected_s: float | None, search: SearchSpec) -> str:
 
 
 def money(total_s: float, search: SearchSpec) -> str:
-    """Return what so many seconds of a worker cost."""
+    """Return what a worker costs in this time."""
     return f"{total_s / 3600 * (search.cost_per_hour or 0.0):.2f}"
 
 

@@ -55,17 +55,15 @@ def points(request: Request) -> Points:
     """Return the trials that are asked for. Raises ConfigError with all that is wrong with them."""
     space, problems = read(request.overrides, request.space)
     try:
-        asked = _settings(space)
-        slots = asked["train"]["slots"]
-        wanted = search_spec(asked["search"])
-        search = choice.settled(wanted, space, slots)
+        wanted = search_spec(_settings(space)["search"])
+        search = choice.settled(wanted, space)
         problems += _question_problems(search, space)
         lines, entries = _grid(space, search) if search.sampler == "grid" else _sampled(space, search, problems)
         beside = _baselines(space, search) if search.baselines and not problems else []
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from None
     specs = compose.compose_points([*lines, *(entry.overrides or [] for entry in beside)], problems)
-    said = choice.said(wanted, search, space, slots)
+    said = choice.said(wanted, search)
     return Points(space, specs, [*entries, *beside], search, said, _wanted(search))
 
 

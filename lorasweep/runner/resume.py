@@ -113,7 +113,7 @@ def _change_search(study: Study, overrides: Sequence[str]) -> None:
     if settled:
         raise StudyMismatch(f"search.{settled[0]}: cannot change in a study that has begun; use extend")
     asked = compose.compose_trial([*_search_overrides(study.meta.search), *overrides])
-    now = asdict(choice.settled(asked.search, study.space, asked.train.slots))
+    now = asdict(choice.settled(asked.search, study.space))
     more: list[Entry] = []
     if "trials" in keys and now["trials"] is not None:
         have = len([t for t in study.trials() if repeats.is_searched(t)])

@@ -13,6 +13,7 @@ from lorasweep.config.spec import TrialSpec
 from lorasweep.errors import Unpackable
 from lorasweep.models.base_model import Base
 from lorasweep.packing import packed_pass, pass_cost
+from lorasweep.runner.outcome import RELOADED_ROWS
 from lorasweep.tasks.batches import epochs, step_counts
 from lorasweep.tasks.task import Example, lengths_of
 from lorasweep.training import workload
@@ -25,8 +26,6 @@ LONG_S = 6.0
 """Seconds after which no further step is timed."""
 EVAL_ROWS, WRITTEN_ROWS = 32, 4
 """Rows of eval that are timed, and such for which text is written."""
-RELOADED_ROWS = 128
-"""Rows that a saved adapter is tried on (outcome.RELOADED_ROWS)."""
 
 Kind = Callable[[TrialSpec], str]
 """Of trials that compute alike."""
@@ -92,7 +91,7 @@ def _spread(examples: Sequence[Example], most: int) -> list[Example]:
 
 
 def trials_s(specs: Sequence[TrialSpec], loaded: Mapping[str, Workload], kind: Kind, trials: int) -> list[float | None]:
-    """Return how long each trial of a study of so many will take; None where no like of it was timed."""
+    """Return how long trial of a study of `trials` will take; None where none of its kind was timed."""
     return [_trial_s(spec, loaded[workload.key(spec)], kind, trials) for spec in specs]
 
 

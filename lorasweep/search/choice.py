@@ -25,11 +25,11 @@ class Choice:
     why_pruner: str
 
 
-def choose(trials: int, dimensions: int, slots: int | str, workers: int) -> Choice:
-    """Return what suits so many trials of a space of so many dimensions, where not every point can be tried.
+def choose(trials: int) -> Choice:
+    """Return what suits a number of trials, where not every point can be tried.
 
     Regret in points on 12 invented data sets (benchmarks/landscapes.py; recipes and space of sweeps/recipes_24; the
-    device time of so many whole trials; 95 % intervals are 0.5 to 1.9): at 12 trials qmc 3.2, tpe 3.7, random 3.9,
+    device time of as many whole trials; 95 % intervals are 0.5 to 1.9): at 12 trials qmc 3.2, tpe 3.7, random 3.9,
     which chance may order; at 24 random 3.6, qmc 3.3, tpe 2.6, with asha 2.3 to 2.4, with median 2.2. No real curves
     have said so yet.
     """
@@ -42,11 +42,11 @@ def choose(trials: int, dimensions: int, slots: int | str, workers: int) -> Choi
     )
 
 
-def settled(search: SearchSpec, space: Space, slots: int | str) -> SearchSpec:
+def settled(search: SearchSpec, space: Space) -> SearchSpec:
     """Return the settings with a choice in place of each auto."""
     is_grid = search.sampler == "grid" or (search.sampler == AUTO and _takes_every_point(search, space))
     trials = search.trials or DEFAULT_TRIALS
-    found = choose(trials, len(space.dimensions), slots, search.workers)
+    found = choose(trials)
     if is_grid:
         found = replace(found, sampler="grid", pruner="none")
     startup = search.startup_trials
@@ -61,12 +61,12 @@ def settled(search: SearchSpec, space: Space, slots: int | str) -> SearchSpec:
     )
 
 
-def said(asked: SearchSpec, search: SearchSpec, space: Space, slots: int | str) -> list[str]:
+def said(asked: SearchSpec, search: SearchSpec) -> list[str]:
     """Return what a person should know of how points are drawn, a sentence each; nothing of a plain grid."""
     if search.sampler == "grid":
         return []
     trials = search.trials or DEFAULT_TRIALS
-    found = choose(trials, len(space.dimensions), slots, search.workers)
+    found = choose(trials)
     sampler = f"search.sampler={search.sampler}" + (f" ({found.why_sampler})" if asked.sampler == AUTO else "")
     pruner = f"search.pruner={search.pruner}" + (f" ({found.why_pruner})" if asked.pruner == AUTO else "")
     return [f"{sampler}, {pruner}: {_drawn(search, trials)}", *blind(search)]

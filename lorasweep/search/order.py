@@ -1,7 +1,7 @@
 """Whose results count for whom: those of the trials before it in line, whatever the clock says.
 
-Trials of a search stand in line by number. A draw sees the results of the first so many of them, which depends on its
-place alone, and takes those between as under way; it waits until they have ended. So search.seed says which points are
+Trials of a search stand in line by number. A draw sees the results of the first of them, how many depends on its place
+alone, and takes those between as under way; it waits until they have ended. So search.seed says which points are
 drawn: on a fast machine and on a slow one, in one slot or in eight. Pruners of such a study judge a trial by the same
 results, so that what a trial comes to depends on no clock either.
 
@@ -26,9 +26,9 @@ REACHED = "completed_rung_"
 """How the system attributes begin in which Optuna keeps what a trial showed at a rung."""
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 MOST_STARTUP = 10
-"""search.startup_trials=auto is so many at most, and in a study that was made without a choice."""
+"""The most that search.startup_trials=auto comes to, and what it is in a study that was made without a choice."""
 LEAST_IN_FLIGHT, OF_A_WORKER = 8, 4
-"""search.in_flight=auto is so many, or so many for each worker where that is more."""
+"""search.in_flight=auto: at least the first, and the second for each worker."""
 
 
 def startup(search: SearchSpec) -> int:

@@ -61,9 +61,11 @@ def pruner(
 
 
 def window(search: SearchSpec, total_steps: int, warmup_ratio: float = 0.0) -> range:
-    """Return the steps after which a trial of so many may end: a pruner that compares looks neither before an eighth of
-    them nor before twice the warm-up, where a trial's rate has hardly begun to act, nor in the last tenth, which costs
-    less than the end of a trial tells. search.min_steps moves the first look.
+    """Return the steps after which a trial of `total_steps` may end.
+
+    A pruner that compares looks neither before an eighth of them nor before twice the warm-up, where a trial's rate has
+    hardly begun to act, nor in the last tenth, which costs less than the end of a trial tells. search.min_steps moves
+    the first look.
     """
     if not registry.PRUNERS.get(search.pruner).compares:
         return range(search.min_steps or 0, total_steps)

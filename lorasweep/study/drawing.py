@@ -39,12 +39,17 @@ BY_HAND = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
 """A person may also want again what was pruned."""
 
 
+def is_own(trial: FrozenTrial) -> bool:
+    """Return whether a trial is the study's: not taken from another one for the sampler, and not left out."""
+    return "origin" not in trial.user_attrs and LEFT_OUT not in trial.user_attrs
+
+
 def points(trials: Iterable[FrozenTrial], states: Sequence[TrialState]) -> dict[str, FrozenTrial]:
     """Return a study's trials in these states by the identity of their points, the first of each."""
     out: dict[str, FrozenTrial] = {}
     for trial in trials:
         known = trial.user_attrs
-        if "origin" not in known and LEFT_OUT not in known and trial.state in states and POINT in known:
+        if is_own(trial) and trial.state in states and POINT in known:
             out.setdefault(known[POINT], trial)
     return out
 

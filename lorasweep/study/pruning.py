@@ -10,13 +10,12 @@ from lorasweep.search import pruners, samplers
 from lorasweep.search.order import Line
 from lorasweep.search.space import Space
 from lorasweep.study import repeats
+from lorasweep.study.drawing import is_own
 from lorasweep.study.queue import MAY_BE_PRUNED
 
 
 def should_prune(
     trial: FrozenTrial,
-    own: Sequence[FrozenTrial],
-    line: Line,
     study: optuna.Study,
     search: SearchSpec,
     space: Space,
@@ -27,15 +26,17 @@ def should_prune(
 ) -> bool:
     """Return whether the pruner ends a trial at the step it reported last.
 
-    `own` are the study's trials, `line` the order in which their results count.
+    Other trials are read only where it may look at that step.
     """
     looks = pruners.window(search, total_steps, warmup_ratio)
     is_the_searchs = repeats.is_searched(trial) and trial.user_attrs.get(MAY_BE_PRUNED, True)
     if not is_the_searchs or trial.last_step not in looks:
         return False
+    trials = study.get_trials(deepcopy=False)
+    line = Line(trials, search, samplers.learns(search))
     in_order = samplers.learns(search) and trial.number in line
     seen = line.seen_by(trial.number) if in_order else None
-    searched = [t for t in own if repeats.is_searched(t)] if seen is None else seen
+    searched = [t for t in trials if is_own(t) and repeats.is_searched(t)] if seen is None else seen
     rivals = [*searched, *(line.after(trial.number) if in_order else ())]
     if pruners.is_spared(trial, rivals, search.min_complete, maximize):
         return False

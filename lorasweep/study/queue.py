@@ -146,8 +146,7 @@ class Queue:
     def _dropped_answer(self) -> int | None:
         """Return a trial that is ours without our knowing: the database took a claim and the answer was lost."""
         for trial_id in self.ids(TrialState.RUNNING):
-            owner = self.by_id(trial_id).user_attrs.get("owner") or {}
-            if owner.get("name") == self._owner.name and trial_id not in self._ids.values():
+            if self._is_ours(self.by_id(trial_id)) and trial_id not in self._ids.values():
                 return trial_id
         return None
 
@@ -186,8 +185,10 @@ class Queue:
     def _told(self, number: int, state: str) -> bool:
         """Return whether the trial has ended so by us: the answer to an earlier call may have been lost."""
         trial = self.held(number)
-        owner = trial.user_attrs.get("owner") or {}
-        return trial.state == TrialState[state] and owner.get("name") == self._owner.name
+        return trial.state == TrialState[state] and self._is_ours(trial)
+
+    def _is_ours(self, trial: FrozenTrial) -> bool:
+        return (trial.user_attrs.get("owner") or {}).get("name") == self._owner.name
 
     @storage.patient
     def give_back(self, number: int) -> None:
@@ -200,8 +201,7 @@ class Queue:
     def ensure_ours(self, number: int) -> None:
         """Raises LostLease where a trial is no longer ours."""
         trial = self.held(number)
-        owner = trial.user_attrs.get("owner") or {}
-        if trial.state != TrialState.RUNNING or owner.get("name") != self._owner.name:
+        if trial.state != TrialState.RUNNING or not self._is_ours(trial):
             raise LostLease(f"trial {number} was given to another worker while this one gave no sign of life")
 
     def put_back(self, trial_id: int) -> None:

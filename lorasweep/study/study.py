@@ -25,7 +25,7 @@ from lorasweep.search.order import Line
 from lorasweep.search.space import Space
 from lorasweep.study import budget, lease, pruning, repeats, same_point, storage
 from lorasweep.study.direction import upward
-from lorasweep.study.drawing import BY_HAND, LEFT_OUT, Drawing, points
+from lorasweep.study.drawing import BY_HAND, LEFT_OUT, Drawing, is_own, points
 from lorasweep.study.meta import STUDY, Entry, StudyMeta, next_name, read_meta, search_spec, write_meta
 from lorasweep.study.owners import Owners
 from lorasweep.study.queue import LOOK_AT, Queue
@@ -275,8 +275,6 @@ class Study:
         """Return whether the pruner ends the trial at the step it reported last."""
         return pruning.should_prune(
             self.queue.held(number),
-            self.trials(),
-            self._line(self._optuna.get_trials(deepcopy=False)),
             self._optuna,
             self.search,
             self.space,
@@ -296,8 +294,7 @@ class Study:
     @storage.patient
     def trials(self) -> list[FrozenTrial]:
         """Return this study's own trials."""
-        found = self._optuna.get_trials(deepcopy=False)
-        return [t for t in found if "origin" not in t.user_attrs and LEFT_OUT not in t.user_attrs]
+        return [t for t in self._optuna.get_trials(deepcopy=False) if is_own(t)]
 
     def scores(self, number: int, split: str = "eval") -> "Parts | None":
         """Return what each example of the eval or test split adds to a trial's metric; None where there is nothing."""

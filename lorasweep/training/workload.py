@@ -21,7 +21,7 @@ from lorasweep.tasks import chat_template, token_cache, token_lengths
 from lorasweep.tasks.task import Example, Task
 
 MET_ROWS = 32
-"""Training texts, about so many, that a task may see a fresh model answer."""
+"""About how many training texts a task may see a fresh model answer."""
 
 
 @dataclass

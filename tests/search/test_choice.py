@@ -11,12 +11,11 @@ RANKS, RATES = "lora.r=4,8,16", "train.learning_rate=tag(log,interval(1e-4,1e-2)
 def settled(*words: str, **search: object) -> SearchSpec:
     where, problems = space.read(list(words))
     assert problems == []
-    return choice.settled(SearchSpec(**search), where, "auto")
+    return choice.settled(SearchSpec(**search), where)
 
 
 def said(*words: str, **search: object) -> list[str]:
-    where, _ = space.read(list(words))
-    return choice.said(SearchSpec(**search), settled(*words, **search), where, "auto")
+    return choice.said(SearchSpec(**search), settled(*words, **search))
 
 
 @pytest.mark.parametrize("trials", [None, 3, 20])
